@@ -1,0 +1,203 @@
+"""/containers: life cycle, inspect, list. What streams is in `streams`."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+from nagaya.api.docker.respond import json_response, no_content
+from nagaya.api.docker.types.create import container_name, create_request
+from nagaya.api.docker.types.filters import Filters
+from nagaya.api.docker.types.inspect import inspect
+from nagaya.api.docker.types.limits import resources, restart_policy
+from nagaya.api.docker.types.listing import select, summary
+from nagaya.api.docker.types.structs import CreateBody, UpdateBody, decode_body
+from nagaya.api.http.messages import Request, Response
+from nagaya.api.http.router import Route
+from nagaya.engine.service import EngineService
+from nagaya.errors import InvalidArgument
+
+_PS_ARGUMENTS = re.compile(r"[a-zA-Z0-9=,._ +-]*")
+
+
+async def create(engine: EngineService, request: Request) -> Response:
+    """POST /containers/create"""
+    body = decode_body(await request.body(), CreateBody)
+    wanted = create_request(body, request.get("name"), request.get("platform"), os.cpu_count() or 1)
+    created = await engine.create_container(wanted)
+    return json_response({"Id": created.id, "Warnings": list(created.warnings)}, 201)
+
+
+async def listing(engine: EngineService, request: Request) -> Response:
+    """GET /containers/json"""
+    filters = Filters.parse(request.get("filters"))
+    images: dict[str, str] = {}
+    if filters.values("ancestor"):
+        for image in engine.list_images():
+            for name in (*image.tags, *image.digests, image.id, image.id.removeprefix("sha256:")):
+                images[name] = image.id
+                images.setdefault(name.removesuffix(":latest"), image.id)
+            images.setdefault(image.id.removeprefix("sha256:")[:12], image.id)
+    chosen = select(
+        engine.list_containers(),
+        filters,
+        everything=request.flag("all"),
+        limit=request.integer("limit", -1),
+        images=images,
+    )
+    root, now = _directory(engine, "root"), time.time_ns()
+    result = [summary(container, root, now) for container in chosen]
+    if request.flag("size"):
+        for item in result:
+            item["SizeRw"] = item["SizeRootFs"] = 0
+    return json_response(result)
+
+
+async def inspect_one(engine: EngineService, request: Request) -> Response:
+    """GET /containers/{id}/json"""
+    container = engine.inspect_container(request.params["id"])
+    shown = inspect(container, _directory(engine, "root"), _directory(engine, "run"))
+    if request.flag("size"):
+        shown["SizeRw"] = shown["SizeRootFs"] = 0
+    return json_response(shown)
+
+
+async def start(engine: EngineService, request: Request) -> Response:
+    """POST /containers/{id}/start"""
+    await engine.start_container(request.params["id"])
+    return no_content()
+
+
+async def stop(engine: EngineService, request: Request) -> Response:
+    """POST /containers/{id}/stop"""
+    await engine.stop_container(request.params["id"], _timeout(request), request.get("signal"))
+    return no_content()
+
+
+async def restart(engine: EngineService, request: Request) -> Response:
+    """POST /containers/{id}/restart"""
+    await engine.restart_container(request.params["id"], _timeout(request), request.get("signal"))
+    return no_content()
+
+
+async def kill(engine: EngineService, request: Request) -> Response:
+    """POST /containers/{id}/kill"""
+    await engine.kill_container(request.params["id"], request.get("signal") or "KILL")
+    return no_content()
+
+
+async def pause(engine: EngineService, request: Request) -> Response:
+    """POST /containers/{id}/pause"""
+    await engine.pause_container(request.params["id"])
+    return no_content()
+
+
+async def unpause(engine: EngineService, request: Request) -> Response:
+    """POST /containers/{id}/unpause"""
+    await engine.unpause_container(request.params["id"])
+    return no_content()
+
+
+async def rename(engine: EngineService, request: Request) -> Response:
+    """POST /containers/{id}/rename"""
+    name = request.get("name")
+    if not name.strip("/"):
+        raise InvalidArgument("Neither old nor new names may be empty", subject="name")
+    await engine.rename_container(request.params["id"], container_name(name))
+    return no_content()
+
+
+async def update(engine: EngineService, request: Request) -> Response:
+    """POST /containers/{id}/update"""
+    body = decode_body(await request.body(), UpdateBody)
+    policy = body.RestartPolicy
+    warnings = await engine.update_container(
+        request.params["id"],
+        resources(body, os.cpu_count() or 1, ""),
+        restart_policy(policy) if policy is not None and policy.Name else None,
+    )
+    return json_response({"Warnings": list(warnings) or None})
+
+
+async def remove(engine: EngineService, request: Request) -> Response:
+    """DELETE /containers/{id}"""
+    if request.flag("link"):
+        raise InvalidArgument("removing a link is not supported: links are a legacy feature", subject="link")
+    await engine.remove_container(
+        request.params["id"], force=request.flag("force"), volumes=request.flag("v")
+    )
+    return no_content()
+
+
+async def resize(engine: EngineService, request: Request) -> Response:
+    """POST /containers/{id}/resize"""
+    height, width = terminal_size(request)
+    await engine.resize_container(request.params["id"], height, width)
+    return Response(200, content_type=b"")
+
+
+async def top(engine: EngineService, request: Request) -> Response:
+    """GET /containers/{id}/top"""
+    arguments = request.get("ps_args", "-ef")
+    if not _PS_ARGUMENTS.fullmatch(arguments):
+        raise InvalidArgument(f"invalid ps arguments: {arguments!r}", subject="ps_args")
+    titles, processes = await engine.top(request.params["id"], arguments)
+    return json_response({"Titles": titles, "Processes": processes})
+
+
+async def steps(engine: EngineService, request: Request) -> Response:
+    """GET /nagaya/containers/{id}/steps: our own extension, for `nagaya explain`."""
+    container = engine.inspect_container(request.params["id"])
+    found = engine.container_steps(request.params["id"])
+    return json_response(
+        {
+            "Id": container.id,
+            "Name": "/" + container.name,
+            "Steps": [
+                {
+                    "Room": step.room,
+                    "Name": step.name,
+                    "Detail": step.detail,
+                    "StartNs": step.start_ns,
+                    "DurationNs": step.duration_ns,
+                }
+                for step in found
+            ],
+        }
+    )
+
+
+def terminal_size(request: Request) -> tuple[int, int]:
+    """h and w. Raises InvalidArgument."""
+    height, width = request.integer("h", -1), request.integer("w", -1)
+    if not 0 <= height <= 65535 or not 0 <= width <= 65535:
+        raise InvalidArgument(f"invalid terminal size: h={request.get('h')!r} w={request.get('w')!r}")
+    return height, width
+
+
+def _timeout(request: Request) -> int | None:
+    return request.integer("t") if request.get("t") else None
+
+
+def _directory(engine: EngineService, name: str) -> str:
+    return str(engine.info().get(name, ""))
+
+
+ROUTES = (
+    Route("POST", "/containers/create", create),
+    Route("GET", "/containers/json", listing),
+    Route("GET", "/containers/{id}/json", inspect_one),
+    Route("POST", "/containers/{id}/start", start),
+    Route("POST", "/containers/{id}/stop", stop),
+    Route("POST", "/containers/{id}/restart", restart),
+    Route("POST", "/containers/{id}/kill", kill),
+    Route("POST", "/containers/{id}/pause", pause),
+    Route("POST", "/containers/{id}/unpause", unpause),
+    Route("POST", "/containers/{id}/rename", rename),
+    Route("POST", "/containers/{id}/update", update),
+    Route("DELETE", "/containers/{id}", remove),
+    Route("POST", "/containers/{id}/resize", resize),
+    Route("GET", "/containers/{id}/top", top),
+    Route("GET", "/nagaya/containers/{id}/steps", steps),
+)

@@ -1,0 +1,93 @@
+"""/images: pull, list, inspect, history, tag, delete."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from nagaya.api.docker.errors import message_of
+from nagaya.api.docker.respond import json_line, json_response, primed
+from nagaya.api.docker.types.filters import Filters
+from nagaya.api.docker.types.image import (
+    error_document,
+    inspect,
+    progress_document,
+    pull_reference,
+    registry_auth,
+    select,
+    summary,
+)
+from nagaya.api.http.messages import Answer, Request, Response, Stream
+from nagaya.api.http.router import Route
+from nagaya.engine.service import EngineService
+from nagaya.errors import InvalidArgument, Unimplemented
+
+
+async def create(engine: EngineService, request: Request) -> Answer:
+    """POST /images/create: pull. Errors before the first progress are an HTTP status, later ones the
+    stream's last line. The client's going away ends the pull."""
+    await request.body()
+    if request.get("fromSrc"):
+        raise Unimplemented("importing an image (POST /images/create?fromSrc) is not supported yet")
+    image, tag = request.get("fromImage"), request.get("tag")
+    if not image:
+        raise InvalidArgument("invalid reference format: no image named (fromImage)", subject="fromImage")
+    pull = engine.pull_image(
+        pull_reference(image, tag),
+        request.get("platform"),
+        registry_auth(request.header(b"x-registry-auth")),
+    )
+
+    async def items() -> AsyncIterator[bytes]:
+        async for progress in pull:
+            yield json_line(progress_document(progress, tag or "latest"))
+
+    return Stream(
+        await primed(items()), render_error=lambda error: json_line(error_document(message_of(error)))
+    )
+
+
+async def listing(engine: EngineService, request: Request) -> Response:
+    """GET /images/json"""
+    filters = Filters.parse(request.get("filters"))
+    chosen = select(engine.list_images(), filters)
+    used: dict[str, int] = {}
+    for container in engine.list_containers():
+        used[container.image_digest] = used.get(container.image_digest, 0) + 1
+    return json_response([summary(image, used.get(image.id, 0), request.version) for image in chosen])
+
+
+async def inspect_one(engine: EngineService, request: Request) -> Response:
+    """GET /images/{name}/json"""
+    return json_response(inspect(engine.inspect_image(request.params["name"]), request.version))
+
+
+async def history(engine: EngineService, request: Request) -> Response:
+    """GET /images/{name}/history"""
+    return json_response([dict(entry) for entry in engine.image_history(request.params["name"])])
+
+
+async def tag(engine: EngineService, request: Request) -> Response:
+    """POST /images/{name}/tag"""
+    repository = request.get("repo")
+    if not repository:
+        raise InvalidArgument("invalid reference format: no repository named (repo)", subject="repo")
+    if "@" in repository:
+        raise InvalidArgument("refusing to create a tag with a digest reference", subject="repo")
+    await engine.tag_image(request.params["name"], pull_reference(repository, request.get("tag")))
+    return Response(201, content_type=b"")
+
+
+async def remove(engine: EngineService, request: Request) -> Response:
+    """DELETE /images/{name}"""
+    done = await engine.remove_image(request.params["name"], force=request.flag("force"))
+    return json_response([dict(entry) for entry in done])
+
+
+ROUTES = (
+    Route("POST", "/images/create", create, cancel=True),
+    Route("GET", "/images/json", listing),
+    Route("GET", "/images/{name:path}/json", inspect_one),
+    Route("GET", "/images/{name:path}/history", history),
+    Route("POST", "/images/{name:path}/tag", tag),
+    Route("DELETE", "/images/{name:path}", remove),
+)

@@ -1,0 +1,180 @@
+"""/_ping, /version, /info, /events, /system/df, /auth."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import nagaya
+from nagaya.api.docker.respond import json_line, json_response
+from nagaya.api.docker.types.events import EVENT_FILTERS, event_document, event_matches
+from nagaya.api.docker.types.filters import Filters
+from nagaya.api.docker.types.info import info_document
+from nagaya.api.docker.types.times import parse_timestamp
+from nagaya.api.docker.version import API_VERSION, MIN_API_VERSION
+from nagaya.api.http.messages import Request, Response, Stream
+from nagaya.api.http.router import Route
+from nagaya.engine.service import EngineService
+from nagaya.errors import Unimplemented
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+_PING_HEADERS = (
+    (b"Builder-Version", b"1"),
+    (b"Swarm", b"inactive"),
+    (b"Cache-Control", b"no-cache, no-store, must-revalidate"),
+    (b"Pragma", b"no-cache"),
+)
+
+
+async def ping(engine: EngineService, request: Request) -> Response:
+    """GET and HEAD /_ping"""
+    return Response(200, b"OK", content_type=b"text/plain; charset=utf-8", headers=_PING_HEADERS)
+
+
+async def version(engine: EngineService, request: Request) -> Response:
+    """GET /version"""
+    kernel = os.uname()
+    architecture = _ARCHITECTURES.get(kernel.machine, kernel.machine)
+    details = {
+        "ApiVersion": API_VERSION,
+        "MinAPIVersion": MIN_API_VERSION,
+        "Os": "linux",
+        "Arch": architecture,
+        "KernelVersion": kernel.release,
+        "Experimental": "false",
+        "Python": platform.python_version(),
+    }
+    return json_response(
+        {
+            "Platform": {"Name": "nagaya"},
+            "Components": [
+                {"Name": "nagaya", "Version": nagaya.__version__, "Details": details},
+                {"Name": "nagaya-oci", "Version": nagaya.__version__, "Details": {}},
+            ],
+            "Version": nagaya.__version__,
+            "ApiVersion": API_VERSION,
+            "MinAPIVersion": MIN_API_VERSION,
+            "GitCommit": "",
+            "GoVersion": f"python{sys.version_info.major}.{sys.version_info.minor}",
+            "Os": "linux",
+            "Arch": architecture,
+            "KernelVersion": kernel.release,
+            "BuildTime": "",
+        }
+    )
+
+
+async def info(engine: EngineService, request: Request) -> Response:
+    """GET /info"""
+    return json_response(
+        info_document(engine.info(), engine.list_containers(), len(engine.list_images()), _host())
+    )
+
+
+def _host() -> Mapping[str, Any]:
+    """Facts about the machine."""
+    kernel = os.uname()
+    name = "Linux"
+    try:
+        name = platform.freedesktop_os_release().get("PRETTY_NAME", name)
+    except OSError:
+        pass
+    return {
+        "Name": kernel.nodename,
+        "KernelVersion": kernel.release,
+        "OperatingSystem": name,
+        "Architecture": kernel.machine,
+        "NCPU": os.cpu_count() or 1,
+        "MemTotal": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "SystemTimeNs": time.time_ns(),
+    }
+
+
+async def events(engine: EngineService, request: Request) -> Stream:
+    """GET /events"""
+    now = time.time_ns()
+    since = parse_timestamp(request.get("since"), "since", now)
+    until = parse_timestamp(request.get("until"), "until", now)
+    filters = Filters.parse(request.get("filters"))
+    filters.check(EVENT_FILTERS)
+    found = engine.events(since, until)
+
+    async def items() -> AsyncIterator[bytes]:
+        async for event in found:
+            if event_matches(event, filters):
+                yield json_line(event_document(event))
+
+    return Stream(items(), render_error=lambda error: b"")
+
+
+async def disk_usage(engine: EngineService, request: Request) -> Response:
+    """GET /system/df: layers shared by several images are counted once per image."""
+    images = engine.list_images()
+    containers = engine.list_containers()
+    used: dict[str, int] = {}
+    for container in containers:
+        used[container.image_digest] = used.get(container.image_digest, 0) + 1
+    return json_response(
+        {
+            "LayersSize": sum(image.size for image in images),
+            "Images": [
+                {
+                    "Id": image.id,
+                    "ParentId": image.parent,
+                    "RepoTags": list(image.tags),
+                    "RepoDigests": list(image.digests),
+                    "Created": image.created // 1_000_000_000,
+                    "Size": image.size,
+                    "SharedSize": 0,
+                    "Labels": None,
+                    "Containers": used.get(image.id, 0),
+                }
+                for image in images
+            ],
+            "Containers": [
+                {
+                    "Id": container.id,
+                    "Names": ["/" + container.name],
+                    "Image": container.config.image,
+                    "ImageID": container.image_digest,
+                    "Command": container.path,
+                    "Created": container.created // 1_000_000_000,
+                    "Ports": [],
+                    "SizeRootFs": 0,
+                    "SizeRw": 0,
+                    "Labels": {},
+                    "State": container.state,
+                    "Status": container.state,
+                    "HostConfig": {},
+                    "NetworkSettings": None,
+                    "Mounts": [],
+                }
+                for container in containers
+            ],
+            "Volumes": [],
+            "BuildCache": [],
+        }
+    )
+
+
+async def auth(engine: EngineService, request: Request) -> Response:
+    """POST /auth"""
+    raise Unimplemented(
+        "checking registry credentials (POST /auth) is not supported yet: "
+        "credentials sent with a pull (X-Registry-Auth) are used"
+    )
+
+
+ROUTES = (
+    Route("GET", "/_ping", ping),
+    Route("HEAD", "/_ping", ping),
+    Route("GET", "/version", version),
+    Route("GET", "/info", info),
+    Route("GET", "/events", events),
+    Route("GET", "/system/df", disk_usage),
+    Route("POST", "/auth", auth),
+)

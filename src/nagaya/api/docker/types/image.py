@@ -1,0 +1,222 @@
+"""Images as the API shows them, pull progress, and registry credentials."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fnmatch
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from nagaya.api.docker.types.filters import Filters
+from nagaya.api.docker.types.inspect import DRIVER
+from nagaya.api.docker.types.structs import AuthBody
+from nagaya.api.docker.types.times import ZERO, rfc3339_nano
+from nagaya.engine.model import ImageSummary, PullProgress, RegistryAuth
+from nagaya.errors import NotFound
+
+Json = dict[str, Any]
+
+IMAGE_FILTERS = frozenset({"before", "dangling", "label", "reference", "since", "until"})
+_BAR = 50
+
+
+def image_labels(image: ImageSummary) -> dict[str, str]:
+    """The labels of the image's configuration."""
+    return dict(container_defaults(image).get("Labels") or {})
+
+
+def container_defaults(image: ImageSummary) -> Mapping[str, Any]:
+    """The "config" of the image's document: what its containers start with."""
+    config = image.config.get("config")
+    return config if isinstance(config, Mapping) else {}
+
+
+def summary(image: ImageSummary, containers: int, version: tuple[int, int]) -> Json:
+    """One element of GET /images/json."""
+    shown: Json = {
+        "Containers": containers,
+        "Created": image.created // 1_000_000_000,
+        "Id": image.id,
+        "Labels": image_labels(image) or None,
+        "ParentId": image.parent,
+        "RepoDigests": list(image.digests),
+        "RepoTags": list(image.tags),
+        "SharedSize": -1,
+        "Size": image.size,
+    }
+    if version < (1, 43) and not image.tags:
+        shown["RepoTags"] = ["<none>:<none>"]
+        shown["RepoDigests"] = list(image.digests) or ["<none>@<none>"]
+    if version < (1, 44):
+        shown["VirtualSize"] = image.size
+    return shown
+
+
+def inspect(image: ImageSummary, version: tuple[int, int]) -> Json:
+    """GET /images/{name}/json"""
+    defaults = container_defaults(image)
+    shown: Json = {
+        "Id": image.id,
+        "RepoTags": list(image.tags),
+        "RepoDigests": list(image.digests),
+        "Parent": image.parent,
+        "Comment": _comment(image.config),
+        "Created": str(image.config.get("created") or "") or rfc3339_nano(image.created),
+        "DockerVersion": str(image.config.get("docker_version") or ""),
+        "Author": str(image.config.get("author") or ""),
+        "Config": {
+            "Hostname": "",
+            "Domainname": "",
+            "User": "",
+            "AttachStdin": False,
+            "AttachStdout": False,
+            "AttachStderr": False,
+            "Tty": False,
+            "OpenStdin": False,
+            "StdinOnce": False,
+            "Env": None,
+            "Cmd": None,
+            "Image": "",
+            "Volumes": None,
+            "WorkingDir": "",
+            "Entrypoint": None,
+            "OnBuild": None,
+            "Labels": None,
+            **defaults,
+        },
+        "Architecture": image.architecture,
+        "Os": image.os,
+        "Size": image.size,
+        "GraphDriver": {"Data": None, "Name": DRIVER},
+        "RootFS": {"Type": "layers", "Layers": list(image.layers)},
+        "Metadata": {"LastTagTime": ZERO},
+    }
+    if image.variant:
+        shown["Variant"] = image.variant
+    if version < (1, 44):
+        shown["VirtualSize"] = image.size
+    return shown
+
+
+def _comment(document: Mapping[str, Any]) -> str:
+    history = document.get("history")
+    if isinstance(history, list) and history and isinstance(history[-1], Mapping):
+        return str(history[-1].get("comment") or "")
+    return ""
+
+
+def select(images: Iterable[ImageSummary], filters: Filters) -> list[ImageSummary]:
+    """The images that the filters mean, newest first. Raises InvalidArgument, NotFound."""
+    filters.check(IMAGE_FILTERS)
+    found = sorted(images, key=lambda image: image.created, reverse=True)
+    dangling = filters.boolean("dangling")
+    before = [_named(found, value).created for value in filters.values("before")]
+    since = [_named(found, value).created for value in filters.values("since")]
+    return [
+        image
+        for image in found
+        if (dangling is None or dangling is not bool(image.tags))
+        and all(image.created < moment for moment in before)
+        and all(image.created > moment for moment in since)
+        and filters.matches_labels(image_labels(image))
+        and filters.matches_any(
+            "reference",
+            lambda value, image=image: any(  # type: ignore[misc]
+                reference_matches(value, name) for name in (*image.tags, *image.digests)
+            ),
+        )
+    ]
+
+
+def reference_matches(pattern: str, reference: str) -> bool:
+    """Docker's reference filter: a path pattern (`*` stays within a component) over the familiar name,
+    with or without its tag."""
+    name = reference.partition("@")[0]
+    repository, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:
+        repository = name
+    return any(_path_match(pattern, text) for text in {reference, name, repository})
+
+
+def _path_match(pattern: str, text: str) -> bool:
+    parts, components = pattern.split("/"), text.split("/")
+    return len(parts) == len(components) and all(
+        fnmatch.fnmatchcase(component, part) for part, component in zip(parts, components, strict=True)
+    )
+
+
+def _named(images: Iterable[ImageSummary], ref: str) -> ImageSummary:
+    for image in images:
+        if ref in image.tags or ref + ":latest" in image.tags or ref in image.digests:
+            return image
+        if ref and (image.id == ref or image.id.removeprefix("sha256:").startswith(ref)):
+            return image
+    raise NotFound(f"No such image: {ref}", subject=ref)
+
+
+def pull_reference(image: str, tag: str) -> str:
+    """fromImage and tag in one reference; the tag may be a digest. No tag at all means latest."""
+    if tag:
+        return f"{image}@{tag}" if ":" in tag else f"{image}:{tag}"
+    return image
+
+
+def progress_document(progress: PullProgress, tag: str) -> Json:
+    """One line of a pull's stream, as moby's jsonmessage."""
+    document: Json = {"status": progress.status}
+    if progress.layer:
+        detail: Json = {}
+        if progress.current or progress.total:
+            detail = {"current": progress.current, "total": progress.total}
+            document["progress"] = progress_bar(progress.current, progress.total)
+        document["progressDetail"] = detail
+        document["id"] = progress.layer
+    elif progress.status.startswith("Pulling from ") and tag:
+        document["id"] = tag
+    return document
+
+
+def progress_bar(current: int, total: int) -> str:
+    """ "[==>   ]  1.2MB/3MB": what old clients print as it is."""
+    if total <= 0:
+        return human_size(current)
+    filled = min(current, total) * _BAR // total
+    arrow = "=" * filled + (">" if filled < _BAR else "")
+    return f"[{arrow:<{_BAR}}]  {human_size(current)}/{human_size(total)}"
+
+
+def human_size(size: float) -> str:
+    """Decimal units with four significant digits, as docker/go-units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.4g}{unit}"
+        size /= 1000
+    return f"{size:.4g}TB"
+
+
+def error_document(message: str) -> Json:
+    """The line that ends a stream which failed after its header."""
+    return {"errorDetail": {"message": message}, "error": message}
+
+
+def registry_auth(header: bytes) -> RegistryAuth | None:
+    """X-Registry-Auth: base64url of JSON. As in dockerd a header nobody can read counts as none."""
+    if not header:
+        return None
+    try:
+        data = base64.urlsafe_b64decode(header + b"=" * (-len(header) % 4))
+        body = msgspec.json.decode(data, type=AuthBody)
+    except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError):
+        return None
+    username, password = body.username or "", body.password or ""
+    if body.auth and not username:
+        try:
+            username, _, password = base64.b64decode(body.auth).decode().partition(":")
+        except (binascii.Error, ValueError):
+            return None
+    if not (username or password or body.identitytoken or body.registrytoken):
+        return None
+    return RegistryAuth(username, password, body.identitytoken or "", body.registrytoken or "")

@@ -1,0 +1,320 @@
+"""A container as GET /containers/{id}/json shows it: every field dockerd 28 shows, with its zero.
+
+What the model does not keep (mount labels, the driver's directories) has the value of a dockerd
+without that feature; docs/docker-api.md lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from nagaya.api.docker.types.times import rfc3339_nano
+from nagaya.engine.model import Container, ContainerConfig, Endpoint, MountSpec, PortBinding
+from nagaya.oci.defaults import MASKED_PATHS, READONLY_PATHS
+
+Json = dict[str, Any]
+
+DRIVER = "overlay2"
+
+
+def inspect(container: Container, root: str, run: str = "", exec_ids: Iterable[str] = ()) -> Json:
+    """The whole resource. `root` and `run` are the daemon's directories."""
+    home = f"{root}/containers/{container.id}"
+    return {
+        "Id": container.id,
+        "Created": rfc3339_nano(container.created),
+        "Path": container.path,
+        "Args": list(container.args),
+        "State": state(container),
+        "Image": container.image_digest,
+        "ResolvConfPath": f"{home}/resolv.conf",
+        "HostnamePath": f"{home}/hostname",
+        "HostsPath": f"{home}/hosts",
+        "LogPath": container.log_path,
+        "Name": "/" + container.name,
+        "RestartCount": container.restart_count,
+        "Driver": DRIVER,
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": list(exec_ids) or None,
+        "HostConfig": host_config(container.config),
+        "GraphDriver": {"Data": None, "Name": DRIVER},
+        "Mounts": mount_points(container, root),
+        "Config": config(container),
+        "NetworkSettings": network_settings(container, run),
+    }
+
+
+def state(container: Container) -> Json:
+    """The State object."""
+    return {
+        "Status": container.state,
+        "Running": container.state in ("running", "paused", "restarting"),
+        "Paused": container.state == "paused",
+        "Restarting": container.state == "restarting",
+        "OOMKilled": container.oom_killed,
+        "Dead": container.state == "dead",
+        "Pid": container.pid,
+        "ExitCode": container.exit_code,
+        "Error": container.error,
+        "StartedAt": rfc3339_nano(container.started),
+        "FinishedAt": rfc3339_nano(container.finished),
+    }
+
+
+def config(container: Container) -> Json:
+    """The Config object: the user's wishes, which the engine has merged with the image's."""
+    wish = container.config
+    shown: Json = {
+        "Hostname": container.hostname or wish.hostname,
+        "Domainname": wish.domainname,
+        "User": wish.user,
+        "AttachStdin": wish.attach_stdin,
+        "AttachStdout": wish.attach_stdout,
+        "AttachStderr": wish.attach_stderr,
+        "Tty": wish.tty,
+        "OpenStdin": wish.open_stdin,
+        "StdinOnce": wish.stdin_once,
+        "Env": list(wish.env),
+        "Cmd": list(wish.command) if wish.command else None,
+        "Image": wish.image,
+        "Volumes": {path: {} for path in wish.image_volumes} or None,
+        "WorkingDir": wish.working_dir,
+        "Entrypoint": list(wish.entrypoint) if wish.entrypoint else None,
+        "OnBuild": None,
+        "Labels": dict(wish.labels),
+    }
+    if wish.exposed_ports:
+        shown["ExposedPorts"] = {port: {} for port in wish.exposed_ports}
+    if wish.stop_signal:
+        shown["StopSignal"] = wish.stop_signal
+    if wish.stop_timeout is not None:
+        shown["StopTimeout"] = wish.stop_timeout
+    return shown
+
+
+def host_config(wish: ContainerConfig) -> Json:
+    """The HostConfig object, all keys."""
+    limits = wish.resources
+    shown: Json = {
+        "Binds": _binds(wish.mounts) or None,
+        "ContainerIDFile": "",
+        "LogConfig": {"Type": wish.log.driver, "Config": dict(wish.log.options)},
+        "NetworkMode": network_mode(wish),
+        "PortBindings": _port_map(wish.ports),
+        "RestartPolicy": {
+            "Name": wish.restart.name,
+            "MaximumRetryCount": wish.restart.maximum_retry_count,
+        },
+        "AutoRemove": wish.auto_remove,
+        "VolumeDriver": "",
+        "VolumesFrom": None,
+        "ConsoleSize": [0, 0],
+        "CapAdd": list(wish.cap_add) or None,
+        "CapDrop": list(wish.cap_drop) or None,
+        "CgroupnsMode": wish.cgroupns_mode or "private",
+        "Dns": list(wish.dns),
+        "DnsOptions": list(wish.dns_options),
+        "DnsSearch": list(wish.dns_search),
+        "ExtraHosts": list(wish.extra_hosts) or None,
+        "GroupAdd": list(wish.group_add) or None,
+        "IpcMode": wish.ipc_mode or "private",
+        "Cgroup": "",
+        "Links": None,
+        "OomScoreAdj": wish.oom_score_adj,
+        "PidMode": wish.pid_mode,
+        "Privileged": wish.privileged,
+        "PublishAllPorts": wish.publish_all,
+        "ReadonlyRootfs": wish.read_only_rootfs,
+        "SecurityOpt": list(wish.security_opt) or None,
+        "UTSMode": wish.uts_mode,
+        "UsernsMode": "",
+        "ShmSize": wish.shm_size,
+        "Runtime": wish.runtime or "nagaya",
+        "Isolation": "",
+        "CpuShares": limits.cpu_shares,
+        "Memory": limits.memory,
+        "NanoCpus": limits.nano_cpus,
+        "CgroupParent": wish.cgroup_parent,
+        "BlkioWeight": limits.blkio_weight,
+        "BlkioWeightDevice": [],
+        "BlkioDeviceReadBps": [],
+        "BlkioDeviceWriteBps": [],
+        "BlkioDeviceReadIOps": [],
+        "BlkioDeviceWriteIOps": [],
+        "CpuPeriod": limits.cpu_period,
+        "CpuQuota": limits.cpu_quota,
+        "CpuRealtimePeriod": 0,
+        "CpuRealtimeRuntime": 0,
+        "CpusetCpus": limits.cpuset_cpus,
+        "CpusetMems": limits.cpuset_mems,
+        "Devices": [
+            {
+                "PathOnHost": device.host_path,
+                "PathInContainer": device.container_path,
+                "CgroupPermissions": device.permissions,
+            }
+            for device in wish.devices
+        ],
+        "DeviceCgroupRules": None,
+        "DeviceRequests": None,
+        "MemoryReservation": limits.memory_reservation,
+        "MemorySwap": limits.memory_swap,
+        "MemorySwappiness": limits.memory_swappiness,
+        "OomKillDisable": limits.oom_kill_disable,
+        "PidsLimit": limits.pids_limit or None,
+        "Ulimits": [{"Name": u.name, "Hard": u.hard, "Soft": u.soft} for u in wish.ulimits],
+        "CpuCount": 0,
+        "CpuPercent": 0,
+        "IOMaximumIOps": 0,
+        "IOMaximumBandwidth": 0,
+        "MaskedPaths": _paths(wish.masked_paths, MASKED_PATHS, wish.privileged),
+        "ReadonlyPaths": _paths(wish.readonly_paths, READONLY_PATHS, wish.privileged),
+    }
+    requested = [
+        _mount_body(mount) for mount in wish.mounts if mount.type != "volume" and not _is_bind(mount)
+    ]
+    if requested:
+        shown["Mounts"] = requested
+    if wish.init:
+        shown["Init"] = True
+    for name, value in (("Sysctls", wish.sysctls), ("Tmpfs", wish.tmpfs), ("Annotations", wish.annotations)):
+        if value:
+            shown[name] = dict(value)
+    return shown
+
+
+def _paths(chosen: tuple[str, ...] | None, default: tuple[str, ...], privileged: bool) -> list[str] | None:
+    if chosen is not None:
+        return list(chosen)
+    return None if privileged else list(default)
+
+
+def network_mode(wish: ContainerConfig) -> str:
+    """dockerd shows the default network by its name."""
+    return "bridge" if wish.network_mode in ("", "default") else wish.network_mode
+
+
+def _is_bind(mount: MountSpec) -> bool:
+    """Binds make a missing source, Mounts do not: the model's only trace of which one it was."""
+    return mount.type == "bind" and mount.create_source
+
+
+def _binds(mounts: Iterable[MountSpec]) -> list[str]:
+    result: list[str] = []
+    for mount in mounts:
+        if _is_bind(mount) or (mount.type == "volume" and mount.source):
+            mode = ",".join(
+                option
+                for option, on in (
+                    ("ro", mount.read_only),
+                    (mount.propagation, bool(mount.propagation)),
+                    ("nocopy", mount.no_copy),
+                )
+                if on
+            )
+            result.append(":".join(part for part in (mount.source, mount.target, mode) if part))
+    return result
+
+
+def _mount_body(mount: MountSpec) -> Json:
+    body: Json = {"Type": mount.type, "Target": mount.target}
+    if mount.source:
+        body["Source"] = mount.source
+    if mount.read_only:
+        body["ReadOnly"] = True
+    if mount.propagation:
+        body["BindOptions"] = {"Propagation": mount.propagation}
+    return body
+
+
+def mount_points(container: Container, root: str) -> list[Json]:
+    """The Mounts array of inspect and list."""
+    points: list[Json] = []
+    for mount in container.mount_points or container.config.mounts:
+        point: Json = {"Type": mount.type}
+        if mount.type == "volume":
+            if mount.source:
+                point["Name"] = mount.source
+                point["Source"] = f"{root}/volumes/{mount.source}/_data"
+            point["Driver"] = "local"
+        else:
+            point["Source"] = mount.source
+        point["Destination"] = mount.target
+        point["Mode"] = "ro" if mount.read_only and _is_bind(mount) else ""
+        point["RW"] = not mount.read_only
+        point["Propagation"] = (mount.propagation or "rprivate") if mount.type == "bind" else ""
+        points.append(point)
+    return points
+
+
+def _port_map(ports: Iterable[PortBinding]) -> dict[str, list[Json]]:
+    result: dict[str, list[Json]] = {}
+    for port in ports:
+        result.setdefault(f"{port.container_port}/{port.protocol}", []).append(
+            {"HostIp": port.host_ip, "HostPort": str(port.host_port) if port.host_port else ""}
+        )
+    return result
+
+
+def network_settings(container: Container, run: str) -> Json:
+    """The NetworkSettings object: the default bridge's address also at the top, as dockerd keeps it."""
+    ports: dict[str, list[Json] | None] = {}
+    running = container.state in ("running", "paused", "restarting")
+    if running:
+        ports.update(dict.fromkeys(container.config.exposed_ports))
+        for endpoint in container.endpoints:
+            ports.update(_port_map(endpoint.ports))
+    bridge = next((e for e in container.endpoints if e.network == "bridge"), Endpoint("bridge"))
+    return {
+        "Bridge": "",
+        "SandboxID": container.id if running else "",
+        "SandboxKey": f"{run}/ns/{container.id}/net" if running and run else "",
+        "Ports": ports,
+        "HairpinMode": False,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": None,
+        "SecondaryIPv6Addresses": None,
+        "EndpointID": bridge.endpoint_id,
+        "Gateway": bridge.gateway,
+        "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0,
+        "IPAddress": bridge.address,
+        "IPPrefixLen": bridge.prefix,
+        "IPv6Gateway": "",
+        "MacAddress": bridge.mac,
+        "Networks": networks(container),
+    }
+
+
+def networks(container: Container) -> dict[str, Json]:
+    """NetworkSettings.Networks: the endpoints, or the one that a start will make."""
+    endpoints = container.endpoints
+    if not endpoints:
+        mode = network_mode(container.config)
+        endpoints = () if mode.startswith("container:") else (Endpoint(mode),)
+    return {endpoint.network: _endpoint(endpoint) for endpoint in endpoints}
+
+
+def _endpoint(endpoint: Endpoint) -> Json:
+    return {
+        "IPAMConfig": None,
+        "Links": None,
+        "Aliases": None,
+        "MacAddress": endpoint.mac,
+        "DriverOpts": None,
+        "GwPriority": 0,
+        "NetworkID": endpoint.network_id,
+        "EndpointID": endpoint.endpoint_id,
+        "Gateway": endpoint.gateway,
+        "IPAddress": endpoint.address,
+        "IPPrefixLen": endpoint.prefix,
+        "IPv6Gateway": "",
+        "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0,
+        "DNSNames": None,
+    }

@@ -1,0 +1,71 @@
+"""What the Docker Engine API has and this daemon does not serve yet: 501 with one line that names it,
+so that a client's message says more than "page not found". Listed in docs/docker-api.md."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from nagaya.api.http.messages import Answer, Request
+from nagaya.api.http.router import Route
+from nagaya.engine.service import EngineService
+from nagaya.errors import Unimplemented
+
+UNSERVED = (
+    ("POST", "/build", "building images"),
+    ("POST", "/build/prune", "building images"),
+    ("POST", "/build/cancel", "building images"),
+    ("POST", "/session", "building images with BuildKit"),
+    ("POST", "/grpc", "building images with BuildKit"),
+    ("POST", "/commit", "making an image from a container"),
+    ("GET", "/containers/{id}/attach/ws", "attaching by websocket"),
+    ("GET", "/containers/{id}/changes", "listing a container's changed files"),
+    ("GET", "/containers/{id}/export", "exporting a container's files"),
+    ("GET", "/containers/{id}/archive", "copying files from a container"),
+    ("HEAD", "/containers/{id}/archive", "copying files from a container"),
+    ("PUT", "/containers/{id}/archive", "copying files into a container"),
+    ("GET", "/containers/{id}/checkpoints", "checkpoints"),
+    ("POST", "/containers/{id}/checkpoints", "checkpoints"),
+    ("POST", "/containers/prune", "removing all stopped containers"),
+    ("POST", "/images/load", "loading images from an archive"),
+    ("POST", "/images/prune", "removing unused images"),
+    ("GET", "/images/search", "searching a registry"),
+    ("GET", "/images/get", "saving images to an archive"),
+    ("GET", "/images/{name:path}/get", "saving an image to an archive"),
+    ("POST", "/images/{name:path}/push", "pushing images"),
+    ("GET", "/distribution/{name:path}/json", "asking a registry about an image"),
+    ("POST", "/networks/create", "creating networks"),
+    ("POST", "/networks/prune", "removing unused networks"),
+    ("POST", "/networks/{id}/connect", "connecting a container to a network"),
+    ("POST", "/networks/{id}/disconnect", "disconnecting a container from a network"),
+    ("DELETE", "/networks/{id}", "removing networks"),
+    ("POST", "/volumes/create", "creating volumes"),
+    ("POST", "/volumes/prune", "removing unused volumes"),
+    ("GET", "/volumes/{name}", "inspecting volumes"),
+    ("PUT", "/volumes/{name}", "updating volumes"),
+    ("DELETE", "/volumes/{name}", "removing volumes"),
+    ("GET", "/plugins", "plugins"),
+    ("GET", "/plugins/{name:path}", "plugins"),
+    ("POST", "/plugins/{name:path}", "plugins"),
+    ("DELETE", "/plugins/{name:path}", "plugins"),
+    ("GET", "/swarm", "Swarm"),
+    ("POST", "/swarm/{verb}", "Swarm"),
+    ("GET", "/swarm/unlockkey", "Swarm"),
+    *(
+        (method, pattern, "Swarm")
+        for kind in ("nodes", "services", "tasks", "secrets", "configs")
+        for method in ("GET", "POST", "DELETE")
+        for pattern in (f"/{kind}", f"/{kind}/{{rest:path}}")
+    ),
+)
+
+
+def _refusal(method: str, pattern: str, what: str) -> Callable[[EngineService, Request], Awaitable[Answer]]:
+    async def refuse(engine: EngineService, request: Request) -> Answer:
+        raise Unimplemented(f"{what} is not supported yet ({method} {pattern.replace(':path', '')})")
+
+    return refuse
+
+
+ROUTES = tuple(
+    Route(method, pattern, _refusal(method, pattern, what), cancel=True) for method, pattern, what in UNSERVED
+)

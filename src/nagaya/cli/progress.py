@@ -1,0 +1,85 @@
+"""Pulling an image and showing how it goes: bars on a terminal (rich), lines elsewhere, nothing with -q."""
+
+from __future__ import annotations
+
+import os
+
+from nagaya.cli.output import write
+from nagaya.errors import NagayaError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from nagaya.cli.http import Client
+
+_DONE = ("Pull complete", "Already exists", "Download complete")
+
+
+def split(reference: str) -> tuple[str, str]:
+    """(name, tag or digest) of a reference; the tag is "latest" when it names none."""
+    name, at, digest = reference.partition("@")
+    if at:
+        return name, digest
+    head, colon, tag = reference.rpartition(":")
+    if colon and "/" not in tag:
+        return head, tag
+    return reference, "latest"
+
+
+def pull(client: Client, reference: str, platform: str, *, quiet: bool, fd: int = 1) -> None:
+    """Pull; what happens is shown on fd. Raises NagayaError when the daemon reports a failure."""
+    from nagaya.cli.auth import registry_auth
+
+    name, tag = split(reference)
+    query = {"fromImage": name, "tag": tag, "platform": platform}
+    headers = {"X-Registry-Auth": registry_auth(name)}
+    messages = _checked(client.send("POST", "/images/create", query, headers=headers).objects())
+    if quiet:
+        for _ in messages:
+            pass
+    elif os.isatty(fd):
+        _draw(messages, fd)
+    else:
+        for message in messages:
+            if not message.get("progressDetail"):
+                write(_line(message).encode() + b"\n", fd)
+
+
+def _checked(messages: Iterator[Any]) -> Iterator[dict[str, Any]]:
+    for message in messages:
+        if "error" in message:
+            raise NagayaError(f"Error response from daemon: {message['error']}")
+        yield message
+
+
+def _line(message: dict[str, Any]) -> str:
+    layer = message.get("id", "")
+    return f"{layer}: {message['status']}" if layer else str(message.get("status", ""))
+
+
+def _draw(messages: Iterator[dict[str, Any]], fd: int) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    with open(fd, "w", closefd=False, encoding="utf-8") as terminal:
+        columns = (
+            TextColumn("{task.description}: {task.fields[status]:<20}"),
+            BarColumn(bar_width=30),
+            DownloadColumn(),
+        )
+        with Progress(*columns, console=Console(file=terminal)) as bars:
+            tasks: dict[str, Any] = {}
+            for message in messages:
+                layer, status = message.get("id", ""), str(message.get("status", ""))
+                detail = message.get("progressDetail") or {}
+                if not layer or status.startswith("Pulling from"):
+                    bars.console.print(_line(message), highlight=False, markup=False)
+                    continue
+                if layer not in tasks:
+                    tasks[layer] = bars.add_task(layer, total=None, status=status)
+                # a bar without a total would pulse for ever
+                total = detail.get("total") or (1 if status in _DONE else None)
+                current = total if status in _DONE else detail.get("current", 0)
+                bars.update(tasks[layer], status=status, completed=current or 0, total=total)

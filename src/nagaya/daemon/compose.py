@@ -1,0 +1,118 @@
+"""The composition root: makes every room from the configuration, in order, and takes them down again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+from contextlib import suppress
+
+from nagaya.api.docker.server import start_server
+from nagaya.daemon import locks
+from nagaya.daemon.config import Config
+from nagaya.engine.catalog import LedgerCatalog
+from nagaya.engine.engine import Engine
+from nagaya.engine.ledger import Ledger
+from nagaya.engine.supervisor import Supervisor
+from nagaya.engine.world import World
+from nagaya.errors import KernelError
+from nagaya.image.store import ImageStore
+from nagaya.network import ipam
+from nagaya.network.service import NetworkService
+
+log = logging.getLogger(__name__)
+
+_GRACE = 5.0  # seconds that requests under way get at the end
+
+
+def make_directories(config: Config) -> None:
+    """The directories of root and run, none of them readable by others (CVE-2021-41103)."""
+    # 0711: a user in the socket's group must reach it; what lies inside has its own modes
+    wanted = [(config.run, 0o711), (config.root, 0o710)]
+    wanted += [(f"{config.run}/{name}", 0o700) for name in ("runtime", "bundles", "ns")]
+    wanted += [(f"{config.root}/{name}", 0o710) for name in ("containers", "snapshots", "content")]
+    wanted += [(f"{config.root}/volumes", 0o711)]
+    for path, mode in wanted:
+        try:
+            os.makedirs(path, mode=0o755, exist_ok=True)
+            os.chmod(path, mode)
+        except OSError as error:
+            raise KernelError(
+                os.strerror(error.errno or 0).lower(),
+                subject=path,
+                step=f"make directory {path}",
+                errno=error.errno or 0,
+            ) from None
+
+
+def make_network(config: Config) -> NetworkService:
+    """The network room. Raises InvalidArgument."""
+    pools = [ipam.parse_pool(text) for text in config.default_address_pool] or ipam.DEFAULT_POOLS
+    return NetworkService(
+        bridge=config.bridge,
+        bip=config.bip,
+        nft_table=config.nft_table,
+        mtu=config.mtu,
+        icc=config.icc,
+        default_pools=pools,
+    )
+
+
+async def open_engine(config: Config) -> Engine:
+    """An engine that has recovered; `close_engine` is its inverse. The locks are the caller's."""
+    ledger = Ledger(f"{config.root}/ledger.db")
+    supervisor = Supervisor(config.run, root=config.root)
+    try:
+        images = ImageStore(config.root, LedgerCatalog(ledger), config.registry_config())
+        await supervisor.start()
+        # only after a keeper was started: containers get the limit that nagayad was started with
+        raise_file_limit()
+        return await Engine.create(World(config.settings(), ledger, images, make_network(config), supervisor))
+    except BaseException:
+        await supervisor.close()
+        ledger.close()
+        raise
+
+
+async def close_engine(engine: Engine) -> None:
+    """Leave the containers running, and everything else in order."""
+    await engine.close()
+    await engine.world.supervisor.close()
+    engine.world.ledger.close()
+
+
+def raise_file_limit() -> None:
+    """Some descriptors are held per container: use all that we may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def serve(config: Config) -> None:
+    """Be the daemon until SIGTERM or SIGINT. Raises what makes that impossible."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    make_directories(config)
+    held = [locks.take(f"{config.root}/nagayad.lock"), locks.take(f"{config.run}/nagayad.lock")]
+    try:
+        engine = await open_engine(config)
+        try:
+            server = await start_server(engine, config.socket, group=config.group)
+            locks.write_pid(config.pid_path)
+            log.info("serving the Docker API at %s", config.socket)
+            await ended.wait()
+            log.info("ending; containers go on")
+            server.close()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(server.wait_closed(), _GRACE)
+        finally:
+            await close_engine(engine)
+    finally:
+        locks.remove_pid(config.pid_path)
+        for fd in held:
+            os.close(fd)

@@ -1,0 +1,65 @@
+"""Clients attached to a container's stdio: the engine passes their sockets on to the supervisor's io."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+from nagaya.engine import logs
+from nagaya.engine.model import AttachRequest, Container
+from nagaya.engine.world import World
+from nagaya.errors import FailedPrecondition
+from nagaya.wire.streams import STDERR, STDOUT, frame
+
+
+async def attach(world: World, ref: str, request: AttachRequest, fd: int) -> None:
+    """Wire the client's socket, which is ours from here. See EngineService.attach_container.
+
+    A container that does not run yet is attached too: io keeps the client for its start.
+    """
+    try:
+        slot = world.roster.find(ref)
+        container = slot.container
+        if container.state in ("removing", "dead"):
+            raise FailedPrecondition(f"container {container.id} is marked for removal")
+        if request.logs:
+            await _replay(world, container, request, fd)
+        if request.stream and (request.stdin or request.stdout or request.stderr):
+            handed, fd = fd, -1
+            slot.attached = True
+            await world.supervisor.attach(
+                container.id,
+                handed,
+                stdin=request.stdin and container.config.open_stdin,
+                stdout=request.stdout,
+                stderr=request.stderr,
+                mux=not container.config.tty,
+                stdin_once=container.config.stdin_once,
+                detach_keys=request.detach_keys,
+                preface=request.preface,
+            )
+            world.bus.container(container, "attach")
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+async def _replay(world: World, container: Container, request: AttachRequest, fd: int) -> None:
+    """Send what the container has written so far."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(fileno=os.dup(fd)) as client:
+        client.setblocking(False)
+        async for line in logs.read(
+            world,
+            lambda: container,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            since=0,
+            until=0,
+            tail=None,
+            follow=False,
+        ):
+            number = STDERR if line.stream == "stderr" else STDOUT
+            data = line.data if container.config.tty else frame(number, line.data)
+            await loop.sock_sendall(client, data)

@@ -1,0 +1,548 @@
+"""A container's life: created, started, stopped, paused, renamed, removed.
+
+Each transition holds the container's lock; reads and waits hold none. The blocking work of a
+transition is batched into as few pool jobs as its waits for the supervisor allow. What must be
+undone after a failure is undone here; after kill -9, by recovery.py from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from nagaya.engine import creation, launch, limits, names, networks, signals, volumes
+from nagaya.engine.exits import Exits
+from nagaya.engine.failures import Failure, start_failure
+from nagaya.engine.launch import Launch
+from nagaya.engine.model import (
+    Container,
+    Created,
+    CreateRequest,
+    Endpoint,
+    Resources,
+    RestartPolicy,
+    Step,
+)
+from nagaya.engine.roster import Slot
+from nagaya.engine.world import World
+from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError, NotModified
+from nagaya.linux.namespaces import pidfd_send_signal
+from nagaya.network.model import EndpointPlan
+
+_KILL_PATIENCE = 10.0
+_LIVE = ("running", "paused", "restarting")
+
+
+class Containers:
+    """Transitions of containers. Lives on the event loop."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._exits = Exits(world, self.start_slot, self.remove_slot)
+
+    @property
+    def exits(self) -> Exits:
+        """What happens when a process ends."""
+        return self._exits
+
+    # create
+
+    async def create(self, request: CreateRequest) -> Created:
+        """Make a container, or nothing. See EngineService."""
+        world = self._world
+        container_id = names.new_id()
+        request = self._resolve_peers(request)
+        name = world.roster.reserve(request.name, container_id)
+        try:
+            container, warnings = await world.job(creation.make, world, container_id, name, request)
+        except BaseException:
+            world.roster.release(name, container_id)
+            raise
+        world.roster.add(container)
+        world.bus.container(container, "create")
+        return Created(container_id, tuple(warnings))
+
+    def _resolve_peers(self, request: CreateRequest) -> CreateRequest:
+        """ "container:NAME" becomes "container:ID": names may change. Raises NotFound, InvalidArgument."""
+        changes: dict[str, str] = {}
+        for field in ("network_mode", "pid_mode", "ipc_mode"):
+            reference = launch.joined_container(getattr(request.config, field))
+            if reference:
+                changes[field] = f"container:{self._world.roster.find(reference).container.id}"
+        if not changes:
+            return request
+        if "network_mode" in changes:
+            if request.config.hostname:
+                raise InvalidArgument(
+                    "conflicting options: hostname and the network mode", subject="Hostname"
+                )
+            if request.config.ports or request.config.publish_all:
+                raise InvalidArgument(
+                    "conflicting options: port publishing and the container type network mode",
+                    subject="PortBindings",
+                )
+        return msgspec.structs.replace(request, config=msgspec.structs.replace(request.config, **changes))
+
+    # start
+
+    async def start(self, ref: str) -> None:
+        """Start a container that does not run. Raises NotModified when it does."""
+        slot = self._world.roster.find(ref)
+        async with slot.lock:
+            match slot.container.state:
+                case "running" | "restarting":
+                    raise NotModified("container already started", subject=slot.container.id)
+                case "paused":
+                    raise FailedPrecondition("cannot start a paused container, try unpause instead")
+                case "removing" | "dead":
+                    raise FailedPrecondition("container is marked for removal and cannot be started")
+            slot.container.has_been_manually_stopped = False
+            slot.container.restart_count = 0
+            await self.start_slot(slot)
+
+    async def start_slot(self, slot: Slot) -> None:
+        """Start it; the lock is held. On failure everything is undone, and code and message stay."""
+        world, container = self._world, slot.container
+        begun = time.monotonic_ns()
+        peers = self._peers(container)
+        steps: list[Step] = []
+        try:
+            operation, plan, prepared = await self._prepare(container, peers, steps)
+        except Exception as error:
+            await self._start_failed(slot, start_failure(error, container.path))
+            raise
+        try:
+            if plan is not None:
+                prepared = await self._wire(container, peers, plan, steps)
+            mark = time.monotonic_ns()
+            world.journal.point("start: before run")
+            started = await world.supervisor.run(
+                container.id,
+                prepared.request,
+                stdio=prepared.stdio,
+                stdin=container.config.open_stdin,
+                log=prepared.log,
+            )
+            world.journal.point("start: ran")
+            steps.append(_step("engine", "ask the supervisor", f"pid {started.pid}", mark))
+        except Exception as error:
+            failure = start_failure(error, container.path)
+            await self._start_failed(slot, failure)
+            await world.job(world.journal.done, operation)
+            raise failure.error from error
+        steps += [Step("builder", str(n), str(d), int(s), int(t)) for n, d, s, t in started.trace]
+        steps.sort(key=lambda s: s.start_ns)
+        steps.insert(0, _step("engine", "start", container.name, begun))
+        container.pid = started.pid
+        container.state = "running"
+        container.exit_code = 0
+        container.error = ""
+        container.oom_killed = False
+        container.started = time.time_ns()
+        container.finished = 0 if container.finished == 0 else container.finished
+        await world.job(_record_start, world, container, steps, operation)
+        world.bus.container(container, "start")
+
+    def _peers(self, container: Container) -> dict[str, Container]:
+        found: dict[str, Container] = {}
+        config = container.config
+        for mode in (config.network_mode, config.pid_mode, config.ipc_mode):
+            reference = launch.joined_container(mode)
+            if reference:
+                found[reference] = self._world.roster.find(reference).container
+        return found
+
+    async def _prepare(
+        self, container: Container, peers: Mapping[str, Container], steps: list[Step]
+    ) -> tuple[int, EndpointPlan | None, Launch | Any]:
+        """Journal, and either everything that is needed (no bridge), or the endpoint's plan."""
+        world = self._world
+        mark = time.monotonic_ns()
+        if not networks.wants_bridge(container):
+            operation, prepared = await world.job(_begin_plain, world, container, peers)
+            steps.append(
+                _step(
+                    "engine", "compose config.json", f"{len(prepared.request['spec']['mounts'])} mounts", mark
+                )
+            )
+            return operation, None, prepared
+        operation, plan, fds = await world.job(_begin_bridge, world, container)
+        steps.append(_step("network", "plan endpoint", plan.address, mark))
+        if fds:
+            try:
+                await world.supervisor.hold(networks.hold_token(container.id), fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        return operation, plan, None
+
+    async def _wire(
+        self, container: Container, peers: Mapping[str, Container], plan: EndpointPlan, steps: list[Step]
+    ) -> Launch:
+        """Pin a network namespace and put the endpoint into it; then compose."""
+        world = self._world
+        mark = time.monotonic_ns()
+        reply = await world.supervisor.call({"op": "netns", "pin": world.settings.netns(container.id)})
+        steps.append(_step("builder", "pin network namespace", world.settings.netns(container.id), mark))
+        world.journal.point("start: pinned")
+        prepared, endpoint, more = await world.job(_wire, world, container, peers, plan, reply.fds[0])
+        container.endpoints = (endpoint,)
+        steps += more
+        return prepared
+
+    async def _start_failed(self, slot: Slot, failure: Failure) -> None:
+        """Take away what the attempt left; keep exit code and message; `--rm` removes it."""
+        world, container = self._world, slot.container
+        container.exit_code = failure.exit_code
+        container.error = failure.message
+        container.pid = 0
+        if container.state == "restarting":
+            container.state = "exited"
+        await self._exits.clean(container, held=True)
+        await world.job(world.ledger.put_container, container)
+        self._exits.drop_attached(slot)
+        if container.config.auto_remove:
+            slot.notify("not-running", "next-exit")
+            await self.remove_slot(slot, volumes_too=True)
+
+    # stop, kill, pause
+
+    async def stop(self, ref: str, timeout: int | None = None, signal: str = "") -> None:
+        """Signal, wait, SIGKILL. Raises NotModified when it does not run."""
+        slot = self._world.roster.find(ref)
+        if slot.container.state not in _LIVE:
+            raise NotModified("container already stopped", subject=slot.container.id)
+        await self._stop(slot, timeout, signal)
+        self._world.bus.container(slot.container, "stop")
+
+    async def _stop(self, slot: Slot, timeout: int | None, signal: str) -> None:
+        container = slot.container
+        number = signals.number(signal or container.stop_signal or "TERM")
+        if timeout is None:
+            timeout = container.config.stop_timeout
+        if timeout is None:
+            timeout = self._world.settings.stop_timeout
+        container.has_been_manually_stopped = True
+        if container.state == "restarting":
+            await self._exits.cancel_restart(slot)
+            return
+        ended = slot.wait("not-running")
+        try:
+            if container.state == "paused":
+                await self._thaw(slot)
+            self._signal(slot, number)
+            try:
+                await asyncio.wait_for(asyncio.shield(ended), None if timeout < 0 else timeout)
+                return
+            except TimeoutError:
+                self._signal(slot, 9)
+            try:
+                await asyncio.wait_for(asyncio.shield(ended), _KILL_PATIENCE)
+            except TimeoutError:
+                raise FailedPrecondition(
+                    f"container {container.id} does not end although it was killed "
+                    f"(process {container.pid}: uninterruptible?)",
+                    subject=container.id,
+                ) from None
+        finally:
+            ended.cancel()
+
+    async def restart(self, ref: str, timeout: int | None = None, signal: str = "") -> None:
+        """Stop when it runs, then start."""
+        slot = self._world.roster.find(ref)
+        if slot.container.state in _LIVE:
+            keep, slot.container.config = slot.container.config, _without_auto_remove(slot.container.config)
+            try:
+                await self._stop(slot, timeout, signal)
+                async with slot.lock:
+                    pass  # the exit has been cleaned up
+            finally:
+                slot.container.config = keep
+        async with slot.lock:
+            slot.container.has_been_manually_stopped = False
+            if slot.container.state in ("removing", "dead"):
+                raise FailedPrecondition("container is marked for removal and cannot be started")
+            if slot.container.state not in _LIVE:
+                await self.start_slot(slot)
+        self._world.bus.container(slot.container, "restart")
+
+    async def kill(self, ref: str, signal: str = "KILL") -> None:
+        """Send a signal to the container's first process."""
+        world = self._world
+        slot = world.roster.find(ref)
+        container = slot.container
+        number = signals.number(signal or "KILL")
+        if container.state == "restarting":
+            container.has_been_manually_stopped = True
+            await self._exits.cancel_restart(slot)
+            return
+        if container.state not in _LIVE:
+            raise FailedPrecondition(
+                f"cannot kill container: {ref}: container {container.id} is not running", subject=container.id
+            )
+        stopping = number == 9 or number == signals.number(container.stop_signal or "TERM")
+        if stopping:
+            container.has_been_manually_stopped = True
+        ended = slot.wait("not-running") if number == 9 else None
+        self._signal(slot, number)
+        if stopping and container.state == "paused":
+            await self._thaw(slot)
+        world.bus.container(container, "kill", signal=str(number))
+        if ended is not None:
+            try:
+                await asyncio.wait_for(asyncio.shield(ended), _KILL_PATIENCE)
+            except TimeoutError:
+                pass
+            finally:
+                ended.cancel()
+
+    def _signal(self, slot: Slot, number: int) -> None:
+        """By pidfd: never another process that got the pid. One that has ended is no error."""
+        entry = self._world.supervisor.entries.get(slot.container.id)
+        if entry is None or entry.pidfd < 0:
+            return  # it ended, and its exit is being handled
+        try:
+            pidfd_send_signal(entry.pidfd, number)
+        except KernelError as error:
+            if error.errno != errno.ESRCH:
+                raise
+
+    async def _thaw(self, slot: Slot) -> None:
+        async with slot.lock:
+            if slot.container.state == "paused":
+                await self.ask(slot.container, "resume")
+                slot.container.state = "running"
+
+    async def pause(self, ref: str) -> None:
+        """Freeze all processes."""
+        slot = self._world.roster.find(ref)
+        async with slot.lock:
+            container = slot.container
+            if container.state == "paused":
+                raise FailedPrecondition(f"container {container.id} is already paused")
+            if container.state == "restarting":
+                raise FailedPrecondition(
+                    f"container {container.id} is restarting, wait until the container is running"
+                )
+            if container.state != "running":
+                raise FailedPrecondition(f"container {container.id} is not running")
+            await self.ask(container, "pause")
+            container.state = "paused"
+            await self._world.job(self._world.ledger.put_container, container)
+        self._world.bus.container(container, "pause")
+
+    async def unpause(self, ref: str) -> None:
+        """Let all processes go on."""
+        slot = self._world.roster.find(ref)
+        async with slot.lock:
+            container = slot.container
+            if container.state != "paused":
+                raise FailedPrecondition(f"container {container.id} is not paused")
+            await self.ask(container, "resume")
+            container.state = "running"
+            await self._world.job(self._world.ledger.put_container, container)
+        self._world.bus.container(container, "unpause")
+
+    async def ask(self, container: Container, op: str, **more: Any) -> Any:
+        """One operation of the runtime on the container."""
+        world = self._world
+        reply = await world.supervisor.call(
+            {
+                "op": op,
+                "root": world.settings.runtime_root(),
+                "id": container.id,
+                "cgroup_driver": world.settings.cgroup_driver,
+                **more,
+            }
+        )
+        return reply.result
+
+    # the rest
+
+    async def rename(self, ref: str, name: str) -> None:
+        """Give it another name. Raises AlreadyExists, InvalidArgument."""
+        world = self._world
+        slot = world.roster.find(ref)
+        async with slot.lock:
+            container = slot.container
+            old = container.name
+            new = names.check_name(name) if name else ""
+            if not new:
+                raise InvalidArgument("Neither old nor new names may be empty", subject="name")
+            if new == old:
+                raise InvalidArgument(
+                    "Renaming a container with the same name as its current name", subject="name"
+                )
+            world.roster.reserve(new, container.id)
+            container.name = new
+            try:
+                await world.job(world.ledger.put_container, container)
+            except BaseException:
+                container.name = old
+                world.roster.release(new, container.id)
+                raise
+            world.roster.release(old, container.id)
+        world.bus.container(container, "rename", oldName=f"/{old}")
+
+    async def update(self, ref: str, resources: Resources, restart: RestartPolicy | None) -> Sequence[str]:
+        """Change limits, of a running container at once."""
+        world = self._world
+        slot = world.roster.find(ref)
+        async with slot.lock:
+            container = slot.container
+            if container.state in ("removing", "dead"):
+                raise FailedPrecondition("container is marked for removal and cannot be updated")
+            merged = _merged(container.config.resources, resources)
+            checked = limits.check(merged, cpus=world.cpus, memory_nodes={0})
+            changes: dict[str, Any] = {"resources": checked}
+            if restart is not None:
+                if container.config.auto_remove and restart.name != "no":
+                    raise FailedPrecondition("Restart policy cannot be updated because AutoRemove is enabled")
+                changes["restart"] = restart
+            if container.state in ("running", "paused") and checked != container.config.resources:
+                await self.ask(container, "update", resources=limits.to_oci(checked))
+            container.config = msgspec.structs.replace(container.config, **changes)
+            await world.job(world.ledger.put_container, container)
+        world.bus.container(container, "update")
+        return ()
+
+    async def remove(self, ref: str, *, force: bool = False, volumes_too: bool = False) -> None:
+        """Delete it; force kills it first."""
+        slot = self._world.roster.find(ref)
+        container = slot.container
+        if container.state in _LIVE:
+            if not force:
+                state = "running" if container.state != "paused" else "paused"
+                advice = (
+                    "stop the container before removing or force remove"
+                    if state == "running"
+                    else "unpause and then stop the container before removing or force remove"
+                )
+                raise FailedPrecondition(
+                    f'cannot remove container "{ref.removeprefix("/")}": container is {state}: {advice}',
+                    subject=container.id,
+                )
+            container.has_been_manually_stopped = True
+            await self._stop(slot, 0, "KILL")
+        async with slot.lock:
+            if self._world.roster.get(container.id) is slot:  # else `--rm` was faster
+                await self.remove_slot(slot, volumes_too=volumes_too)
+
+    async def remove_slot(self, slot: Slot, *, volumes_too: bool) -> None:
+        """Delete it; the lock is held and it does not run."""
+        world, container = self._world, slot.container
+        previous, container.state = container.state, "removing"
+        self._exits.drop_attached(slot)
+        anonymous = [
+            point.source
+            for point in container.mount_points
+            if volumes_too and point.type == "volume" and names.is_id(point.source)
+        ]
+        used = {p.source for s in world.roster if s is not slot for p in s.container.mount_points}
+        try:
+            await world.job(remove_files, world, container.id, [v for v in anonymous if v not in used])
+        except Exception:
+            container.state = previous if previous != "restarting" else "exited"
+            raise
+        world.roster.discard(container.id)
+        slot.notify("not-running", "next-exit", "removed")
+        world.bus.container(container, "destroy")
+
+
+def remove_files(world: World, container_id: str, anonymous: list[str]) -> None:
+    """Snapshot, directory, anonymous volumes, row. Blocking; may be repeated after a crash."""
+    journal = world.journal
+    operation = journal.begin("remove", container_id, {"volumes": anonymous})
+    launch.remove_bundle(world, container_id)
+    world.images.remove_snapshot(container_id)
+    journal.point("remove: snapshot")
+    directory = world.settings.container_dir(container_id)
+    if os.path.isdir(directory):
+        shutil.rmtree(directory)
+    journal.point("remove: directory")
+    for name in anonymous:
+        volumes.remove(world.ledger, world.settings.root, name)
+    with world.ledger.write():
+        world.ledger.delete_container(container_id)
+        journal.done(operation)
+    journal.point("remove: done")
+
+
+def _begin_plain(world: World, container: Container, peers: Mapping[str, Container]) -> tuple[int, Launch]:
+    operation = world.journal.begin("start", container.id)
+    try:
+        prepared = launch.prepare(world, container, peers, "", "")
+    except Exception:
+        launch.remove_bundle(world, container.id)
+        world.journal.done(operation)
+        raise
+    world.journal.point("start: composed")
+    return operation, prepared
+
+
+def _begin_bridge(world: World, container: Container) -> tuple[int, EndpointPlan, list[int]]:
+    operation = world.journal.begin("start", container.id)
+    try:
+        plan, fds = networks.plan(world, container)
+    except Exception:
+        world.journal.done(operation)
+        raise
+    world.journal.point("start: planned")
+    return operation, plan, fds
+
+
+def _wire(
+    world: World, container: Container, peers: Mapping[str, Container], plan: EndpointPlan, netlink_fd: int
+) -> tuple[Launch, Endpoint, list[Step]]:
+    mark = time.monotonic_ns()
+    endpoint = networks.connect(world, container, plan, netlink_fd)
+    steps = [_step("network", "connect endpoint", f"{plan.host_interface} {plan.address}", mark)]
+    mark = time.monotonic_ns()
+    wired = msgspec.structs.replace(container, endpoints=(endpoint,))
+    prepared = launch.prepare(world, wired, peers, world.settings.netns(container.id), plan.gateway)
+    world.journal.point("start: composed")
+    steps.append(
+        _step("engine", "compose config.json", f"{len(prepared.request['spec']['mounts'])} mounts", mark)
+    )
+    return prepared, endpoint, steps
+
+
+def _record_start(world: World, container: Container, steps: Sequence[Step], operation: int) -> None:
+    with world.ledger.write():
+        world.ledger.put_container(container, trace=steps)
+        world.journal.done(operation)
+    world.journal.point("start: done")
+
+
+def _step(room: str, name: str, detail: str, start: int) -> Step:
+    return Step(room, name, detail, start, time.monotonic_ns() - start)
+
+
+def _without_auto_remove(config: Any) -> Any:
+    return msgspec.structs.replace(config, auto_remove=False)
+
+
+def _merged(old: Resources, new: Resources) -> Resources:
+    """`docker update`: what is not named keeps its value."""
+    changes = {
+        field: value
+        for field in Resources.__struct_fields__
+        if (value := getattr(new, field)) != getattr(Resources(), field)
+    }
+    if "nano_cpus" in changes:
+        changes |= {"cpu_quota": 0, "cpu_period": 0}
+    elif "cpu_quota" in changes or "cpu_period" in changes:
+        changes["nano_cpus"] = 0
+    if "memory" in changes and "memory_swap" not in changes and old.memory_swap == 2 * old.memory:
+        changes["memory_swap"] = 0
+    try:
+        return msgspec.structs.replace(old, **changes)
+    except TypeError as error:
+        raise NagayaError(str(error)) from None

@@ -1,0 +1,201 @@
+"""Making a container: the request checked and merged with the image, its files and its ledger row.
+
+All of it is one blocking job, so that the event loop waits once. The journal's "create" names what
+to take away again when the daemon dies in the middle: snapshot, directory, anonymous volumes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import msgspec
+
+from nagaya.engine import limits, merge, names, privileges, spec_mounts, volumes
+from nagaya.engine.layered import LayeredRoot
+from nagaya.engine.logs import log_settings
+from nagaya.engine.model import Container, ContainerConfig, CreateRequest, MountSpec
+from nagaya.engine.world import World
+from nagaya.errors import InvalidArgument
+from nagaya.network import resolv
+from nagaya.oci.defaults import CAPABILITIES
+from nagaya.oci.imageconfig import ContainerDefaults
+
+_MODES = ("default", "bridge", "none", "host")
+
+
+def check(world: World, config: ContainerConfig) -> tuple[ContainerConfig, list[str]]:
+    """(the configuration with checked limits, warnings). Raises InvalidArgument for whatever would
+    fail at the start: a container that cannot run is not made."""
+    warnings: list[str] = []
+    settings = world.settings
+    config = msgspec.structs.replace(
+        config, resources=limits.check(config.resources, cpus=world.cpus, memory_nodes=_memory_nodes())
+    )
+    _, more = privileges.capabilities(
+        config.cap_add,
+        config.cap_drop,
+        privileged=config.privileged,
+        default=CAPABILITIES,
+        held=world.held,
+    )
+    warnings += more
+    security = privileges.security_options(config.security_opt, privileged=config.privileged)
+    if security.seccomp not in ("default", "unconfined"):
+        privileges.seccomp_document(security.seccomp)
+    privileges.sysctls(
+        config.sysctls, host_network=config.network_mode == "host", host_ipc=config.ipc_mode == "host"
+    )
+    privileges.rlimits(config.ulimits)
+    log_settings(settings, "", config.log)
+    if config.hostname:
+        resolv.check_hostname(config.hostname)
+    if config.domainname:
+        resolv.check_hostname(config.domainname)
+    resolv.resolv_conf("", dns=config.dns, search=config.dns_search, options=config.dns_options)
+    for entry in config.extra_hosts:
+        resolv.parse_extra_host(entry, "0.0.0.0")
+    for options in config.tmpfs.values():
+        spec_mounts.tmpfs_options(options.split(","))
+    if config.network_mode not in _MODES and not config.network_mode.startswith("container:"):
+        raise InvalidArgument(f"network {config.network_mode} not found", subject="NetworkMode")
+    if config.network_mode == "host" and config.ports:
+        warnings.append("Published ports are discarded when using host network mode")
+    for mode, field in (
+        (config.pid_mode, "PidMode"),
+        (config.ipc_mode, "IpcMode"),
+        (config.uts_mode, "UTSMode"),
+    ):
+        if mode not in ("", "host", "private", "shareable", "none") and not mode.startswith("container:"):
+            raise InvalidArgument(f"invalid {field}: {mode}", subject=field)
+    if config.cgroupns_mode not in ("", "private", "host"):
+        raise InvalidArgument(
+            f"invalid cgroup namespace mode: {config.cgroupns_mode}", subject="CgroupnsMode"
+        )
+    _check_parent(config.cgroup_parent)
+    if config.auto_remove and config.restart.name != "no":
+        raise InvalidArgument(
+            "can't create 'AutoRemove' container with restart policy", subject="RestartPolicy"
+        )
+    if config.restart.maximum_retry_count < 0 or (
+        config.restart.maximum_retry_count and config.restart.name != "on-failure"
+    ):
+        raise InvalidArgument(
+            "invalid restart policy: maximum retry count can only be used with 'on-failure'",
+            subject="RestartPolicy",
+        )
+    if config.init and not settings.init_path:
+        raise InvalidArgument("--init needs catatonit, which was not found on this host", subject="Init")
+    if (
+        config.runtime
+        and config.runtime != settings.default_runtime
+        and config.runtime not in settings.runtimes
+    ):
+        raise InvalidArgument(f"unknown or invalid runtime name: {config.runtime}", subject="Runtime")
+    return config, warnings
+
+
+def _check_parent(parent: str) -> None:
+    if any(part == ".." for part in parent.split("/")) or "\0" in parent:
+        raise InvalidArgument(f"invalid cgroup parent: {parent}", subject="CgroupParent")
+
+
+def _memory_nodes() -> set[int]:
+    try:
+        with open("/sys/devices/system/node/online", encoding="ascii") as file:
+            return limits.parse_cpuset(file.read().strip(), "mems")
+    except (OSError, InvalidArgument):
+        return {0}
+
+
+def _points(config: ContainerConfig) -> list[MountSpec]:
+    """What will be mounted, anonymous volumes with a name, one target each; the user's before the
+    image's volumes. Raises InvalidArgument."""
+    found: dict[str, MountSpec] = {}
+    for mount in config.mounts:
+        target = spec_mounts.clean_target(mount.target)
+        if target in found or target in config.tmpfs:
+            raise InvalidArgument(f"Duplicate mount point: {target}", subject="Mounts")
+        source = mount.source
+        if mount.type == "volume":
+            source = source or names.new_id()
+            volumes.check_name(source)
+        found[target] = msgspec.structs.replace(mount, target=target, source=source)
+    for path in config.image_volumes:
+        target = spec_mounts.clean_target(path)
+        if target not in found and target not in config.tmpfs:
+            found[target] = MountSpec("volume", target, names.new_id())
+    return list(found.values())
+
+
+def make(world: World, container_id: str, name: str, request: CreateRequest) -> tuple[Container, list[str]]:
+    """Make the container, or nothing. Raises NotFound ("No such image"), InvalidArgument and what
+    the rooms raise."""
+    image = world.images.resolve(request.config.image, request.platform)
+    config, warnings = check(world, merge.merge(request.config, image.config or ContainerDefaults()))
+    points = _points(config)
+    given = {m.source for m in config.mounts if m.type == "volume"}
+    anonymous = [p.source for p in points if p.type == "volume" and p.source not in given]
+    hostname = config.hostname
+    if not hostname:
+        hostname = (
+            os.uname().nodename if "host" in (config.network_mode, config.uts_mode) else container_id[:12]
+        )
+    arguments = merge.argv(config)
+    settings, journal = world.settings, world.journal
+    directory = settings.container_dir(container_id)
+    log = log_settings(settings, container_id, config.log)
+    container = Container(
+        id=container_id,
+        name=name,
+        config=config,
+        image_digest=image.id,
+        created=time.time_ns(),
+        path=arguments[0],
+        args=arguments[1:],
+        log_path=str(log["path"]) if log else "",
+        hostname=hostname,
+        env=merge.environment(config.env, hostname="", tty=False),
+        working_dir=config.working_dir,
+        user=config.user,
+        labels=config.labels,
+        stop_signal=config.stop_signal,
+        mount_points=tuple(points),
+    )
+    for point in points:
+        if point.type == "bind":
+            volumes.bind_source(point.source, create=point.create_source)
+    operation = journal.begin("create", container_id, {"volumes": anonymous})
+    try:
+        rootfs = world.images.prepare(container_id, image.id)
+        journal.point("create: snapshot")
+        os.makedirs(f"{directory}/rootfs", mode=0o710)
+        journal.point("create: directory")
+        layers = LayeredRoot([rootfs["upper"], *rootfs["lower"]])
+        for point in points:
+            if point.type == "volume":
+                path, fresh = volumes.ensure(
+                    world.ledger, settings.root, point.source, anonymous=point.source in anonymous
+                )
+                if fresh and not point.no_copy:
+                    volumes.copy_up(layers, point.target, path)
+                journal.point("create: volume")
+        with world.ledger.write():
+            world.ledger.put_container(container)
+            journal.done(operation)
+        journal.point("create: done")
+    except Exception:
+        undo(world, container_id, anonymous)
+        journal.done(operation)
+        raise
+    return container, warnings
+
+
+def undo(world: World, container_id: str, anonymous: list[str]) -> None:
+    """Take away all that `make` may have left. May be repeated."""
+    world.ledger.delete_container(container_id)
+    world.images.remove_snapshot(container_id)
+    shutil.rmtree(world.settings.container_dir(container_id), ignore_errors=True)
+    for name in anonymous:
+        volumes.remove(world.ledger, world.settings.root, name)

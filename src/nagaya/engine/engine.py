@@ -1,0 +1,292 @@
+"""The engine: what the APIs talk to. Each part does its own; this module only joins them.
+
+`create` makes it from its rooms and brings everything to agree (recovery.py); `close` leaves all
+containers running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from nagaya.engine import attachments, logs, networks, recovery, top
+from nagaya.engine.containers import Containers
+from nagaya.engine.execs import Execs
+from nagaya.engine.images import Images
+from nagaya.engine.model import (
+    AttachRequest,
+    Container,
+    Created,
+    CreateRequest,
+    Event,
+    Exec,
+    ExecConfig,
+    ImageSummary,
+    LogLine,
+    PullProgress,
+    RegistryAuth,
+    Resources,
+    RestartPolicy,
+    Step,
+    WaitResult,
+)
+from nagaya.engine.service import WaitCondition
+from nagaya.engine.supervisor import Exit
+from nagaya.engine.world import World
+from nagaya.errors import FailedPrecondition, NagayaError
+from nagaya.linux import cgroup
+
+log = logging.getLogger(__name__)
+
+_REASSERT = 10.0  # seconds between looks at whether somebody flushed our firewall rules
+
+
+class Engine:
+    """Implements `EngineService`. Lives on one event loop."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._containers = Containers(world)
+        self._execs = Execs(world)
+        self._images = Images(world)
+        self._early: list[Exit] | None = []  # exits that come while recovery works
+        self._guard: asyncio.Task[None] | None = None
+        world.supervisor.on_exit = self._exited
+
+    @classmethod
+    async def create(cls, world: World) -> Engine:
+        """An engine whose ledger, keeper and kernel agree. The supervisor must be started."""
+        engine = cls(world)
+        await recovery.recover(world, engine._containers)
+        early, engine._early = engine._early, None
+        for exit in early or ():
+            engine._exited(exit)
+        engine._guard = world.task(engine._watch_network(), "network guard")
+        return engine
+
+    async def close(self) -> None:
+        """End, leaving all containers as they are."""
+        if self._guard is not None:
+            self._guard.cancel()
+        self._containers.exits.stop_restarting()
+        await self._world.close()
+
+    @property
+    def world(self) -> World:
+        """What the parts share (for the composition root and tests)."""
+        return self._world
+
+    def _exited(self, exit: Exit) -> None:
+        """The supervisor's callback: never raises, never waits."""
+        if self._early is not None:
+            self._early.append(exit)
+            return
+        self._world.task(self._handle_exit(exit), f"exit of {exit.token[:12]}")
+
+    async def _handle_exit(self, exit: Exit) -> None:
+        try:
+            slot = self._world.roster.get(exit.token)
+            if slot is not None:
+                await self._containers.exits.container_exited(slot, exit)
+            elif self._execs.owns(exit.token):
+                await self._execs.exited(exit)
+            else:
+                await self._world.supervisor.release(exit.token)  # an exec session of a former daemon
+        except NagayaError as error:
+            log.error("after the end of %s: %s", exit.token[:12], error)
+        except Exception:
+            log.exception("after the end of %s", exit.token[:12])
+
+    async def _watch_network(self) -> None:
+        while True:
+            await asyncio.sleep(_REASSERT)
+            try:
+                if await self._world.job(self._world.network.reassert):
+                    log.warning("somebody removed rules or links of ours: put back")
+            except NagayaError as error:
+                log.error("network: %s", error)
+
+    # containers
+
+    async def create_container(self, request: CreateRequest) -> Created:
+        return await self._containers.create(request)
+
+    async def start_container(self, ref: str) -> None:
+        await self._containers.start(ref)
+
+    async def stop_container(self, ref: str, timeout: int | None = None, signal: str = "") -> None:
+        await self._containers.stop(ref, timeout, signal)
+
+    async def restart_container(self, ref: str, timeout: int | None = None, signal: str = "") -> None:
+        await self._containers.restart(ref, timeout, signal)
+
+    async def kill_container(self, ref: str, signal: str = "KILL") -> None:
+        await self._containers.kill(ref, signal)
+
+    async def pause_container(self, ref: str) -> None:
+        await self._containers.pause(ref)
+
+    async def unpause_container(self, ref: str) -> None:
+        await self._containers.unpause(ref)
+
+    async def rename_container(self, ref: str, name: str) -> None:
+        await self._containers.rename(ref, name)
+
+    async def update_container(
+        self, ref: str, resources: Resources, restart: RestartPolicy | None
+    ) -> Sequence[str]:
+        return await self._containers.update(ref, resources, restart)
+
+    async def remove_container(self, ref: str, *, force: bool = False, volumes: bool = False) -> None:
+        container_id = self._world.roster.find(ref).container.id
+        await self._containers.remove(ref, force=force, volumes_too=volumes)
+        self._execs.forget_container(container_id)
+
+    def begin_wait(self, ref: str, condition: WaitCondition) -> Callable[[], AsyncIterator[WaitResult]]:
+        future = self._world.roster.find(ref).wait(condition)
+
+        async def results() -> AsyncIterator[WaitResult]:
+            try:
+                yield await future
+            finally:
+                future.cancel()
+
+        return results
+
+    async def attach_container(self, ref: str, request: AttachRequest, fd: int) -> None:
+        await attachments.attach(self._world, ref, request, fd)
+
+    async def resize_container(self, ref: str, height: int, width: int) -> None:
+        container = self._world.roster.find(ref).container
+        if container.state not in ("running", "paused"):
+            raise FailedPrecondition(f"container {container.id} is not running")
+        await self._world.supervisor.resize(container.id, height, width)
+        self._world.bus.container(container, "resize", height=str(height), width=str(width))
+
+    def logs(
+        self,
+        ref: str,
+        *,
+        stdout: bool = True,
+        stderr: bool = True,
+        since: int = 0,
+        until: int = 0,
+        tail: int | None = None,
+        follow: bool = False,
+    ) -> AsyncIterator[LogLine]:
+        slot = self._world.roster.find(ref)
+        container_id = slot.container.id
+
+        def now() -> Container | None:
+            found = self._world.roster.get(container_id)
+            return None if found is None else found.container
+
+        return logs.read(
+            self._world,
+            now,
+            stdout=stdout,
+            stderr=stderr,
+            since=since,
+            until=until,
+            tail=tail,
+            follow=follow,
+        )
+
+    async def top(self, ref: str, ps_args: str) -> tuple[list[str], list[list[str]]]:
+        container = self._running(ref)
+        pids = await self._containers.ask(container, "ps")
+        found = pids.get("pids", ()) if isinstance(pids, dict) else pids
+        return await self._world.job(top.table, [int(p) for p in found], ps_args)
+
+    async def stats(self, ref: str) -> Mapping[str, object]:
+        container = self._running(ref)
+        result = await self._containers.ask(container, "stats")
+        return result if isinstance(result, dict) else {}
+
+    def _running(self, ref: str) -> Container:
+        container = self._world.roster.find(ref).container
+        if container.state not in ("running", "paused"):
+            raise FailedPrecondition(f"container {container.id} is not running")
+        return container
+
+    def inspect_container(self, ref: str) -> Container:
+        return self._world.roster.find(ref).container
+
+    def list_containers(self) -> Sequence[Container]:
+        return [slot.container for slot in self._world.roster]
+
+    def container_steps(self, ref: str) -> Sequence[Step]:
+        return self._world.ledger.trace(self._world.roster.find(ref).container.id)
+
+    # exec
+
+    async def create_exec(self, ref: str, config: ExecConfig) -> str:
+        return await self._execs.create(ref, config)
+
+    async def start_exec(
+        self, exec_id: str, fd: int | None, *, preface: bytes = b"", console: tuple[int, int] | None = None
+    ) -> None:
+        await self._execs.start(exec_id, fd, preface=preface, console=console)
+
+    def inspect_exec(self, exec_id: str) -> Exec:
+        return self._execs.get(exec_id)
+
+    async def resize_exec(self, exec_id: str, height: int, width: int) -> None:
+        await self._execs.resize(exec_id, height, width)
+
+    # images
+
+    def pull_image(
+        self, reference: str, platform: str, auth: RegistryAuth | None
+    ) -> AsyncIterator[PullProgress]:
+        return self._images.pull(reference, platform, auth)
+
+    def list_images(self) -> Sequence[ImageSummary]:
+        return self._images.list()
+
+    def inspect_image(self, ref: str) -> ImageSummary:
+        return self._images.inspect(ref)
+
+    def image_history(self, ref: str) -> Sequence[Mapping[str, object]]:
+        return self._images.history(ref)
+
+    async def tag_image(self, ref: str, target: str) -> None:
+        await self._images.tag(ref, target)
+
+    async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[Mapping[str, str]]:
+        return await self._images.remove(ref, force=force)
+
+    # the daemon
+
+    def events(self, since: int = 0, until: int = 0) -> AsyncIterator[Event]:
+        return self._world.bus.subscribe(since, until)
+
+    def info(self) -> Mapping[str, object]:
+        settings = self._world.settings
+        return {
+            "id": networks.network_id(os.uname().nodename)[:64],
+            "root": settings.root,
+            "driver": "overlay2",
+            "driver_status": (("Supports d_type", "true"), ("Snapshots", f"{settings.root}/snapshots")),
+            "cgroup_driver": settings.cgroup_driver,
+            "cgroup_version": str(_cgroup_version()),
+            "runtimes": {settings.default_runtime: {"path": "nagaya-oci"}, **settings.runtimes},
+            "default_runtime": settings.default_runtime,
+            "init_binary": os.path.basename(settings.init_path) or "",
+            "security_options": ("name=seccomp,profile=builtin", "name=cgroupns"),
+            "warnings": (),
+        }
+
+    def networks(self) -> Sequence[Mapping[str, object]]:
+        return networks.documents(self._world)
+
+
+@functools.cache
+def _cgroup_version() -> int:
+    try:
+        return cgroup.layout().version
+    except NagayaError:
+        return 1

@@ -1,0 +1,73 @@
+"""What happens in the house, told as dockerd tells it (`docker events`).
+
+A ring of the last events is kept for `--since`; it is not persisted. A reader that does not keep
+up is cut off rather than waited for: nobody's slow terminal may hold the engine or its memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+
+from nagaya.engine.model import Container, Event
+
+_RING = 1024
+_BACKLOG = 4096
+
+
+class Bus:
+    """Publishes to all subscribers. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._ring: deque[Event] = deque(maxlen=_RING)
+        self._queues: set[asyncio.Queue[Event | None]] = set()
+
+    def publish(self, kind: str, action: str, subject: str, attributes: dict[str, str]) -> None:
+        """Tell everybody that `action` happened to `subject`."""
+        event = Event(kind, action, subject, attributes, time.time_ns())
+        self._ring.append(event)
+        for queue in tuple(self._queues):
+            if queue.qsize() >= _BACKLOG:
+                self._queues.discard(queue)
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(event)
+
+    def container(self, container: Container, action: str, **attributes: str) -> None:
+        """A container's event: with its labels, image and name."""
+        self.publish(
+            "container",
+            action,
+            container.id,
+            {
+                **container.labels,
+                "image": container.config.image,
+                "name": container.name,
+                **attributes,
+            },
+        )
+
+    async def subscribe(self, since: int = 0, until: int = 0) -> AsyncIterator[Event]:
+        """Events after `since` (nanoseconds; 0: from now on), up to `until` (0: for ever)."""
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        past = [e for e in self._ring if since and e.time_ns >= since and (not until or e.time_ns <= until)]
+        self._queues.add(queue)
+        try:
+            for event in past:
+                yield event
+            while True:
+                remaining = None if not until else (until - time.time_ns()) / 1e9
+                if remaining is not None and remaining <= 0:
+                    return
+                try:
+                    found = await asyncio.wait_for(queue.get(), remaining)
+                except TimeoutError:
+                    return
+                if found is None:
+                    return
+                if found.time_ns >= since:
+                    yield found
+        finally:
+            self._queues.discard(queue)

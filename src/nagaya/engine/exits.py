@@ -1,0 +1,159 @@
+"""What happens when a container's process ends: noted, told, cleaned up, perhaps started again.
+
+The order is the promise: first the exit is in the ledger, then those who wait are told, then the
+keeper forgets it. A daemon that dies in between sees the same exit again after the next hello.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from nagaya.engine import launch, networks, oom, restart
+from nagaya.engine.model import Container
+from nagaya.engine.roster import Slot
+from nagaya.engine.supervisor import Exit
+from nagaya.engine.world import World
+from nagaya.errors import NagayaError, NotFound
+
+UNKNOWN_EXIT = 255
+
+
+class _Remove(Protocol):
+    def __call__(self, slot: Slot, *, volumes_too: bool) -> Awaitable[None]: ...
+
+
+class Exits:
+    """Lives on the event loop."""
+
+    def __init__(self, world: World, start: Callable[[Slot], Awaitable[None]], remove: _Remove) -> None:
+        self._world = world
+        self._start = start
+        self._remove = remove
+        self._delays: dict[str, float] = {}
+        self._waiting: dict[str, asyncio.Task[Any]] = {}
+
+    async def container_exited(self, slot: Slot, exit: Exit) -> None:
+        """Handle the end of a container's first process."""
+        world = self._world
+        async with slot.lock:
+            container = slot.container
+            if container.state not in ("running", "paused"):
+                await world.supervisor.release(exit.token)
+                return
+            container.exit_code = exit.code if exit.known else UNKNOWN_EXIT
+            container.error = "" if exit.known else "how the process ended is unknown: nobody saw it"
+            container.finished = exit.time_ns or time.time_ns()
+            container.pid = 0
+            delay = restart.after_exit(container, self._delays.get(container.id, 0.0))
+            container.state = "exited" if delay is None else "restarting"
+            path = launch.cgroups_path(world, container)
+            await world.job(_note_exit, world, container, path)
+            if container.oom_killed:
+                world.bus.container(container, "oom")
+            world.bus.container(container, "die", exitCode=str(container.exit_code))
+            if container.endpoints:
+                await self._clean_network(container)
+            if not container.config.auto_remove:
+                slot.notify("not-running", "next-exit")
+            await self.clean(container, held=False)
+            await world.supervisor.release(container.id)
+            if delay is not None:
+                self._delays[container.id] = delay
+                self._schedule(slot, delay)
+            elif container.config.auto_remove:
+                try:
+                    await self._remove(slot, volumes_too=True)
+                finally:
+                    slot.notify("not-running", "next-exit")
+            else:
+                self._delays.pop(container.id, None)
+
+    async def clean(self, container: Container, *, held: bool) -> None:
+        """Take away what only a running container has: network, runtime state, cgroup, bundle. May
+        be repeated. held: reserving sockets may be at the keeper although there is no endpoint."""
+        world = self._world
+        if container.endpoints or held:
+            await self._clean_network(container)
+        request = {
+            "op": "delete",
+            "root": world.settings.runtime_root(),
+            "id": container.id,
+            "force": True,
+            "cgroup_driver": world.settings.cgroup_driver,
+        }
+        try:
+            await world.supervisor.call(request)
+        except NotFound:
+            pass  # the attempt ended before the runtime had made it, or a crash after
+        await world.job(launch.remove_bundle, world, container.id)
+
+    async def _clean_network(self, container: Container) -> None:
+        world = self._world
+        if not networks.wants_bridge(container):
+            return
+        await world.job(networks.take_down, world, container.id)
+        container.endpoints = ()
+        # only now: until the rules are gone nobody else may bind the ports
+        if container.config.ports or container.config.publish_all:
+            await world.supervisor.unhold(networks.hold_token(container.id))
+
+    def drop_attached(self, slot: Slot) -> None:
+        """Let clients go that attached to a container that will not run: theirs is the keeper's token."""
+
+        async def drop() -> None:
+            try:
+                if slot.container.state not in ("running", "paused"):
+                    await self._world.supervisor.release(slot.container.id)
+            except NagayaError:
+                return  # no keeper, no clients
+
+        if slot.attached:
+            slot.attached = False
+            self._world.task(drop(), f"drop clients of {slot.container.id[:12]}")
+
+    # restart policies
+
+    def _schedule(self, slot: Slot, delay: float) -> None:
+        container = slot.container
+
+        async def later() -> None:
+            await asyncio.sleep(delay)
+            async with slot.lock:
+                self._waiting.pop(container.id, None)
+                if container.state != "restarting":
+                    return
+                container.restart_count += 1
+                try:
+                    await self._start(slot)
+                except Exception:
+                    # the state tells it; a broken start is not tried for ever
+                    container.state = "exited" if self._world.roster.get(container.id) else "dead"
+
+        self._waiting[container.id] = self._world.task(later(), f"restart {container.id[:12]}")
+
+    async def cancel_restart(self, slot: Slot) -> None:
+        """A container that waits for its restart stays down."""
+        task = self._waiting.pop(slot.container.id, None)
+        async with slot.lock:
+            if task is not None:
+                task.cancel()
+            if slot.container.state == "restarting":
+                slot.container.state = "exited"
+                self._delays.pop(slot.container.id, None)
+                await self._world.job(self._world.ledger.put_container, slot.container)
+                slot.notify("not-running", "next-exit")
+
+    def stop_restarting(self) -> None:
+        """The daemon ends: no more starts. The ledger says "restarting", the next daemon goes on."""
+        for task in self._waiting.values():
+            task.cancel()
+
+
+def _note_exit(world: World, container: Container, cgroups_path: str) -> None:
+    container.oom_killed = oom.killed(cgroups_path)
+    world.journal.point("exit: seen")
+    world.ledger.put_container(container)
+    world.journal.point("exit: noted")

@@ -1,0 +1,262 @@
+"""From a container's row to what the runtime is asked: lookups on host and image, then `spec.compose`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nagaya.engine import devices, files, privileges, spec, user, volumes
+from nagaya.engine.layered import LayeredRoot
+from nagaya.engine.logs import log_settings
+from nagaya.engine.model import Container, ExecConfig
+from nagaya.engine.world import World
+from nagaya.errors import FailedPrecondition
+from nagaya.network import resolv
+from nagaya.oci import defaults, seccomp_default
+
+_JOINED = {"network": "net", "pid": "pid", "ipc": "ipc"}
+_encode = msgspec.json.Encoder().encode
+
+
+class Launch(NamedTuple):
+    """What is needed to run a container."""
+
+    request: dict[str, Any]
+    stdio: str
+    log: dict[str, Any] | None
+
+
+def joined_container(mode: str) -> str:
+    """The reference in "container:REF", "" for other modes."""
+    return mode.partition(":")[2] if mode.startswith("container:") else ""
+
+
+def namespaces(
+    container: Container, peers: Mapping[str, Container], netns: str
+) -> tuple[dict[str, str], frozenset[str]]:
+    """(namespaces joined by path, kinds shared with the host) of its modes.
+
+    peers: reference -> container, of all its "container:REF" modes; netns: the pinned network
+    namespace, "" for a new one. Raises FailedPrecondition when a peer does not run.
+    """
+    config = container.config
+    join: dict[str, str] = {}
+    share: set[str] = set()
+    modes = {
+        "network": config.network_mode,
+        "pid": config.pid_mode,
+        "ipc": config.ipc_mode,
+        "uts": config.uts_mode,
+        "cgroup": config.cgroupns_mode,
+    }
+    for kind, mode in modes.items():
+        if mode == "host":
+            share.add(kind)
+        elif reference := joined_container(mode):
+            peer = peers[reference]
+            if peer.state not in ("running", "paused") or not peer.pid:
+                raise FailedPrecondition(
+                    f"cannot join {kind} namespace of a non running container: {peer.id}", subject=kind
+                )
+            if kind == "ipc" and peer.config.ipc_mode not in ("shareable", "host"):
+                raise FailedPrecondition(
+                    f"non-shareable IPC (hint: use IpcMode:shareable for the donor container {peer.id})",
+                    subject=kind,
+                )
+            join[kind] = f"/proc/{peer.pid}/ns/{_JOINED[kind]}"
+            if kind == "network":
+                join["uts"] = f"/proc/{peer.pid}/ns/uts"
+    if netns:
+        join["network"] = netns
+    return join, frozenset(share)
+
+
+def etc_files(
+    world: World, container: Container, peers: Mapping[str, Container], gateway: str
+) -> dict[str, str]:
+    """Write the container's own /etc files; target -> host path. A container that joined another's
+    network has that one's."""
+    reference = joined_container(container.config.network_mode)
+    owner = peers[reference] if reference else container
+    directory = world.settings.container_dir(owner.id)
+    if owner is container:
+        config, settings = container.config, world.settings
+        files.write(f"{directory}/hostname", resolv.hostname_file(container.hostname))
+        files.write(
+            f"{directory}/hosts",
+            resolv.hosts(
+                addresses=[e.address for e in container.endpoints if e.address],
+                hostname=container.hostname,
+                domainname=config.domainname,
+                extra=config.extra_hosts,
+                gateway=gateway,
+            ),
+        )
+        files.write(
+            f"{directory}/resolv.conf",
+            resolv.resolv_conf(
+                _host_resolv_conf(),
+                dns=config.dns or settings.dns,
+                search=config.dns_search or settings.dns_search,
+                options=config.dns_options or settings.dns_options,
+                own_network=config.network_mode != "host",
+            ),
+        )
+    return {f"/etc/{name}": f"{directory}/{name}" for name in ("resolv.conf", "hostname", "hosts")}
+
+
+def _host_resolv_conf() -> str:
+    text = _read(resolv.HOST_RESOLV_CONF)
+    source = resolv.host_source(text)
+    return text if source == resolv.HOST_RESOLV_CONF else _read(source)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(65536)
+    except OSError:
+        return ""
+
+
+def capabilities(world: World, container: Container, *, privileged: bool = False) -> list[str]:
+    """The capabilities of its processes."""
+    config = container.config
+    return privileges.capabilities(
+        config.cap_add,
+        config.cap_drop,
+        privileged=privileged or config.privileged,
+        default=defaults.CAPABILITIES,
+        held=world.held,
+    )[0]
+
+
+def _seccomp(container: Container, caps: list[str]) -> dict[str, Any] | None:
+    security = privileges.security_options(
+        container.config.security_opt, privileged=container.config.privileged
+    )
+    if security.seccomp == "unconfined":
+        return None
+    if security.seccomp == "default":
+        return seccomp_default.resolve(caps)
+    return seccomp_default.resolve_profile(privileges.seccomp_document(security.seccomp), caps)
+
+
+def cgroups_path(world: World, container: Container) -> str:
+    """/PARENT/ID, or with systemd "PARENT:nagaya:ID"."""
+    parent = container.config.cgroup_parent or world.settings.cgroup_parent
+    if world.settings.cgroup_driver == "systemd":
+        return f"{parent if parent.endswith('.slice') else 'system.slice'}:nagaya:{container.id}"
+    return f"/{parent.strip('/')}/{container.id}"
+
+
+def prepare(
+    world: World, container: Container, peers: Mapping[str, Container], netns: str, gateway: str
+) -> Launch:
+    """Look everything up, compose and write config.json. Blocking. Raises InvalidArgument (unknown
+    user, bad device), FailedPrecondition."""
+    config, settings = container.config, world.settings
+    rootfs = world.images.snapshot(container.id)
+    points = []
+    for point in container.mount_points:
+        source = point.source
+        if point.type == "volume":
+            source, _ = volumes.ensure(world.ledger, settings.root, source, anonymous=False)
+        elif point.type == "bind":
+            volumes.bind_source(source, create=point.create_source)
+        points.append(msgspec.structs.replace(point, source=source))
+    if config.privileged:
+        nodes, rules = devices.of_host() + devices.mapped(config.devices), list(devices.PRIVILEGED_RULES)
+    else:
+        nodes = devices.mapped(config.devices)
+        rules = devices.rules(nodes)
+    caps = capabilities(world, container)
+    join, share = namespaces(container, peers, netns)
+    own_pid = "pid" not in join and "pid" not in share
+    masked = config.masked_paths if config.masked_paths is not None else defaults.MASKED_PATHS
+    readonly = config.readonly_paths if config.readonly_paths is not None else defaults.READONLY_PATHS
+    if config.privileged:
+        masked, readonly = (), ()
+    document = spec.compose(
+        container,
+        spec.Surroundings(
+            identity=user.resolve(
+                config.user, config.group_add, LayeredRoot([rootfs["upper"], *rootfs["lower"]])
+            ),
+            root=f"{settings.container_dir(container.id)}/rootfs",
+            hostname=container.hostname,
+            domainname=config.domainname,
+            capabilities=caps,
+            seccomp=_seccomp(container, caps),
+            masked=masked,
+            readonly=readonly,
+            mounts=points,
+            files=etc_files(world, container, peers, gateway),
+            devices=nodes,
+            device_rules=rules,
+            join=join,
+            share=share,
+            init=settings.init_path if config.init and own_pid else "",
+            cgroups_path=cgroups_path(world, container),
+            default_sysctls=defaults.SYSCTLS if not reference_network(container) else {},
+            default_ulimits=[
+                {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard}
+                for name, (soft, hard) in settings.default_ulimits.items()
+            ],
+        ),
+    )
+    bundle = settings.bundle(container.id)
+    os.makedirs(bundle, mode=0o700, exist_ok=True)
+    files.write(f"{bundle}/config.json", _encode(document).decode(), 0o600)
+    request = {
+        "op": "run",
+        "root": settings.runtime_root(),
+        "id": container.id,
+        "bundle": bundle,
+        "spec": document,
+        "rootfs": rootfs,
+        "console": None,
+        "cgroup_driver": settings.cgroup_driver,
+    }
+    return Launch(request, "pty" if config.tty else "pipes", log_settings(settings, container.id, config.log))
+
+
+def reference_network(container: Container) -> bool:
+    """Does it live in somebody else's network namespace, whose settings are not its own?"""
+    mode = container.config.network_mode
+    return mode == "host" or mode.startswith("container:")
+
+
+def prepare_exec(world: World, container: Container, config: ExecConfig) -> dict[str, Any]:
+    """The builder's request for an exec session. Blocking. Raises InvalidArgument."""
+    rootfs = world.images.snapshot(container.id)
+    who = user.resolve(
+        config.user or container.config.user,
+        container.config.group_add if not config.user else (),
+        LayeredRoot([rootfs["upper"], *rootfs["lower"]]),
+    )
+    return {
+        "op": "exec",
+        "root": world.settings.runtime_root(),
+        "id": container.id,
+        "process": spec.exec_process(
+            container,
+            config,
+            who,
+            capabilities=capabilities(world, container, privileged=config.privileged),
+        ),
+        "cgroup_driver": world.settings.cgroup_driver,
+    }
+
+
+def remove_bundle(world: World, container_id: str) -> None:
+    """Delete RUN/bundles/ID. May be repeated."""
+    bundle = world.settings.bundle(container_id)
+    with suppress(FileNotFoundError):
+        os.unlink(f"{bundle}/config.json")
+    with suppress(OSError):
+        os.rmdir(bundle)

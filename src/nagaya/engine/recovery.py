@@ -1,0 +1,185 @@
+"""Start-up: the ledger, the keeper and the kernel are brought to agree before any socket accepts.
+
+1. What the journal says was under way is finished or undone.
+2. Containers the ledger calls running are found at the keeper: alive, ended while nobody looked (the
+   exit code is there), or gone (reported as unknown, never invented).
+3. The network is told which endpoints live; what belongs to none of them goes.
+4. Leftovers below RUN and unused snapshots go; restart policies are applied.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from nagaya.engine import creation, launch, names, networks, restart
+from nagaya.engine.containers import Containers, remove_files
+from nagaya.engine.journal import Operation
+from nagaya.engine.roster import Slot
+from nagaya.engine.supervisor import Exit
+from nagaya.engine.world import World
+from nagaya.errors import NagayaError, NotFound
+
+log = logging.getLogger(__name__)
+
+
+async def recover(world: World, containers: Containers) -> None:
+    """Bring everything to agree. Raises what makes work impossible (ledger, supervisor)."""
+    found = await world.job(world.ledger.containers)
+    entries = dict(world.supervisor.entries)
+    slots = {container.id: world.roster.add(container) for container in found}
+    was_up = {c.id for c in found if c.state in ("running", "paused", "restarting")}
+
+    for operation in await world.job(world.journal.pending):
+        await _settle(world, operation, slots)
+
+    ended: list[tuple[Slot, Exit]] = []
+    for slot in list(world.roster):
+        container = slot.container
+        entry = entries.get(container.id)
+        if container.state == "restarting":
+            container.state = "exited"
+        if entry is not None and container.state != "removing":
+            if container.state not in ("running", "paused"):
+                container.state = "running"
+            container.pid = entry.pid
+            if entry.exit is not None:
+                ended.append((slot, entry.exit))
+        elif container.state in ("running", "paused"):
+            ended.append((slot, Exit(container.id, -1, 0, time.time_ns(), known=False)))
+        elif container.state == "removing":
+            await world.job(remove_files, world, container.id, [])
+            world.roster.discard(container.id)
+
+    alive = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
+    await world.job(_settle_network, world, alive)
+    for slot, exit in ended:
+        await containers.exits.container_exited(slot, exit)
+    # after the exits: what they cleaned up is no leftover
+    running = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
+    await _sweep(world, running)
+    for token, entry in entries.items():
+        if token not in slots and entry.exit is not None:
+            await world.supervisor.release(token)  # an exec session of the former daemon
+    for token in list(world.supervisor.held):
+        owner = token.removeprefix("ports-")
+        if token.startswith("ports-") and owner not in running:
+            await world.supervisor.unhold(token)
+    await world.job(_put_all, world)
+
+    for slot in list(world.roster):
+        container = slot.container
+        if container.state not in ("running", "paused", "restarting") and restart.at_daemon_start(
+            container, was_up=container.id in was_up
+        ):
+            world.task(_start(containers, slot), f"start {container.id[:12]}")
+
+
+async def _start(containers: Containers, slot: Slot) -> None:
+    async with slot.lock:
+        if slot.container.state in ("running", "paused", "restarting", "removing"):
+            return
+        try:
+            await containers.start_slot(slot)
+        except NagayaError as error:
+            log.error("container %s was not restarted: %s", slot.container.id[:12], error)
+
+
+async def _settle(world: World, operation: Operation, slots: dict[str, Slot]) -> None:
+    """Finish or undo one operation that a crash interrupted."""
+    log.warning(
+        "settling an interrupted %s of %s (%s)", operation.kind, operation.subject[:12], operation.step
+    )
+    slot = slots.get(operation.subject)
+    anonymous = operation.data.get("volumes", [])
+    given = [str(v) for v in anonymous] if isinstance(anonymous, list) else []
+    match operation.kind:
+        case "create":
+            if slot is None:
+                await world.job(creation.undo, world, operation.subject, given)
+        case "remove":
+            await world.job(remove_files, world, operation.subject, given)
+            world.roster.discard(operation.subject)
+            slots.pop(operation.subject, None)
+        case "start":
+            if slot is not None:
+                await _settle_start(world, slot)
+    await world.job(world.journal.done, operation.number)
+
+
+async def _settle_start(world: World, slot: Slot) -> None:
+    """A start is done when the keeper has the process, else it is undone."""
+    container = slot.container
+    entry = world.supervisor.entries.get(container.id)
+    if entry is not None:
+        plans = await world.job(networks.plans, world.ledger, container.id)
+        container.endpoints = tuple(networks.endpoint(plan) for plan in plans)
+        container.state = "running"
+        container.pid = entry.pid
+        container.error, container.exit_code = "", 0
+        container.started = time.time_ns()
+    else:
+        if container.state in ("running", "paused"):
+            container.state = "exited"
+        container.endpoints = ()
+        container.pid = 0
+    await world.job(world.ledger.put_container, container)
+
+
+def _settle_network(world: World, alive: set[str]) -> None:
+    """Endpoints of the dead go, those of the living are put back where they were lost."""
+    rows = world.ledger.read("SELECT DISTINCT container FROM endpoints")
+    owners = {str(owner) for (owner,) in rows}
+    living = [plan for owner in owners & alive for plan in networks.plans(world.ledger, owner)]
+    missing = world.network.start(living)
+    for endpoint_id in missing:
+        log.warning("endpoint %s of a running container is gone", endpoint_id[:12])
+    for owner in owners - alive:
+        networks.take_down(world, owner)
+
+
+async def _sweep(world: World, running: set[str]) -> None:
+    """What lies below RUN for containers that do not run: runtime state with its cgroup, namespace
+    pins, bundles; and snapshots and directories without a container."""
+    settings = world.settings
+    for name in _ids(settings.runtime_root()) - running:
+        try:
+            await world.supervisor.call(
+                {
+                    "op": "delete",
+                    "root": settings.runtime_root(),
+                    "id": name,
+                    "force": True,
+                    "cgroup_driver": settings.cgroup_driver,
+                }
+            )
+        except NotFound:
+            pass
+        except NagayaError as error:
+            log.error("leftover of container %s stays: %s", name[:12], error)
+    await world.job(_sweep_files, world, running)
+
+
+def _ids(directory: str) -> set[str]:
+    try:
+        return {name for name in os.listdir(directory) if names.is_id(name)}
+    except FileNotFoundError:
+        return set()
+
+
+def _sweep_files(world: World, running: set[str]) -> None:
+    settings = world.settings
+    for name in _ids(f"{settings.run}/ns") - running:
+        networks.unpin(settings.netns(name))
+    for name in _ids(f"{settings.run}/bundles") - running:
+        launch.remove_bundle(world, name)
+    known = {slot.container.id for slot in world.roster}
+    for name in _ids(f"{settings.root}/containers") - known:
+        creation.undo(world, name, [])
+
+
+def _put_all(world: World) -> None:
+    with world.ledger.write():
+        for slot in world.roster:
+            world.ledger.put_container(slot.container)

@@ -1,0 +1,122 @@
+"""The engine's face: what the APIs may ask. `engine.engine.Engine` is the implementation.
+
+`ref` is an id, an unambiguous id prefix, or a name, as Docker resolves them. All methods raise the
+classes of `nagaya.errors`; messages are dockerd's where dockerd has one ("No such container: x").
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Literal, Protocol
+
+from nagaya.engine.model import (
+    AttachRequest,
+    Container,
+    Created,
+    CreateRequest,
+    Event,
+    Exec,
+    ExecConfig,
+    ImageSummary,
+    LogLine,
+    PullProgress,
+    RegistryAuth,
+    Resources,
+    RestartPolicy,
+    Step,
+    WaitResult,
+)
+
+WaitCondition = Literal["not-running", "next-exit", "removed"]
+
+
+class EngineService(Protocol):
+    """Containers, exec sessions, images, events and facts about the daemon."""
+
+    # containers
+    async def create_container(self, request: CreateRequest) -> Created:
+        """NotFound("No such image: x:tag") when the image is not here: the client pulls it."""
+        ...
+
+    async def start_container(self, ref: str) -> None:
+        """NotModified when it runs. CommandNotFound/CommandNotExecutable leave exit code 127/126."""
+        ...
+
+    async def stop_container(self, ref: str, timeout: int | None = None, signal: str = "") -> None: ...
+    async def restart_container(self, ref: str, timeout: int | None = None, signal: str = "") -> None: ...
+    async def kill_container(self, ref: str, signal: str = "KILL") -> None: ...
+    async def pause_container(self, ref: str) -> None: ...
+    async def unpause_container(self, ref: str) -> None: ...
+    async def rename_container(self, ref: str, name: str) -> None: ...
+    async def update_container(
+        self, ref: str, resources: Resources, restart: RestartPolicy | None
+    ) -> Sequence[str]: ...
+    async def remove_container(self, ref: str, *, force: bool = False, volumes: bool = False) -> None: ...
+    def begin_wait(self, ref: str, condition: WaitCondition) -> Callable[[], AsyncIterator[WaitResult]]:
+        """Register the wait now (raises NotFound now), so that the 200 header may be sent at once;
+        the returned callable yields exactly one result when the condition holds."""
+        ...
+
+    async def attach_container(self, ref: str, request: AttachRequest, fd: int) -> None:
+        """Hand over the client's socket (the engine owns fd from here). Returns once it is wired:
+        everything the container writes from then on reaches the client."""
+        ...
+
+    async def resize_container(self, ref: str, height: int, width: int) -> None: ...
+    def logs(
+        self,
+        ref: str,
+        *,
+        stdout: bool = True,
+        stderr: bool = True,
+        since: int = 0,
+        until: int = 0,
+        tail: int | None = None,
+        follow: bool = False,
+    ) -> AsyncIterator[LogLine]: ...
+    async def top(self, ref: str, ps_args: str) -> tuple[list[str], list[list[str]]]: ...
+    async def stats(self, ref: str) -> Mapping[str, object]:
+        """One reading of the container's cgroup, as `nagaya-oci events --stats` gives its data."""
+        ...
+
+    def inspect_container(self, ref: str) -> Container: ...
+    def list_containers(self) -> Sequence[Container]:
+        """A snapshot that takes no lock (field notes, complaint 2)."""
+        ...
+
+    def container_steps(self, ref: str) -> Sequence[Step]:
+        """How the container came to life, for `explain`."""
+        ...
+
+    # exec
+    async def create_exec(self, ref: str, config: ExecConfig) -> str: ...
+    async def start_exec(
+        self, exec_id: str, fd: int | None, *, preface: bytes = b"", console: tuple[int, int] | None = None
+    ) -> None:
+        """fd: the client's socket (owned by the engine), None for detached."""
+        ...
+
+    def inspect_exec(self, exec_id: str) -> Exec: ...
+    async def resize_exec(self, exec_id: str, height: int, width: int) -> None: ...
+
+    # images
+    def pull_image(
+        self, reference: str, platform: str, auth: RegistryAuth | None
+    ) -> AsyncIterator[PullProgress]: ...
+    def list_images(self) -> Sequence[ImageSummary]: ...
+    def inspect_image(self, ref: str) -> ImageSummary: ...
+    def image_history(self, ref: str) -> Sequence[Mapping[str, object]]: ...
+    async def tag_image(self, ref: str, target: str) -> None: ...
+    async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[Mapping[str, str]]:
+        """[{"Untagged": "x:tag"}, {"Deleted": "sha256:..."}] in order."""
+        ...
+
+    # the daemon
+    def events(self, since: int = 0, until: int = 0) -> AsyncIterator[Event]: ...
+    def info(self) -> Mapping[str, object]:
+        """Facts for /info: root, driver, cgroup driver and version, runtimes, counts, security options."""
+        ...
+
+    def networks(self) -> Sequence[Mapping[str, object]]:
+        """The networks that exist (bridge, host, none), shaped as Docker's Network resource."""
+        ...

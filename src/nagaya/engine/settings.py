@@ -1,0 +1,41 @@
+"""What the engine is told about its house: directories, names, defaults. Made by `daemon.config`."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Fixed for the life of the process."""
+
+    root: str
+    run: str
+    bridge: str = "nagaya0"
+    cgroup_parent: str = "nagaya"
+    cgroup_driver: str = "cgroupfs"
+    default_runtime: str = "nagaya"
+    runtimes: dict[str, str] = {}  # name -> executable of an OCI runtime
+    init_path: str = ""  # catatonit; "": none was found
+    stop_timeout: int = 10
+    log_max_size: int = 20 << 20
+    log_max_file: int = 5
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    default_ulimits: dict[str, tuple[int, int]] = {}
+
+    def container_dir(self, container_id: str) -> str:
+        """ROOT/containers/ID: the files the engine writes for it, and its log."""
+        return f"{self.root}/containers/{container_id}"
+
+    def bundle(self, container_id: str) -> str:
+        """RUN/bundles/ID: config.json while it runs."""
+        return f"{self.run}/bundles/{container_id}"
+
+    def netns(self, container_id: str) -> str:
+        """RUN/ns/ID/net: its pinned network namespace."""
+        return f"{self.run}/ns/{container_id}/net"
+
+    def runtime_root(self) -> str:
+        """RUN/runtime: the built-in runtime's state."""
+        return f"{self.run}/runtime"

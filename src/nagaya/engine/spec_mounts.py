@@ -1,0 +1,190 @@
+"""The mounts of a container's config.json, in the order in which they are made (pure).
+
+Docker's: the kernel's file systems, what the user mounted over them left out; then the files that
+the engine writes (resolv.conf, hostname, hosts), volumes, binds and tmpfs, shallow ones first, so
+that no mount hides one made before it. Source: `docker run` and runtime-spec config.md "Mounts".
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nagaya.engine.model import MountSpec
+from nagaya.errors import InvalidArgument
+
+Mount = dict[str, Any]
+
+_PROPAGATIONS = frozenset(("private", "rprivate", "shared", "rshared", "slave", "rslave"))
+_OPPOSITES = (
+    ("rw", "ro"),
+    ("suid", "nosuid"),
+    ("dev", "nodev"),
+    ("exec", "noexec"),
+    ("atime", "noatime"),
+    ("diratime", "nodiratime"),
+    ("async", "sync"),
+    ("relatime", "norelatime"),
+    ("strictatime", "nostrictatime"),
+)
+_FLAG_GROUP = {option: pair[0] for pair in _OPPOSITES for option in pair}
+_TMPFS_DATA = frozenset(("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge"))
+
+
+def clean_target(target: str) -> str:
+    """The absolute, normalised path of a mount target. Raises InvalidArgument with dockerd's words."""
+    if not target.startswith("/") or "\0" in target:
+        raise InvalidArgument(
+            f"invalid mount config: mount path must be absolute: {target!r}", subject="Target"
+        )
+    path = "/" + posixpath.normpath(target).lstrip("/")
+    if path == "/":
+        raise InvalidArgument("invalid mount config: destination can't be '/'", subject="Target")
+    return path
+
+
+def tmpfs_options(options: Sequence[str]) -> list[str]:
+    """tmpfs(5) options: the safe defaults, with the user's after them; a later flag replaces its
+    opposite. Raises InvalidArgument for options that are not tmpfs's."""
+    found: dict[str, str] = {}
+    for option in ("noexec", "nosuid", "nodev", *options):
+        if not option:
+            continue
+        key, mark, _ = option.partition("=")
+        if mark and key in _TMPFS_DATA:
+            found[key] = option
+        elif option in _FLAG_GROUP:
+            found[_FLAG_GROUP[option]] = option
+        elif option in _PROPAGATIONS:
+            found["propagation"] = option
+        else:
+            raise InvalidArgument(f'Invalid tmpfs option ["{option}"]', subject="Tmpfs")
+    return list(found.values())
+
+
+def defaults(*, shm_size: int, shm_source: str, privileged: bool, ipc_none: bool) -> list[Mount]:
+    """/proc, /dev and what lies below, /sys, the cgroup tree."""
+    writable = "rw" if privileged else "ro"
+    found: list[Mount] = [
+        {
+            "destination": "/proc",
+            "type": "proc",
+            "source": "proc",
+            "options": ["nosuid", "noexec", "nodev"],
+        },
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        },
+        {
+            "destination": "/sys",
+            "type": "sysfs",
+            "source": "sysfs",
+            "options": ["nosuid", "noexec", "nodev", writable],
+        },
+        {
+            "destination": "/sys/fs/cgroup",
+            "type": "cgroup",
+            "source": "cgroup",
+            "options": [writable, "nosuid", "noexec", "nodev"],
+        },
+        {
+            "destination": "/dev/mqueue",
+            "type": "mqueue",
+            "source": "mqueue",
+            "options": ["nosuid", "noexec", "nodev"],
+        },
+    ]
+    if shm_source:
+        found.append(
+            {
+                "destination": "/dev/shm",
+                "type": "bind",
+                "source": shm_source,
+                "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev"],
+            }
+        )
+    elif not ipc_none:
+        found.append(
+            {
+                "destination": "/dev/shm",
+                "type": "tmpfs",
+                "source": "shm",
+                "options": ["nosuid", "noexec", "nodev", "mode=1777", f"size={shm_size}"],
+            }
+        )
+    return found
+
+
+def _bind(source: str, target: str, *, read_only: bool, propagation: str) -> Mount:
+    if propagation and propagation not in _PROPAGATIONS:
+        raise InvalidArgument(f"invalid propagation: {propagation}", subject="Propagation")
+    return {
+        "destination": target,
+        "type": "bind",
+        "source": source,
+        "options": ["rbind", propagation or "rprivate", *(["ro"] if read_only else [])],
+    }
+
+
+def of_user(
+    points: Sequence[MountSpec],
+    tmpfs: Mapping[str, str],
+    files: Mapping[str, str],
+    *,
+    read_only_files: bool = False,
+) -> list[Mount]:
+    """What is mounted besides the defaults, shallow targets first.
+
+    points: with `source` resolved to a host path. tmpfs: target -> options. files: target -> host
+    path of the engine's own files; the user's mount of the same target wins.
+    """
+    found: dict[str, Mount] = {}
+    for target, source in files.items():
+        found[target] = _bind(source, target, read_only=read_only_files, propagation="")
+    for target, options in tmpfs.items():
+        found[target] = {
+            "destination": target,
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": tmpfs_options(options.split(",")),
+        }
+    for point in points:
+        if point.type == "tmpfs":
+            options_list = tmpfs_options(point.options)
+            if point.read_only:
+                options_list.append("ro")
+            found[point.target] = {
+                "destination": point.target,
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": options_list,
+            }
+        else:
+            found[point.target] = _bind(
+                point.source, point.target, read_only=point.read_only, propagation=point.propagation
+            )
+    return sorted(found.values(), key=lambda m: (m["destination"].count("/"), m["destination"]))
+
+
+def assemble(base: Sequence[Mount], user: Sequence[Mount], *, read_only_root: bool) -> list[Mount]:
+    """Defaults without those the user's mounts replace or lie above, then the user's."""
+    targets = {m["destination"] for m in user}
+    kept = []
+    for mount in base:
+        where = mount["destination"]
+        if where in targets or any(where.startswith(t + "/") for t in targets):
+            continue
+        if read_only_root and where == "/sys/fs/cgroup" and "ro" not in mount["options"]:
+            mount = {**mount, "options": ["ro", *(o for o in mount["options"] if o != "rw")]}
+        kept.append(mount)
+    return [*kept, *user]

@@ -1,0 +1,80 @@
+"""What all parts of the engine share: rooms, ledger, roster, bus, and the pools blocking work runs in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from nagaya.engine.events import Bus
+from nagaya.engine.journal import Journal
+from nagaya.engine.ledger import Ledger
+from nagaya.engine.roster import Roster
+from nagaya.engine.settings import Settings
+from nagaya.engine.supervisor import Supervisor
+from nagaya.image.store import ImageStore
+from nagaya.linux.caps import capget, to_names
+from nagaya.network.service import NetworkService
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_QUICK_THREADS = 8
+_SLOW_THREADS = 4
+
+
+class World:
+    """Handed to every part at its making; the composition root (daemon.compose) makes it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        images: ImageStore,
+        network: NetworkService,
+        supervisor: Supervisor,
+    ) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.journal = Journal(ledger)
+        self.images = images
+        self.network = network
+        self.supervisor = supervisor
+        self.bus = Bus()
+        self.roster = Roster()
+        self.held = frozenset(to_names(capget()[1]))
+        self.cpus = os.sched_getaffinity(0)
+        self._quick = ThreadPoolExecutor(_QUICK_THREADS, "engine")
+        self._slow = ThreadPoolExecutor(_SLOW_THREADS, "images")
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def job(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work of a container's life in the quick pool. One job per phase: each costs a
+        hop to a thread and back."""
+        loop = asyncio.get_running_loop()
+        if kwargs:
+            return await loop.run_in_executor(self._quick, lambda: work(*args, **kwargs))
+        return await loop.run_in_executor(self._quick, work, *args)
+
+    async def slow_job(self, work: Callable[[], T]) -> T:
+        """Run work that may take seconds (pulls, deleting images) where it delays no container."""
+        return await asyncio.get_running_loop().run_in_executor(self._slow, work)
+
+    def task(self, work: Any, name: str) -> asyncio.Task[Any]:
+        """A background task that is kept alive until it ends."""
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Let background work end, then the pools."""
+        pending = [t for t in self._tasks if not t.done()]
+        if pending:
+            _, left = await asyncio.wait(pending, timeout=5)
+            for task in left:
+                task.cancel()
+        self._quick.shutdown(wait=True)
+        self._slow.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,168 @@
+"""What a process can change about itself: prctl(2), personality(2), prlimit(2), keyrings, signals,
+and the plain clone(2) that seccomp profiles allow where they refuse clone3."""
+
+from __future__ import annotations
+
+import _signal
+import os
+from _ctypes import addressof
+from _struct import pack, unpack
+
+from nagaya.linux.ffi import buffer, syscall, try_syscall
+from nagaya.linux.namespaces import CLONE_PIDFD
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+# asm-generic/resource.h (x86 and arm64 use the generic numbers)
+RLIMITS = {
+    "RLIMIT_CPU": 0,
+    "RLIMIT_FSIZE": 1,
+    "RLIMIT_DATA": 2,
+    "RLIMIT_STACK": 3,
+    "RLIMIT_CORE": 4,
+    "RLIMIT_RSS": 5,
+    "RLIMIT_NPROC": 6,
+    "RLIMIT_NOFILE": 7,
+    "RLIMIT_MEMLOCK": 8,
+    "RLIMIT_AS": 9,
+    "RLIMIT_LOCKS": 10,
+    "RLIMIT_SIGPENDING": 11,
+    "RLIMIT_MSGQUEUE": 12,
+    "RLIMIT_NICE": 13,
+    "RLIMIT_RTPRIO": 14,
+    "RLIMIT_RTTIME": 15,
+}
+
+# signal(7), with the aliases that kill(1) knows
+SIGNALS = {
+    name: number
+    for number, names in enumerate(
+        (
+            "HUP INT QUIT ILL TRAP ABRT,IOT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD,CLD CONT "
+            "STOP TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO,POLL PWR SYS"
+        ).split(),
+        1,
+    )
+    for name in names.split(",")
+}
+_SIGRTMIN, _SIGRTMAX = 34, 64  # as glibc's SIGRTMIN: 32 and 33 are taken by its threads
+
+
+def prctl(option: int, argument: int = 0, *, subject: str = "") -> int:
+    """prctl(2). Raises KernelError."""
+    return syscall("prctl", option, argument, 0, 0, 0, subject=subject)
+
+
+def set_no_new_privs() -> None:
+    """No exec of this process gains privileges any more (prctl(2), PR_SET_NO_NEW_PRIVS)."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1, subject="no_new_privs")
+
+
+def set_keep_caps(keep: bool) -> None:
+    """Keep the permitted set over a change of user ids."""
+    prctl(PR_SET_KEEPCAPS, int(keep), subject="keepcaps")
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """May others of the same user read this process (ptrace(2), /proc/PID)?"""
+    prctl(PR_SET_DUMPABLE, int(dumpable), subject="dumpable")
+
+
+def set_child_subreaper(on: bool) -> None:
+    """Orphaned descendants become our children."""
+    prctl(PR_SET_CHILD_SUBREAPER, int(on), subject="child_subreaper")
+
+
+def clone(flags: int) -> tuple[int, int]:
+    """Plain clone(2) without a new stack, exit signal SIGCHLD: (0, -1) in the child, (pid, pidfd) in
+    the parent, pidfd -1 without CLONE_PIDFD.
+
+    No after-fork hook of Python runs (see namespaces.clone3).
+    """
+    slot = buffer(4)
+    pid = syscall("clone", flags | _signal.SIGCHLD, 0, addressof(slot), 0, 0)
+    return pid, unpack("=i", bytes(slot))[0] if pid and flags & CLONE_PIDFD else -1
+
+
+def set_rlimit(kind: int, soft: int, hard: int, *, pid: int = 0, subject: str = "") -> None:
+    """prlimit(2); pid 0 is this process. Raises KernelError(EPERM) when hard is raised without
+    CAP_SYS_RESOURCE."""
+    top = 0xFFFFFFFFFFFFFFFF
+    syscall("prlimit64", pid, kind, pack("=QQ", soft & top, hard & top), None, subject=subject)
+
+
+def personality(persona: int) -> int:
+    """personality(2); returns the former one."""
+    return syscall("personality", persona, subject=hex(persona))
+
+
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_KEYCTL_SETPERM = 5
+_KEYRING_PERMISSIONS = 0x3F1B0000 | 0x00080000  # possessor all, user view/read/search/link + search
+
+
+def join_session_keyring(name: str) -> bool:
+    """A new session keyring (keyctl(2)); False where the kernel, or a filter, has none."""
+    key, error = try_syscall("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name))
+    if error in (1, 38):  # EPERM of an outer seccomp profile, ENOSYS
+        return False
+    if error:
+        syscall("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name), subject=name)
+    try_syscall("keyctl", _KEYCTL_SETPERM, key, _KEYRING_PERMISSIONS)
+    return True
+
+
+def signal_number(text: str) -> int:
+    """The number of "9", "KILL", "SIGKILL", "SIGRTMIN+3"; 0 when there is no such signal."""
+    if text.isascii() and text.isdigit():
+        number = int(text) if len(text) < 4 else 0
+        return number if 1 <= number <= _SIGRTMAX else 0
+    name = text.upper()
+    if name.startswith("SIG"):
+        name = name[3:]
+    if name in SIGNALS:
+        return SIGNALS[name]
+    for base, origin in (("RTMIN", _SIGRTMIN), ("RTMAX", _SIGRTMAX)):
+        if name.startswith(base):
+            tail = name[5:]
+            if not tail:
+                return origin
+            if tail[0] in "+-" and tail[1:].isdigit() and len(tail) < 5:
+                number = origin + int(tail)
+                return number if _SIGRTMIN <= number <= _SIGRTMAX else 0
+    return 0
+
+
+def reset_signals() -> None:
+    """Default dispositions and an empty mask, as a new program expects: Python ignores SIGPIPE and
+    SIGXFSZ, a caller (nohup) may ignore more, and exec(2) would hand both on."""
+    for number in range(1, _SIGRTMAX + 1):
+        if number in (9, 19, 32, 33):
+            continue
+        try:
+            if _signal.getsignal(number) != _signal.SIG_DFL:
+                _signal.signal(number, _signal.SIG_DFL)
+        except (OSError, ValueError):
+            continue
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def stat_fields(pid: int) -> tuple[str, int] | None:
+    """(state letter, start time in ticks) of /proc/PID/stat (proc(5)); None when it is gone."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = os.read(fd, 4096)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    tail = data[data.rfind(b")") + 2 :].split()  # the name may hold spaces and parentheses
+    return (tail[0].decode(), int(tail[19])) if len(tail) > 19 else None

@@ -1,0 +1,200 @@
+"""The container's first process, and every process that joins: from the clone to the exec.
+
+It is a fork of the runtime. It carries out the plan's steps, drops what it must not keep, tells the
+parent READY, waits, and execs. Whatever fails is sent to the parent as an error that names its
+step; nothing is printed. After the root has changed nothing may be imported, encoded lazily, or
+looked up by the C library (CVE-2019-14271): all is imported by now.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic_ns
+
+from nagaya.errors import InternalError, KernelError, NagayaError
+from nagaya.linux import namespaces as ns
+from nagaya.linux import process
+from nagaya.runtime import channel, plan
+from nagaya.runtime.steps import PERFORM, hooks, identity
+from nagaya.runtime.steps.context import Context
+from nagaya.runtime.steps.namespaces import write_join
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+
+class Seccomp:
+    """A compiled filter: `load` is linux.seccomp's, imported by the parent only when there is one."""
+
+    __slots__ = ("early_clone", "flags", "program")
+
+    def __init__(self, program: bytes, flags: int, early_clone: bool) -> None:
+        self.program = program
+        self.flags = flags
+        self.early_clone = early_clone  # the filter refuses what the last clone needs
+
+    def load(self) -> None:
+        """Install it. Raises KernelError."""
+        from nagaya.linux import seccomp
+
+        seccomp.load(self.program, self.flags)
+
+
+def main(
+    context: Context, job: plan.Plan, seccomp: Seccomp | None, hook_list: list[dict[str, Any]]
+) -> NoReturn:
+    """Run the plan and exec; never returns. hook_list: the startContainer hooks."""
+    try:
+        _prepare(context, job, seccomp, hook_list)
+    except NagayaError as error:
+        _report(context, error)
+    except OSError as error:
+        _report(
+            context,
+            KernelError(str(error.strerror).lower(), errno=error.errno or 0, step=str(error.filename or "")),
+        )
+    except BaseException as error:
+        _report(context, InternalError(f"{type(error).__name__}: {error}"))
+    os._exit(1)
+
+
+def _report(context: Context, error: NagayaError) -> None:
+    try:
+        context.channel.send(channel.ERROR, error.to_wire())
+    except BaseException:
+        pass  # the parent is gone: nobody is left to tell
+
+
+def perform(context: Context, steps: list[plan.Step]) -> None:
+    """Carry out steps; record each; name it in what it raises."""
+    for step in steps:
+        if isinstance(step, plan.Identity):
+            continue
+        begin = monotonic_ns()
+        try:
+            PERFORM[type(step)](context, step)
+        except NagayaError as error:
+            if not error.step.startswith(step.name):
+                error.step = f"{step.name}: {error.step}" if error.step else step.name
+            raise
+        except OSError as error:
+            raise KernelError(
+                str(error.strerror).lower(),
+                subject=str(error.filename or ""),
+                step=f"{step.name}: {error.filename}" if error.filename else step.name,
+                errno=error.errno or 0,
+            ) from None
+        context.trace.add(step.name, step.detail, begin)
+
+
+def _prepare(
+    context: Context, job: plan.Plan, seccomp: Seccomp | None, hook_list: list[dict[str, Any]]
+) -> NoReturn:
+    settings: dict[str, Any] = job.process
+    user: dict[str, Any] = settings.get("user") or {}
+    uid = user.get("uid") or 0
+    late = job.late and (seccomp is None or not seccomp.early_clone)
+
+    process.reset_signals()
+    identity.score(context, settings.get("oomScoreAdj"))
+    perform(context, job.steps)
+
+    begin = monotonic_ns()
+    mask = user.get("umask")
+    os.umask(0o022 if mask is None else mask)
+    environment = identity.environment(context, settings.get("env") or [], uid)
+    if not job.late:
+        os.setsid()
+    identity.stdio(context, uid)
+    if context.slave >= 0 and not job.late:
+        _terminal()
+    keep = [0, 1, 2, *range(3, 3 + context.preserve_fds), context.channel.fileno(), *context.memory_fds]
+    if context.fifo >= 0:
+        keep.append(context.fifo)
+    master = context.console
+    if master >= 0:
+        keep.append(master)
+    context.procfd = context.rootfd = -1
+    _close_all_but(keep)
+
+    if settings.get("noNewPrivileges"):
+        process.set_no_new_privs()
+    elif seccomp is not None and not seccomp.early_clone:
+        seccomp.load()
+    sets = identity.Capabilities(context, settings.get("capabilities"))
+    if settings.get("capabilities") is not None:
+        sets.drop_bounding()
+        process.set_keep_caps(True)
+    cwd: str = settings.get("cwd") or "/"
+    # as root first, for a directory that only root may enter; else as the user, for one on a network
+    # file system that root may not (runc does both)
+    entered = identity.enter_directory(cwd, try_only=True)
+    identity.become(user, may_set_groups=context.may_set_groups)
+    if not entered:
+        identity.enter_directory(cwd)
+    if settings.get("capabilities") is not None:
+        process.set_keep_caps(False)
+        sets.apply()
+    process.set_dumpable(False)
+    arguments: list[str] = settings.get("args") or []
+    program = identity.find(arguments[0], environment.get(b"PATH"))
+    context.trace.add("identity", f"uid {uid} gid {user.get('gid') or 0}", begin)
+
+    fds = (master,) if master >= 0 else ()
+    context.channel.send(channel.READY, context.trace.to_wire(), context.trace.warnings, fds=fds)
+    answer = context.channel.receive()
+    if answer is None or answer[0][0] != channel.GO:
+        os._exit(1)
+    if master >= 0:
+        os.close(master)
+    for fd in context.memory_fds:
+        write_join(fd)
+        os.close(fd)
+
+    if job.late:
+        # only now does anything of us become visible in the pid namespace we joined
+        if late and seccomp is not None and settings.get("noNewPrivileges"):
+            seccomp.load()
+            seccomp = None
+        pid, pidfd = process.clone(ns.CLONE_PARENT | ns.CLONE_PIDFD)
+        if pid:
+            context.channel.send(channel.PID, pid, fds=(pidfd,))
+            os._exit(0)
+        os.setsid()
+        if context.slave >= 0:
+            _terminal()
+    if context.fifo >= 0:
+        _await_start(context)
+    if seccomp is not None and (settings.get("noNewPrivileges") or seccomp.early_clone):
+        seccomp.load()
+    if hook_list:
+        hooks.run("startContainer", hook_list, {**context.state, "status": "created"})
+    try:
+        os.execve(program, [os.fsencode(a) for a in arguments], environment)
+    except OSError as error:
+        raise identity.exec_failure(arguments[0], error.errno or 0) from None
+
+
+def _terminal() -> None:
+    from nagaya.linux import tty
+
+    tty.set_controlling(0)
+
+
+def _await_start(context: Context) -> None:
+    """Block until `start` writes into the fifo; its end of file would be a state directory removed."""
+    os.read(context.fifo, 1)
+    os.close(context.fifo)
+
+
+def _close_all_but(keep: list[int]) -> None:
+    """Close every other fd: not even for the moment before the exec may a process of a joined
+    namespace reach one through /proc (CVE-2016-9962, 2024-21626). What is kept for us is
+    close-on-exec; what is kept for the program is not."""
+    following = 0
+    for fd in sorted(set(keep)):
+        if fd > following:
+            ns.close_range(following, fd - 1)
+        following = fd + 1
+    ns.close_range(following)

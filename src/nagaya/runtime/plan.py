@@ -1,0 +1,492 @@
+"""A container's config.json, turned into the list of steps that make it.
+
+Pure: nothing is opened, made or asked here. `steps` carries a plan out inside the container's first
+process (`init`), `container` does the host's part, `nagaya-oci plan` prints it. The order is that
+of runc (runtime-spec, runtime.md "Lifecycle"), and is the order of the list.
+"""
+
+from __future__ import annotations
+
+from nagaya.errors import InvalidArgument
+from nagaya.linux import mounts as m
+from nagaya.linux import namespaces as ns
+from nagaya.runtime.options import PROPAGATION, Parsed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+NAMESPACES = {
+    "user": ns.CLONE_NEWUSER,
+    "cgroup": ns.CLONE_NEWCGROUP,
+    "ipc": ns.CLONE_NEWIPC,
+    "uts": ns.CLONE_NEWUTS,
+    "network": ns.CLONE_NEWNET,
+    "pid": ns.CLONE_NEWPID,
+    "time": ns.CLONE_NEWTIME,
+    "mount": ns.CLONE_NEWNS,
+}
+
+# What Docker and every other runtime put into /dev (runtime-spec, config-linux.md "Default Devices")
+DEFAULT_DEVICES = (
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+)
+
+# Files below /proc that may be mounted over: they inform, and steer nothing (as runc has it)
+PROC_EXCEPTIONS = (
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+)
+
+
+class Step:
+    """One thing to do. `name` is what a person reads and an error is prefixed with."""
+
+    __slots__ = ("detail", "name")
+
+    def __init__(self, name: str, detail: str = "") -> None:
+        self.name = name
+        self.detail = detail
+
+
+class Join(Step):
+    """Enter an existing namespace."""
+
+    __slots__ = ("flag", "path")
+
+    def __init__(self, kind: str, path: str) -> None:
+        super().__init__("join " + kind, path)
+        self.path = path
+        self.flag = NAMESPACES[kind]
+
+
+class Enter(Step):
+    """Enter the cgroups and all namespaces of a running container."""
+
+    __slots__ = ("flags", "pid", "pidfd")
+
+    def __init__(self, pid: int, pidfd: int, flags: int) -> None:
+        super().__init__("enter container", f"pid {pid}")
+        self.pid = pid
+        self.pidfd = pidfd
+        self.flags = flags
+
+
+class Placed(Step):
+    """Report to the parent, and wait until it has mapped ids and filled cgroups."""
+
+
+class MappedRoot(Step):
+    """Become uid and gid 0 of the new user namespace."""
+
+
+class Unshare(Step):
+    """Leave namespaces that can be left only now (cgroup: its root is where we are)."""
+
+    __slots__ = ("flags",)
+
+    def __init__(self, name: str, flags: int) -> None:
+        super().__init__(name)
+        self.flags = flags
+
+
+class Keyring(Step):
+    """A session keyring of the container's own."""
+
+
+class Loopback(Step):
+    """Set the interface lo up in a new network namespace."""
+
+
+class Propagation(Step):
+    """Set how mounts of the host reach the new mount namespace."""
+
+    __slots__ = ("flags",)
+
+    def __init__(self, name: str, detail: str, flags: int) -> None:
+        super().__init__(name, detail)
+        self.flags = flags
+
+
+class Root(Step):
+    """Mount and open the root file system."""
+
+    __slots__ = ("overlay", "path", "shared")
+
+    def __init__(self, path: str, overlay: dict[str, Any] | None, shared: bool) -> None:
+        super().__init__("root", ("overlay of " + " ".join(overlay["lower"])) if overlay else path)
+        self.path = path
+        self.overlay = overlay
+        self.shared = shared
+
+
+class Mount(Step):
+    """One entry of `mounts`."""
+
+    __slots__ = ("bind", "destination", "index", "mappings", "options", "recursive", "source", "type")
+
+    def __init__(self, index: int, entry: dict[str, Any]) -> None:
+        self.index = index
+        self.destination: str = entry["destination"]
+        self.source: str = entry.get("source") or ""
+        self.options = Parsed(entry.get("options") or [])
+        self.type: str = entry.get("type") or ""
+        self.bind = bool(self.options.flags & m.MS_BIND) or self.type == "bind"
+        self.recursive = bool(self.options.flags & m.MS_REC)
+        self.mappings: tuple[Any, Any] = (entry.get("uidMappings"), entry.get("gidMappings"))
+        super().__init__(
+            "mount " + self.destination, f"{'bind' if self.bind else self.type} {self.source}".strip()
+        )
+
+
+class CgroupMount(Mount):
+    """The cgroup file system(s), as this host has them."""
+
+    __slots__ = ("own_namespace",)
+
+    def __init__(self, index: int, entry: dict[str, Any], own_namespace: bool) -> None:
+        super().__init__(index, entry)
+        self.own_namespace = own_namespace
+
+
+class Devices(Step):
+    """The nodes and links of /dev."""
+
+    __slots__ = ("bind", "nodes")
+
+    def __init__(self, nodes: list[dict[str, Any]], bind: bool) -> None:
+        super().__init__("devices", " ".join(str(n["path"]) for n in nodes))
+        self.nodes = nodes
+        self.bind = bind
+
+
+class Console(Step):
+    """A pseudoterminal of the container, mounted at /dev/console."""
+
+    __slots__ = ("mount", "size")
+
+    def __init__(self, size: tuple[int, int], *, mount: bool) -> None:
+        super().__init__("console", f"{size[0]}x{size[1]}" if any(size) else "")
+        self.size = size
+        self.mount = mount  # the first process's terminal is also /dev/console
+
+
+class HostHooks(Step):
+    """Let the parent run the prestart and createRuntime hooks, before the root changes."""
+
+
+class Hooks(Step):
+    """Run hooks inside the container's namespaces."""
+
+    __slots__ = ("hooks", "status")
+
+    def __init__(self, kind: str, hooks: list[dict[str, Any]], status: str) -> None:
+        super().__init__(f"hooks {kind}", " ".join(str(h["path"]) for h in hooks))
+        self.hooks = hooks
+        self.status = status
+
+
+class ChangeRoot(Step):
+    """pivot_root(2); or move and chroot (`--no-pivot`), or only chroot without a mount namespace."""
+
+    __slots__ = ("how",)
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+
+class MakeDirectory(Step):
+    """The working directory, when the image lacks it."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        super().__init__("mkdir " + path)
+        self.path = path
+
+
+class ReadonlyRoot(Step):
+    """The root file system, read-only from here on."""
+
+    __slots__ = ("dev",)
+
+    def __init__(self, name: str, dev: bool) -> None:
+        super().__init__(name)
+        self.dev = dev
+
+
+class Hostname(Step):
+    """sethostname(2) or setdomainname(2)."""
+
+    __slots__ = ("domain",)
+
+    def __init__(self, text: str, domain: bool) -> None:
+        super().__init__("domainname" if domain else "hostname", text)
+        self.domain = domain
+
+
+class Sysctl(Step):
+    """Write sysctls of the container's own namespaces."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: dict[str, str]) -> None:
+        super().__init__("sysctl", " ".join(f"{k}={v}" for k, v in values.items()))
+        self.values = values
+
+
+class ReadonlyPaths(Step):
+    """Paths made read-only in place."""
+
+    __slots__ = ("paths",)
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__("read-only paths", " ".join(paths))
+        self.paths = paths
+
+
+class MaskedPaths(Step):
+    """Paths hidden below /dev/null or an empty directory."""
+
+    __slots__ = ("paths",)
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__("masked paths", " ".join(paths))
+        self.paths = paths
+
+
+class Identity(Step):
+    """Everything that `process` says about who runs: see steps.identity."""
+
+    __slots__ = ("process", "seccomp")
+
+    def __init__(self, process: dict[str, Any], seccomp: dict[str, Any] | None) -> None:
+        user = process.get("user") or {}
+        super().__init__("identity", f"uid {user.get('uid', 0)} gid {user.get('gid', 0)}")
+        self.process = process
+        self.seccomp = seccomp
+
+
+class Plan:
+    """All there is to do, by whom.
+
+    clone: flags of the namespaces that are made with the first process. stage: a process in
+    between joins namespaces before that clone (a joined user namespace, or a new one beside joined
+    others). late: the process that joined a pid namespace becomes visible in it only when
+    everything is dropped, by a last clone before the exec. userns: its ids are mapped or joined.
+    """
+
+    __slots__ = (
+        "clone",
+        "late",
+        "mappings",
+        "namespaces",
+        "process",
+        "stage",
+        "stage_joins",
+        "steps",
+        "time_offsets",
+        "userns",
+    )
+
+    def __init__(self) -> None:
+        self.clone = 0
+        self.stage = False
+        self.late = False
+        self.userns = False
+        self.namespaces: dict[str, str] = {}
+        self.stage_joins: list[Join] = []
+        self.mappings: tuple[list[Any], list[Any]] = ([], [])
+        self.time_offsets: dict[str, Any] = {}
+        self.process: dict[str, Any] = {}
+        self.steps: list[Step] = []
+
+
+def plan_container(
+    spec: dict[str, Any],
+    bundle: str,
+    *,
+    rootfs: dict[str, Any] | None = None,
+    console: tuple[int, int] | None = None,
+    no_pivot: bool = False,
+    no_new_keyring: bool = False,
+) -> Plan:
+    """The plan of a new container from a validated spec (oci.runtime.validate).
+
+    rootfs: an overlay for the runtime to mount instead of root.path. console: size of the terminal
+    (0, 0 for the kernel's default) when one is wanted. Raises InvalidArgument.
+    """
+    linux = spec.get("linux") or {}
+    process = spec.get("process") or {}
+    plan = Plan()
+    plan.process = process
+    plan.namespaces = {n["type"]: n.get("path") or "" for n in linux.get("namespaces") or []}
+    joins = [Join(kind, path) for kind, path in plan.namespaces.items() if path]
+    joins.sort(key=_join_order)
+    new = {kind for kind, path in plan.namespaces.items() if not path}
+    plan.userns = "user" in plan.namespaces
+    plan.mappings = (linux.get("uidMappings") or [], linux.get("gidMappings") or [])
+    plan.time_offsets = linux.get("timeOffsets") or {}
+    for kind in new:
+        if kind not in ("cgroup", "time"):
+            plan.clone |= NAMESPACES[kind]
+    if "time" in new:
+        plan.clone |= ns.CLONE_NEWTIME
+    plan.stage = plan.userns and bool(joins)
+    plan.late = bool(plan.namespaces.get("pid"))
+    if plan.stage:
+        plan.stage_joins = [j for j in joins if j.flag != ns.CLONE_NEWPID]
+        joins = [j for j in joins if j.flag == ns.CLONE_NEWPID]
+    plan.steps.extend(joins)
+
+    steps = plan.steps
+    steps.append(Placed("placed"))
+    if plan.userns:
+        steps.append(MappedRoot("user namespace root"))
+    if "cgroup" in new:
+        steps.append(Unshare("new cgroup namespace", ns.CLONE_NEWCGROUP))
+    if not no_new_keyring:
+        steps.append(Keyring("session keyring"))
+    if "network" in new:
+        steps.append(Loopback("loopback up"))
+    _plan_root(plan, spec, linux, bundle, rootfs, console, no_pivot)
+    if spec.get("hostname"):
+        steps.append(Hostname(spec["hostname"], False))
+    if spec.get("domainname"):
+        steps.append(Hostname(spec["domainname"], True))
+    if linux.get("sysctl"):
+        steps.append(Sysctl(linux["sysctl"]))
+    if linux.get("readonlyPaths"):
+        steps.append(ReadonlyPaths(linux["readonlyPaths"]))
+    if linux.get("maskedPaths"):
+        steps.append(MaskedPaths(linux["maskedPaths"]))
+    if (spec.get("root") or {}).get("readonly"):
+        steps.append(ReadonlyRoot("read-only root", False))
+    steps.append(Identity(process, linux.get("seccomp")))
+    return plan
+
+
+def plan_exec(spec: dict[str, Any], process: dict[str, Any], pid: int, pidfd: int) -> Plan:
+    """The plan of one more process in a container, whose first process is pid: its namespaces are
+    joined as one by the pidfd."""
+    linux = spec.get("linux") or {}
+    plan = Plan()
+    plan.process = process
+    plan.namespaces = {n["type"]: n.get("path") or "" for n in linux.get("namespaces") or []}
+    plan.userns = "user" in plan.namespaces
+    plan.late = "pid" in plan.namespaces
+    flags = 0
+    for kind in plan.namespaces:
+        flags |= NAMESPACES[kind]
+    plan.steps.append(Enter(pid, pidfd, flags))
+    if process.get("terminal"):
+        plan.steps.append(Console(console_size(process), mount=False))
+    plan.steps.append(Identity(process, linux.get("seccomp")))
+    return plan
+
+
+def console_size(process: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) that process.consoleSize asks for; zeros when it does not."""
+    size = process.get("consoleSize") or {}
+    return int(size.get("height") or 0), int(size.get("width") or 0)
+
+
+def _join_order(join: Join) -> int:
+    # the user namespace first: it gives the rights to enter those it owns; the mount namespace
+    # last: the paths of the others are the host's
+    return {ns.CLONE_NEWUSER: 0, ns.CLONE_NEWNS: 2}.get(join.flag, 1)
+
+
+def _plan_root(
+    plan: Plan,
+    spec: dict[str, Any],
+    linux: dict[str, Any],
+    bundle: str,
+    rootfs: dict[str, Any] | None,
+    console: tuple[int, int] | None,
+    no_pivot: bool,
+) -> None:
+    steps = plan.steps
+    path = (spec.get("root") or {}).get("path") or "rootfs"
+    if not path.startswith("/"):
+        path = f"{bundle}/{path}"
+    mounts = spec.get("mounts") or []
+    hooks = spec.get("hooks") or {}
+    private = "mount" in plan.namespaces
+    if not private and (mounts or rootfs or linux.get("maskedPaths") or linux.get("readonlyPaths")):
+        raise InvalidArgument(
+            "mounts, maskedPaths and readonlyPaths need a mount namespace", subject="linux.namespaces"
+        )
+    wanted = linux.get("rootfsPropagation") or ""
+    if wanted and wanted not in PROPAGATION:
+        raise InvalidArgument(f"unknown propagation {wanted!r}", subject="linux.rootfsPropagation")
+    if private:
+        flags = PROPAGATION[wanted or "rslave"]
+        steps.append(Propagation("propagation", wanted or "rslave", flags))
+    steps.append(Root(path, rootfs, "shared" in wanted))
+    own_dev = True
+    dev_readonly = False
+    for index, entry in enumerate(mounts):
+        step = _plan_mount(index, entry, plan)
+        steps.append(step)
+        if step.destination.rstrip("/") == "/dev":
+            own_dev = not step.bind
+            if step.type == "tmpfs" and step.options.flags & m.MS_RDONLY:
+                # nodes are still to be made in it: read-only comes after them
+                step.options.flags &= ~m.MS_RDONLY
+                dev_readonly = True
+    if private and own_dev:
+        nodes: list[dict[str, Any]] = [
+            {"path": p, "type": "c", "major": major, "minor": minor, "fileMode": 0o666}
+            for p, major, minor in DEFAULT_DEVICES
+        ]
+        own = {d["path"] for d in linux.get("devices") or []}
+        nodes = [n for n in nodes if n["path"] not in own] + list(linux.get("devices") or [])
+        steps.append(Devices(nodes, plan.userns))
+    if console is not None:
+        steps.append(Console(console, mount=private))
+    if dev_readonly:
+        steps.append(ReadonlyRoot("read-only /dev", True))
+    if hooks.get("prestart") or hooks.get("createRuntime"):
+        steps.append(HostHooks("host hooks"))
+    if hooks.get("createContainer"):
+        steps.append(Hooks("createContainer", hooks["createContainer"], "creating"))
+    steps.append(ChangeRoot("chroot" if not private else "move root" if no_pivot else "pivot_root"))
+    if wanted and private:
+        steps.append(Propagation("root propagation", wanted, PROPAGATION[wanted]))
+    cwd = plan.process.get("cwd")
+    if cwd and cwd != "/":
+        steps.append(MakeDirectory(cwd))
+
+
+def _plan_mount(index: int, entry: dict[str, Any], plan: Plan) -> Mount:
+    if entry.get("type") == "cgroup":
+        step: Mount = CgroupMount(index, entry, "cgroup" in plan.namespaces)
+    else:
+        step = Mount(index, entry)
+    destination = "/" + "/".join(p for p in step.destination.split("/") if p not in ("", "."))
+    if destination == "/proc" and step.type != "proc" and not step.bind:
+        raise InvalidArgument(
+            f'"{destination}" cannot be mounted because it is not of type proc', subject=f"mounts[{index}]"
+        )
+    if destination.startswith("/proc/") and destination not in PROC_EXCEPTIONS:
+        raise InvalidArgument(
+            f'"{destination}" cannot be mounted because it is inside /proc', subject=f"mounts[{index}]"
+        )
+    step.destination = destination
+    return step

@@ -1,0 +1,113 @@
+"""What the steps share: the open root, the channel, the console."""
+
+from __future__ import annotations
+
+import os
+
+from nagaya.errors import InternalError, KernelError
+from nagaya.linux import ffi
+from nagaya.linux.mounts import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    fsconfig_create,
+    fsmount,
+    fsopen,
+)
+from nagaya.runtime import channel
+from nagaya.runtime.trace import Trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PROC_SUPER_MAGIC = 0x9FA0
+
+
+class Context:
+    """State of the container's first process while it prepares itself."""
+
+    __slots__ = (
+        "attach",
+        "cgroup_paths",
+        "channel",
+        "console",
+        "fifo",
+        "id",
+        "join_fds",
+        "leave_fd",
+        "may_set_groups",
+        "memory_fds",
+        "preserve_fds",
+        "procfd",
+        "rootfd",
+        "slave",
+        "sources",
+        "state",
+        "stdio",
+        "trace",
+        "userns",
+        "wait_placed",
+    )
+
+    def __init__(self, identifier: str, end: channel.Channel) -> None:
+        self.id = identifier
+        self.channel = end
+        self.trace = Trace()
+        self.rootfd = -1  # the container's root, opened once
+        self.attach = ""  # a directory of ours on which an overlay root may be mounted
+        self.procfd = -1
+        self.console = -1  # pty master, to be handed to the parent
+        self.slave = -1
+        self.fifo = -1  # `start` writes a byte into it
+        self.sources: dict[int, int] = {}  # bind sources that the parent opened (user namespaces)
+        self.cgroup_paths: dict[str, str] = {}
+        self.join_fds: list[int] = []  # files that move their writer into the cgroups
+        self.memory_fds: list[int] = []  # the same, to be written right before the exec
+        self.leave_fd = -1  # back out of the memory cgroup meanwhile
+        self.userns = False
+        self.wait_placed = False
+        self.may_set_groups = True
+        self.state: dict[str, Any] = {}  # the OCI state, as hooks get it
+        self.stdio: tuple[int, int, int] = (0, 1, 2)
+        self.preserve_fds = 0
+
+    def ask(self, kind: str, *message: Any) -> None:
+        """Send a message and wait for the parent's GO."""
+        self.channel.send(kind, *message)
+        answer = self.channel.receive()
+        if answer is None or answer[0][0] != channel.GO:
+            os._exit(1)  # the parent gave up, and undoes what was made
+
+    def proc(self) -> int:
+        """A directory fd of a procfs that nobody else can mount over (CVE-2025-52881).
+
+        A private instance for our pid namespace; where that is refused (a user namespace below a
+        masked /proc), the host's, if it is one.
+        """
+        if self.procfd < 0:
+            self.procfd = _private_proc()
+        return self.procfd
+
+
+def _private_proc() -> int:
+    try:
+        fd = fsopen("proc")
+        try:
+            fsconfig_create(fd)
+            return fsmount(fd, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
+        finally:
+            os.close(fd)
+    except KernelError:
+        pass
+    fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if filesystem_type(fd) != PROC_SUPER_MAGIC:
+        raise InternalError("/proc is not a procfs", subject="/proc")
+    return fd
+
+
+def filesystem_type(fd: int) -> int:
+    """f_type of statfs(2)."""
+    data = ffi.buffer(120)
+    ffi.syscall("fstatfs", fd, data)
+    return int.from_bytes(bytes(data)[:8], "little")

@@ -1,0 +1,280 @@
+"""Steps about the root file system: overlay, mounts, pivot_root.
+
+Everything below the root is reached by `linux.paths` from the one root fd; a mount is attached to
+an open fd (move_mount, or mount(2) on /proc/self/fd/N), never to a path that the image could
+exchange (CVE-2019-19921, 2019-16884, 2021-30465, 2023-27561, 2024-45310, 2026-41579).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from nagaya.errors import InvalidArgument, KernelError
+from nagaya.linux import mounts as m
+from nagaya.linux import paths
+from nagaya.runtime.options import attributes
+from nagaya.runtime.steps.context import PROC_SUPER_MAGIC, filesystem_type
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nagaya.runtime import plan
+    from nagaya.runtime.steps.context import Context
+
+_PROPAGATIONS = m.MS_SHARED | m.MS_PRIVATE | m.MS_SLAVE | m.MS_UNBINDABLE
+_OVERLAY_STRING = 255  # fsconfig(2) takes no longer strings
+
+
+def propagation(_context: Context, step: plan.Propagation) -> None:
+    """Change the propagation of /."""
+    m.mount(None, "/", None, step.flags)
+
+
+def root(context: Context, step: plan.Root) -> None:
+    """Open the root: a private overlay, or a recursive bind of a directory."""
+    overlay = step.overlay
+    if overlay is not None:
+        tree = mount_overlay(overlay)
+        where = context.attach
+    else:
+        where = step.path
+        try:
+            tree = m.open_tree(m.AT_FDCWD, where, m.OPEN_TREE_CLONE | m.AT_RECURSIVE)
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                raise InvalidArgument(
+                    f"rootfs {where!r} does not exist", subject="root.path", errno=2
+                ) from None
+            raise
+    if not paths.is_dir(tree):
+        raise InvalidArgument(f"rootfs {where!r} is not a directory", subject="root.path")
+    if step.shared:
+        # pivot_root(2) wants neither the new root nor its parent shared
+        base = m.open_tree(m.AT_FDCWD, where, m.OPEN_TREE_CLONE)
+        m.mount_setattr(base, propagation=m.MS_PRIVATE)
+        m.move_mount(base, m.AT_FDCWD, where)
+        m.mount_setattr(tree, propagation=m.MS_PRIVATE)
+        m.move_mount(tree, base)
+        os.close(base)
+    else:
+        m.move_mount(tree, m.AT_FDCWD, where)
+    context.rootfd = tree
+
+
+def mount_overlay(overlay: dict[str, Any]) -> int:
+    """A detached overlay mount (overlayfs.rst): lower directories from top to bottom."""
+    lower: list[str] = overlay["lower"]
+    upper, work = overlay.get("upper") or "", overlay.get("work") or ""
+    options: list[str] = overlay.get("options") or []
+    fd = m.fsopen("overlay")
+    try:
+        try:
+            for layer in lower:
+                m.fsconfig_string(fd, "lowerdir+", layer)
+        except KernelError as error:
+            if (
+                error.errno != errno.EINVAL
+                or len(joined := ":".join(_escape(p) for p in lower)) > _OVERLAY_STRING
+            ):
+                raise
+            m.fsconfig_string(fd, "lowerdir", joined)  # Linux < 6.5 has no lowerdir+
+        if upper:
+            m.fsconfig_string(fd, "upperdir", upper)
+            m.fsconfig_string(fd, "workdir", work)
+        for option in options:
+            key, equals, value = option.partition("=")
+            if equals:
+                m.fsconfig_string(fd, key, value)
+            else:
+                m.fsconfig_flag(fd, key)
+        m.fsconfig_create(fd)
+        return m.fsmount(fd)
+    finally:
+        os.close(fd)
+
+
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:")
+
+
+def open_source(step: plan.Mount) -> int:
+    """A detached copy of the source of a bind mount. Raises KernelError naming it."""
+    try:
+        return m.open_tree(
+            m.AT_FDCWD, step.source, m.OPEN_TREE_CLONE | (m.AT_RECURSIVE if step.recursive else 0)
+        )
+    except KernelError as error:
+        raise KernelError(
+            error.message, subject=step.source, step=f"{step.name}: bind {step.source}", errno=error.errno
+        ) from None
+
+
+def target(rootfd: int, destination: str, directory: bool) -> int:
+    """The place to mount on, made when missing, as an open fd."""
+    if directory:
+        return paths.mkdirs_in_root(rootfd, destination)
+    return paths.create_in_root(rootfd, destination)
+
+
+def mount(context: Context, step: plan.Mount) -> None:
+    """Carry out one entry of `mounts`."""
+    if step.bind:
+        _bind(context, step)
+        return
+    flags = step.options.flags & ~(m.MS_BIND | m.MS_REC)
+    if step.type in ("proc", "sysfs"):
+        where = _ordinary(context.rootfd, step)
+    else:
+        where = target(context.rootfd, step.destination, True)
+    if "tmpcopyup" in step.options.extensions and step.type == "tmpfs":
+        _copy_up(where, step, flags)
+    else:
+        m.mount(step.source or step.type, paths.fd_path(where), step.type, flags, step.options.data or None)
+    os.close(where)
+    after(context, step)
+
+
+def _ordinary(rootfd: int, step: plan.Mount) -> int:
+    # proc and sys at a symbolic link were CVE-2019-19921 and, again, 2023-27561
+    os.close(paths.mkdirs_in_root(rootfd, step.destination))
+    try:
+        return paths.openat2(
+            rootfd,
+            step.destination.lstrip("/") or ".",
+            os.O_PATH | os.O_DIRECTORY,
+            0,
+            paths.RESOLVE_IN_ROOT | paths.RESOLVE_NO_SYMLINKS,
+        )
+    except KernelError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise InvalidArgument(
+            f'filesystem "{step.type}" must be mounted on ordinary directory', subject=step.destination
+        ) from None
+
+
+def _bind(context: Context, step: plan.Mount) -> None:
+    tree = context.sources.pop(step.index, -1)
+    if tree < 0:
+        tree = open_source(step)
+    if step.destination == "/proc" and filesystem_type(tree) != PROC_SUPER_MAGIC:
+        raise InvalidArgument(
+            '"/proc" cannot be mounted because it is not of type proc', subject=f"mounts[{step.index}]"
+        )
+    on, off = attributes(step.options.flags, step.options.clear)
+    if on or off:
+        m.mount_setattr(tree, attr_set=on, attr_clr=off)
+    if step.options.rec_set or step.options.rec_clear:
+        m.mount_setattr(tree, attr_set=step.options.rec_set, attr_clr=step.options.rec_clear, recursive=True)
+    where = target(context.rootfd, step.destination, paths.is_dir(tree))
+    m.move_mount(tree, where)
+    os.close(where)
+    for flags in step.options.propagation:
+        m.mount_setattr(tree, propagation=flags & _PROPAGATIONS, recursive=bool(flags & m.MS_REC))
+    os.close(tree)
+
+
+def after(context: Context, step: plan.Mount) -> None:
+    """What is set on a finished mount: propagation, recursive attributes."""
+    options = step.options
+    if not (options.propagation or options.rec_set or options.rec_clear):
+        return
+    top = paths.open_in_root(context.rootfd, step.destination, os.O_PATH)
+    if options.rec_set or options.rec_clear:
+        m.mount_setattr(top, attr_set=options.rec_set, attr_clr=options.rec_clear, recursive=True)
+    for flags in options.propagation:
+        m.mount_setattr(top, propagation=flags & _PROPAGATIONS, recursive=bool(flags & m.MS_REC))
+    os.close(top)
+
+
+def _copy_up(where: int, step: plan.Mount, flags: int) -> None:
+    """A tmpfs that begins with what the image has at its place."""
+    fd = m.fsopen("tmpfs")
+    m.fsconfig_string(fd, "source", step.source or "tmpfs")
+    for option in step.options.data.split(",") if step.options.data else ():
+        key, equals, value = option.partition("=")
+        if equals:
+            m.fsconfig_string(fd, key, value)
+        else:
+            m.fsconfig_flag(fd, key)
+    m.fsconfig_create(fd)
+    tree = m.fsmount(fd)
+    os.close(fd)
+    source = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=where)
+    copy = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+    info = os.fstat(source)
+    os.fchown(copy, info.st_uid, info.st_gid)
+    if "mode=" not in step.options.data:
+        os.fchmod(copy, info.st_mode & 0o7777)
+    copy_tree(source, copy)
+    os.close(source)
+    os.close(copy)
+    on, off = attributes(flags, 0)
+    m.mount_setattr(tree, attr_set=on, attr_clr=off)
+    m.move_mount(tree, where)
+    os.close(tree)
+
+
+def copy_tree(source: int, copy: int) -> None:
+    """Copy what is in one directory fd into another: files, directories, links, owners, modes.
+    Nothing is followed; devices and sockets are left out."""
+    for name in os.listdir(source):
+        info = os.stat(name, dir_fd=source, follow_symlinks=False)
+        kind = info.st_mode & 0o170000
+        if kind == 0o120000:
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=copy)
+            os.chown(name, info.st_uid, info.st_gid, dir_fd=copy, follow_symlinks=False)
+            continue
+        if kind == 0o040000:
+            os.mkdir(name, 0o700, dir_fd=copy)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below, new = os.open(name, flags, dir_fd=source), os.open(name, flags, dir_fd=copy)
+            copy_tree(below, new)
+        elif kind == 0o100000:
+            below = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+            new = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=copy)
+            while os.sendfile(new, below, None, 1 << 24):
+                pass
+        else:
+            continue
+        os.fchown(new, info.st_uid, info.st_gid)
+        os.fchmod(new, info.st_mode & 0o7777)
+        os.close(below)
+        os.close(new)
+
+
+def change_root(context: Context, step: plan.ChangeRoot) -> None:
+    """Make the root ours, and the host's unreachable."""
+    os.fchdir(context.rootfd)
+    if step.how == "pivot_root":
+        old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        m.pivot_root(".", ".")
+        # the old root lies on top of the new one: nothing unmounted here may reach the host
+        os.fchdir(old)
+        m.mount(None, ".", None, m.MS_SLAVE | m.MS_REC)
+        m.umount2(".", m.MNT_DETACH)
+        os.close(old)
+        os.chdir("/")
+        return
+    if step.how == "move root":
+        m.mount(".", "/", None, m.MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+
+
+def make_directory(context: Context, step: plan.MakeDirectory) -> None:
+    """The working directory; what cannot be made shows when it is entered, as the user."""
+    try:
+        os.close(paths.mkdirs_in_root(context.rootfd, step.path))
+    except (KernelError, OSError):
+        pass
+
+
+def readonly_root(context: Context, step: plan.ReadonlyRoot) -> None:
+    """Only the top mount: mounts below keep their own flags."""
+    fd = paths.open_in_root(context.rootfd, "dev", os.O_PATH) if step.dev else context.rootfd
+    m.mount_setattr(fd, attr_set=m.MOUNT_ATTR_RDONLY)
+    if step.dev:
+        os.close(fd)

@@ -1,0 +1,34 @@
+"""`create`: make a container that waits for `start`."""
+
+from __future__ import annotations
+
+from nagaya.errors import NagayaError
+from nagaya.runtime import container
+from nagaya.runtime.verbs import launch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nagaya.runtime.main import Settings
+
+USAGE = "[command options] <container-id>"
+ARITY = (1, 1)
+OPTIONS = launch.COMMON
+
+
+def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
+    """0 when the container is there."""
+    bundle, spec = launch.bundle_of(options)
+    launch.check_console(bool((spec.get("process") or {}).get("terminal")), options, True)
+    keywords = launch.arguments_for(settings, options, spec)
+    trace = container.Trace()
+    launched = container.create(settings.root, positional[0], bundle, spec, trace=trace, **keywords)
+    launch.warn(settings, trace)
+    try:
+        if launched.console >= 0:
+            launch.send_console(options["console-socket"], launched.console)
+    except NagayaError:
+        container.delete(settings.root, positional[0], force=True)
+        raise
+    return 0

@@ -1,0 +1,28 @@
+"""`kill`: send a signal to a container."""
+
+from __future__ import annotations
+
+from nagaya.errors import InvalidArgument
+from nagaya.linux.process import signal_number
+from nagaya.runtime import container
+from nagaya.runtime.arguments import FLAG, Option
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nagaya.runtime.main import Settings
+
+USAGE = "[command options] <container-id> [signal]"
+ARITY = (1, 2)
+OPTIONS = [Option("all a", FLAG, "send the specified signal to all processes inside the container")]
+
+
+def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
+    """0 when it was sent."""
+    text = positional[1] if len(positional) > 1 else "SIGTERM"
+    number = signal_number(text)
+    if not number:
+        raise InvalidArgument(f"unknown signal {text!r}".replace("'", '"'), subject="signal")
+    container.kill(settings.root, positional[0], number, all=options["all"])
+    return 0

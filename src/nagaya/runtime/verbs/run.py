@@ -1,0 +1,53 @@
+"""`run`: create, start, wait, delete."""
+
+from __future__ import annotations
+
+from nagaya.errors import NagayaError
+from nagaya.runtime import container
+from nagaya.runtime.arguments import FLAG, Option
+from nagaya.runtime.verbs import launch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nagaya.runtime.main import Settings
+
+USAGE = "[command options] <container-id>"
+ARITY = (1, 1)
+OPTIONS = [
+    *launch.COMMON,
+    Option("detach d", FLAG, "detach from the container's process"),
+    Option("keep", FLAG, "do not delete the container after it exits"),
+    Option("no-subreaper", FLAG, "disable the use of the subreaper used to reap reparented processes"),
+]
+
+
+def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
+    """Exit code of the container's process; 0 when detached."""
+    identifier = positional[0]
+    bundle, spec = launch.bundle_of(options)
+    terminal = bool((spec.get("process") or {}).get("terminal"))
+    detached: bool = options["detach"]
+    launch.check_console(terminal, options, detached)
+    keywords = launch.arguments_for(settings, options, spec)
+    trace = container.Trace()
+    front = None
+    if not detached:
+        if not options["no-subreaper"]:
+            launch.become_subreaper()
+        front = launch.Foreground()
+    launched = container.run(settings.root, identifier, bundle, spec, trace=trace, **keywords)
+    launch.warn(settings, trace)
+    if front is None:
+        try:
+            if launched.console >= 0:
+                launch.send_console(options["console-socket"], launched.console)
+        except NagayaError:
+            container.delete(settings.root, identifier, force=True)
+            raise
+        return 0
+    code = front.wait(launched)
+    if not options["keep"]:
+        container.delete(settings.root, identifier, force=True)
+    return code

@@ -1,0 +1,28 @@
+"""`state`: the state of one container as JSON."""
+
+from __future__ import annotations
+
+import os
+
+from nagaya.linux.json import dumps_indented
+from nagaya.runtime import container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nagaya.runtime.arguments import Option
+    from nagaya.runtime.main import Settings
+
+USAGE = "<container-id>"
+ARITY = (1, 1)
+OPTIONS: list[Option] = []
+
+
+def main(settings: Settings, _options: dict[str, Any], positional: list[str]) -> int:
+    """Print it."""
+    document = container.state(settings.root, positional[0])
+    if not document["annotations"]:
+        del document["annotations"]
+    os.write(1, (dumps_indented(document) + "\n").encode())
+    return 0

@@ -1,0 +1,102 @@
+"""One container's log file: appended by single writes, rotated by size.
+
+Names: PATH, PATH.1 (newest old one) ... PATH.(max_file - 1), as dockerd's json-file driver.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from errno import ENOSPC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+DEFAULT_MAX_SIZE = 20 * 1024 * 1024
+DEFAULT_MAX_FILE = 5
+_RETRY = 1.0  # seconds until a file that could not be opened is tried again
+
+
+class LogFile:
+    """A log of both streams of a container. Errors are OSError; the caller counts what was lost."""
+
+    __slots__ = ("_fd", "_retry", "max_file", "max_size", "path")
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.path = str(settings["path"])
+        self.max_size = int(settings.get("max_size") or DEFAULT_MAX_SIZE)
+        self.max_file = max(1, int(settings.get("max_file") or DEFAULT_MAX_FILE))
+        self._fd = -1
+        self._retry = 0.0
+
+    @property
+    def chunk(self) -> int:
+        """How much to read at once, so that small files are not overshot by much."""
+        return max(4096, min(65536, self.max_size // 4)) if self.max_size > 0 else 65536
+
+    def size(self) -> int:
+        """Open the file if need be; the size it has now."""
+        if self._fd >= 0:
+            facts = os.fstat(self._fd)
+            if facts.st_nlink:
+                return facts.st_size
+            self.close()  # removed by someone: begin a new one rather than write into nothing
+        self._open()
+        return os.fstat(self._fd).st_size
+
+    def room(self) -> int:
+        """As `size`, but a full file is rotated first: where the next record begins."""
+        size = self.size()
+        if 0 < self.max_size <= size:
+            self._rotate()
+            size = os.fstat(self._fd).st_size
+        return size
+
+    def append(self, data: bytes, before: int) -> None:
+        """Append all of data, or nothing: after an error the file is cut back to `before`."""
+        written = 0
+        try:
+            while written < len(data):
+                count = os.write(self._fd, data[written:] if written else data)
+                if not count:
+                    raise OSError(ENOSPC, os.strerror(ENOSPC))
+                written += count
+        except OSError:
+            if written:
+                os.ftruncate(self._fd, before)
+            raise
+
+    def truncate(self, size: int) -> None:
+        """Cut off a record that a killed io left unfinished."""
+        os.ftruncate(self._fd, size)
+
+    def close(self) -> None:
+        """Close the file; the next `size` or `room` opens it again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        now = time.monotonic()
+        if now < self._retry:
+            raise OSError(ENOSPC, "log file could not be opened a moment ago")
+        self._retry = now + _RETRY
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self._fd = os.open(self.path, flags, 0o640)
+        self._retry = 0.0
+
+    def _rotate(self) -> None:
+        if self.max_file == 1:
+            os.ftruncate(self._fd, 0)
+            return
+        # Up to the first gap only: a rotation that a kill interrupted goes on where it stopped,
+        # instead of pushing one more old file out.
+        last = 1
+        while last < self.max_file - 1 and os.path.lexists(f"{self.path}.{last}"):
+            last += 1
+        for number in range(last, 1, -1):
+            os.rename(f"{self.path}.{number - 1}", f"{self.path}.{number}")
+        os.rename(self.path, f"{self.path}.1")
+        self.close()
+        self._open()

@@ -1,0 +1,232 @@
+"""What builders can do: the operations of a request, over `nagaya.runtime`.
+
+Importing this module imports, once and before any fork, everything that builders need. A request is
+{"op": name, "root": directory of the runtime's state, "id": container, ...}; the fields of each
+operation are in its function's docstring.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_INET, AF_NETLINK, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_RAW, socket
+from _struct import pack
+from fcntl import ioctl
+
+from nagaya.errors import InvalidArgument, KernelError
+from nagaya.linux import mounts, namespaces
+from nagaya.runtime import container
+from nagaya.runtime.trace import Trace
+from nagaya.supervisor import foreign
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nagaya.runtime.container import Launched
+    from nagaya.supervisor.builder import Job, Operation
+
+    Request = dict[str, Any]
+
+_NETLINK_ROUTE = 0
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # netdevice(7)
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "root": (str,),
+    "id": (str,),
+    "bundle": (str,),
+    "spec": (dict,),
+    "process": (dict,),
+    "resources": (dict,),
+    "signal": (int,),
+    "pin": (str,),
+    "argv": (list,),
+}
+
+
+def _need(request: Request, *names: str) -> list[Any]:
+    """The fields, all of them there and of the right kind."""
+    values = []
+    for name in names:
+        value = request.get(name)
+        if type(value) not in _KINDS[name]:
+            raise InvalidArgument(f"{request.get('op')} needs {name}", subject=name)
+        values.append(value)
+    return values
+
+
+def _stdio(job: Job) -> tuple[int, int, int]:
+    """The process's descriptors; without any, /dev/null, which the builder has as its own."""
+    return (0, 1, 1) if job.stdio[0] < 0 else job.stdio
+
+
+def _console(request: Request) -> tuple[int, int] | None:
+    size = request.get("console")
+    if size is None:
+        return None
+    if not isinstance(size, list) or [type(n) for n in size] != [int, int]:
+        raise InvalidArgument("console must be [height, width]", subject="console")
+    return size[0], size[1]
+
+
+def _launch(job: Job, trace: Trace, launched: Launched) -> dict[str, Any]:
+    job.trace = trace.to_wire()
+    job.launched(launched.pid, launched.pidfd, launched.console)
+    return {"pid": launched.pid, "warnings": trace.warnings}
+
+
+def _make(request: Request, job: Job) -> dict[str, Any]:
+    """run, create: root, id, bundle, spec; rootfs, console, cgroup_driver, preserve_fds, pid_file,
+    no_pivot, no_new_keyring."""
+    root, identifier, bundle, spec = _need(request, "root", "id", "bundle", "spec")
+    trace = Trace()
+    make = container.create if request["op"] == "create" else container.run
+    try:
+        launched = make(
+            root,
+            identifier,
+            bundle,
+            spec,
+            rootfs=request.get("rootfs"),
+            stdio=_stdio(job),
+            console=_console(request),
+            clone_parent=True,
+            cgroup_driver=request.get("cgroup_driver") or "cgroupfs",
+            pid_file=request.get("pid_file") or "",
+            no_pivot=bool(request.get("no_pivot")),
+            no_new_keyring=bool(request.get("no_new_keyring")),
+            trace=trace,
+        )
+    finally:
+        job.trace = trace.to_wire()
+    return _launch(job, trace, launched)
+
+
+def _exec(request: Request, job: Job) -> dict[str, Any]:
+    """root, id, process; console, cgroup."""
+    root, identifier, process = _need(request, "root", "id", "process")
+    trace = Trace()
+    try:
+        launched = container.exec_process(
+            root,
+            identifier,
+            process,
+            stdio=_stdio(job),
+            console=_console(request),
+            clone_parent=True,
+            cgroup=request.get("cgroup") or None,
+            trace=trace,
+        )
+    finally:
+        job.trace = trace.to_wire()
+    return _launch(job, trace, launched)
+
+
+def _start(request: Request, job: Job) -> dict[str, Any]:
+    container.start(*_need(request, "root", "id"))
+    return {}
+
+
+def _kill(request: Request, job: Job) -> dict[str, Any]:
+    """root, id, signal; all."""
+    root, identifier, signal = _need(request, "root", "id", "signal")
+    container.kill(root, identifier, signal, all=bool(request.get("all")))
+    return {}
+
+
+def _delete(request: Request, job: Job) -> dict[str, Any]:
+    """root, id; force."""
+    root, identifier = _need(request, "root", "id")
+    container.delete(root, identifier, force=bool(request.get("force")))
+    return {}
+
+
+def _pause(request: Request, job: Job) -> dict[str, Any]:
+    container.pause(*_need(request, "root", "id"))
+    return {}
+
+
+def _resume(request: Request, job: Job) -> dict[str, Any]:
+    container.resume(*_need(request, "root", "id"))
+    return {}
+
+
+def _update(request: Request, job: Job) -> dict[str, Any]:
+    container.update(*_need(request, "root", "id", "resources"))
+    return {}
+
+
+def _ps(request: Request, job: Job) -> dict[str, Any]:
+    return {"pids": container.ps(*_need(request, "root", "id"))}
+
+
+def _stats(request: Request, job: Job) -> dict[str, Any]:
+    return dict(container.stats(*_need(request, "root", "id")))
+
+
+def _state(request: Request, job: Job) -> dict[str, Any]:
+    return dict(container.state(*_need(request, "root", "id")))
+
+
+def _netns(request: Request, job: Job) -> dict[str, Any]:
+    """pin: make a network namespace with lo up, pin it there by a bind mount, and send an rtnetlink
+    socket opened inside with the reply (network_namespaces(7))."""
+    (pin,) = _need(request, "pin")
+    os.makedirs(os.path.dirname(pin), 0o711, exist_ok=True)
+    os.close(os.open(pin, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
+    try:
+        namespaces.unshare(namespaces.CLONE_NEWNET)
+        _no_ipv6_for_interfaces_to_come()
+        control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+        lo = ioctl(control.fileno(), _SIOCGIFFLAGS, pack("16sH22x", b"lo", 0))
+        flags = int.from_bytes(lo[16:18], "little") | _IFF_UP
+        ioctl(control.fileno(), _SIOCSIFFLAGS, pack("16sH22x", b"lo", flags))
+        mounts.mount("/proc/self/ns/net", pin, None, mounts.MS_BIND)
+        job.reply_fds.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE).detach())
+    except BaseException:
+        os.unlink(pin)
+        raise
+    return {"pin": pin}
+
+
+def _no_ipv6_for_interfaces_to_come() -> None:
+    """Networks are IPv4 only: without this an eth0 takes any neighbour's router advertisements
+    (CVE-2024-32473). What is there, lo, keeps ::1. /proc/sys/net shows the caller's namespace."""
+    try:
+        with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w", encoding="ascii") as file:
+            file.write("1")
+    except FileNotFoundError:
+        pass  # a kernel without IPv6
+
+
+def _netns_delete(request: Request, job: Job) -> dict[str, Any]:
+    """pin: unpin a network namespace; one that is not there is no error."""
+    (pin,) = _need(request, "pin")
+    try:
+        mounts.umount2(pin, mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
+    except KernelError as error:
+        if error.errno not in (2, 22):  # ENOENT; EINVAL: a file that is no mount
+            raise
+    try:
+        os.unlink(pin)
+    except FileNotFoundError:
+        pass
+    return {}
+
+
+OPERATIONS: dict[str, Operation] = {
+    "run": _make,
+    "create": _make,
+    "exec": _exec,
+    "start": _start,
+    "kill": _kill,
+    "delete": _delete,
+    "pause": _pause,
+    "resume": _resume,
+    "update": _update,
+    "ps": _ps,
+    "stats": _stats,
+    "state": _state,
+    "netns": _netns,
+    "netns-delete": _netns_delete,
+    "spawn-foreign": foreign.spawn,
+}

@@ -1,0 +1,1 @@
+"""The messages between daemon, keeper, io and builders: pure, typed, versioned."""
