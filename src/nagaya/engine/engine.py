@@ -16,6 +16,7 @@ from nagaya.engine import attachments, logs, networks, recovery, top
 from nagaya.engine.containers import Containers
 from nagaya.engine.execs import Execs
 from nagaya.engine.images import Images
+from nagaya.engine.keeper import Exit
 from nagaya.engine.model import (
     AttachRequest,
     Container,
@@ -34,7 +35,6 @@ from nagaya.engine.model import (
     WaitResult,
 )
 from nagaya.engine.service import WaitCondition
-from nagaya.engine.supervisor import Exit
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, NagayaError
 from nagaya.linux import cgroup

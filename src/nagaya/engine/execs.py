@@ -12,8 +12,8 @@ import time
 
 from nagaya.engine import launch, names
 from nagaya.engine.failures import exec_failure
+from nagaya.engine.keeper import Exit
 from nagaya.engine.model import Exec, ExecConfig
-from nagaya.engine.supervisor import Exit
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, NotFound
 

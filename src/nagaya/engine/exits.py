@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from nagaya.engine import launch, networks, oom, restart
+from nagaya.engine.keeper import Exit
 from nagaya.engine.model import Container
 from nagaya.engine.roster import Slot
-from nagaya.engine.supervisor import Exit
 from nagaya.engine.world import World
 from nagaya.errors import NagayaError, NotFound
 

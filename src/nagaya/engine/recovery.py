@@ -16,8 +16,8 @@ import time
 from nagaya.engine import creation, launch, names, networks, restart
 from nagaya.engine.containers import Containers, remove_files
 from nagaya.engine.journal import Operation
+from nagaya.engine.keeper import Exit
 from nagaya.engine.roster import Slot
-from nagaya.engine.supervisor import Exit
 from nagaya.engine.world import World
 from nagaya.errors import NagayaError, NotFound
 
