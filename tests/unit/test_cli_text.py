@@ -192,15 +192,15 @@ def test_cpu_share_needs_two_readings() -> None:
 
 
 STEPS = [
-    {"room": "engine", "name": "create", "detail": "row", "start_ns": 1_000_000, "duration_ns": 1_000_000},
+    {"Room": "engine", "Name": "create", "Detail": "row", "StartNs": 1_000_000, "DurationNs": 1_000_000},
     {
-        "room": "builder",
-        "name": "clone3",
-        "detail": "6 namespaces",
-        "start_ns": 3_000_000,
-        "duration_ns": 2_000_000,
+        "Room": "builder",
+        "Name": "clone3",
+        "Detail": "6 namespaces",
+        "StartNs": 3_000_000,
+        "DurationNs": 2_000_000,
     },
-    {"room": "init", "name": "mount", "detail": "/proc \x1b[2J", "start_ns": 5_000_000, "duration_ns": 100},
+    {"Room": "init", "Name": "mount", "Detail": "/proc \x1b[2J", "StartNs": 5_000_000, "DurationNs": 100},
 ]
 
 

@@ -23,30 +23,30 @@ def milliseconds(nanoseconds: int) -> str:
 def draw(steps: Sequence[Mapping[str, Any]], width: int, *, color: bool) -> str:
     """Lines of text, each ended by a newline: room, step, duration in ms, bar, detail.
 
-    Steps are {room, name, detail, start_ns, duration_ns}; they are drawn in the order of their start.
+    Steps are the API's {Room, Name, Detail, StartNs, DurationNs}; they are drawn in the order of their start.
     """
     if not steps:
         return "no steps are known: it was never started, or before the daemon's records begin\n"
-    ordered = sorted(steps, key=lambda step: (step["start_ns"], -step["duration_ns"]))
-    begin = ordered[0]["start_ns"]
-    end = max(step["start_ns"] + step["duration_ns"] for step in ordered)
+    ordered = sorted(steps, key=lambda step: (step["StartNs"], -step["DurationNs"]))
+    begin = ordered[0]["StartNs"]
+    end = max(step["StartNs"] + step["DurationNs"] for step in ordered)
     whole = max(1, end - begin)
-    rooms = list(dict.fromkeys(step["room"] for step in ordered))
+    rooms = list(dict.fromkeys(step["Room"] for step in ordered))
     room_width = max(len(room) for room in rooms)
-    name_width = min(28, max(len(step["name"]) for step in ordered))
+    name_width = min(28, max(len(step["Name"]) for step in ordered))
     left = room_width + name_width + 12
     bar_width = max(_NARROWEST, (width - left) // 2)
     detail_width = max(0, width - left - bar_width - 2)
     lines = [_axis(left, bar_width, whole)]
     for step in ordered:
-        start = (step["start_ns"] - begin) * bar_width / whole
-        bar = _bar(start, step["duration_ns"] * bar_width / whole, bar_width)
+        start = (step["StartNs"] - begin) * bar_width / whole
+        bar = _bar(start, step["DurationNs"] * bar_width / whole, bar_width)
         if color:
-            bar = f"\x1b[{_COLORS[rooms.index(step['room']) % len(_COLORS)]}m{bar}\x1b[0m"
-        name = ellipsis(step["name"], name_width)
-        took = milliseconds(step["duration_ns"])
-        text = f"{step['room']:<{room_width}}  {name:<{name_width}} {took:>7}  {bar}"
-        detail = _plain(str(step.get("detail") or ""))
+            bar = f"\x1b[{_COLORS[rooms.index(step['Room']) % len(_COLORS)]}m{bar}\x1b[0m"
+        name = ellipsis(step["Name"], name_width)
+        took = milliseconds(step["DurationNs"])
+        text = f"{step['Room']:<{room_width}}  {name:<{name_width}} {took:>7}  {bar}"
+        detail = _plain(str(step.get("Detail") or ""))
         lines.append(
             f"{text}  {ellipsis(detail, detail_width)}".rstrip() if detail_width > 1 else text.rstrip()
         )
@@ -80,7 +80,7 @@ def _covered(ordered: Sequence[Mapping[str, Any]]) -> int:
     """Nanoseconds in which at least one step was under way."""
     total, reached = 0, 0
     for step in ordered:
-        start, end = step["start_ns"], step["start_ns"] + step["duration_ns"]
+        start, end = step["StartNs"], step["StartNs"] + step["DurationNs"]
         total += max(0, end - max(start, reached))
         reached = max(reached, end)
     return total

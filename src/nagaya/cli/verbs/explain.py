@@ -26,12 +26,12 @@ ARGS = (1, 1)
 def run(given: Given, client: Client) -> int:
     """Print the timeline, as wide as the terminal."""
     path = life.path(given.args[0]).removeprefix("/")
-    steps = client.call("GET", f"/nagaya/{path}/steps") or []
+    answer = client.call("GET", f"/nagaya/{path}/steps")
     if given["json"] or given["format"] == "json":
-        print(json.dumps_indented(steps))
+        print(json.dumps_indented(answer))
         return 0
     terminal = os.isatty(1)
     width = os.get_terminal_size().columns if terminal else 100
     color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    sys.stdout.write(timeline.draw(steps, width or 100, color=color))
+    sys.stdout.write(timeline.draw(answer["Steps"], width or 100, color=color))
     return 0
