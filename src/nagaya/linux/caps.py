@@ -87,7 +87,7 @@ def drop_bounding(keep: int) -> None:
     for number in range(64):
         if keep >> number & 1:
             continue
-        value, error = try_syscall("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
+        _, error = try_syscall("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
         if error == 22:  # EINVAL: beyond the last capability of this kernel
             return
         if error:

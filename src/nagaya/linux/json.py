@@ -36,14 +36,14 @@ try:
     def _refuse(value: object) -> Any:
         raise TypeError(f"{type(value).__name__} has no JSON form")
 
-    _scan = make_scanner(_Context)
+    _scan = make_scanner(_Context)  # type: ignore[arg-type]  # typeshed says it wants a scanner
     _encode = make_encoder(None, _refuse, encode_basestring, None, ":", ",", False, False, True)
     if _scan('{"a":[1]}', 0) != ({"a": [1]}, 9) or "".join(_encode({"a": [1]}, 0)) != '{"a":[1]}':
         raise ImportError("_json works in another way than known")
 except (ImportError, TypeError, AttributeError):  # another Python: its public module
     import json as _public
 
-    _scan = _public.JSONDecoder().scan_once
+    _scan = _public.JSONDecoder().scan_once  # type: ignore[attr-defined]  # not in typeshed
 
     def _encode(value: Any, _level: int) -> Any:
         return (_public.dumps(value, separators=(",", ":"), ensure_ascii=False),)
@@ -72,7 +72,8 @@ def loads(text: str | bytes) -> Any:
 
 
 def _place(source: str, position: int) -> str:
-    return f"line {source.count(chr(10), 0, position) + 1} column {position - source.rfind(chr(10), 0, position)}"
+    column = position - source.rfind("\n", 0, position)
+    return f"line {source.count(chr(10), 0, position) + 1} column {column}"
 
 
 def dumps(value: Any) -> str:

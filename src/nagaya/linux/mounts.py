@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from _struct import pack
 
-from nagaya.linux.ffi import syscall
+from nagaya.linux.ffi import buffer, syscall
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -69,6 +69,8 @@ MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+
+PROC_SUPER_MAGIC = 0x9FA0  # linux/magic.h
 
 
 def _c(text: str | None) -> bytes | None:
@@ -145,3 +147,10 @@ def mount_setattr(
     flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
     data = pack("=QQQQ", attr_set, attr_clr, propagation, userns_fd)
     syscall("mount_setattr", dirfd, _c(path), flags, data, len(data), subject=path)
+
+
+def filesystem_type(fd: int) -> int:
+    """f_type of fstatfs(2): which file system an open file is on."""
+    data = buffer(120)
+    syscall("fstatfs", fd, data)
+    return int.from_bytes(bytes(data)[:8], "little")

@@ -3,7 +3,7 @@ and the plain clone(2) that seccomp profiles allow where they refuse clone3."""
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import os
 from _ctypes import addressof
 from _struct import pack, unpack
@@ -94,6 +94,14 @@ def set_rlimit(kind: int, soft: int, hard: int, *, pid: int = 0, subject: str = 
     CAP_SYS_RESOURCE."""
     top = 0xFFFFFFFFFFFFFFFF
     syscall("prlimit64", pid, kind, pack("=QQ", soft & top, hard & top), None, subject=subject)
+
+
+def get_rlimit(kind: int) -> tuple[int, int]:
+    """(soft, hard) of this process; RLIM_INFINITY is 2**64 - 1."""
+    data = buffer(16)
+    syscall("prlimit64", 0, kind, None, data)
+    soft, hard = unpack("=QQ", bytes(data))
+    return soft, hard
 
 
 def personality(persona: int) -> int:

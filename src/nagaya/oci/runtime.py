@@ -27,9 +27,9 @@ def _bad(field: str, message: str) -> InvalidArgument:
     return InvalidArgument(f"{field}: {message}", subject=field)
 
 
-def _get(parent: Any, key: str, kind: type, field: str) -> Any:
+def _get(parent: Any, key: str, kind: type[Any], field: str) -> Any:
     """The member as `kind`, or None when absent or null."""
-    value = parent.get(key)
+    value: Any = parent.get(key)
     if value is None:
         return None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

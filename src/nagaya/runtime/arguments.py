@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 # What an option takes: nothing, a string, a whole number, or strings (given repeatedly)
 FLAG, TEXT, NUMBER, LIST = "flag", "text", "number", "list"
+_EMPTY: dict[str, Any] = {FLAG: False, TEXT: "", NUMBER: None, LIST: []}
 
 
 class Option:
@@ -22,8 +23,7 @@ class Option:
         self.names = names.split()
         self.kind = kind
         self.help = help
-        empty = {FLAG: False, TEXT: "", NUMBER: None, LIST: []}[kind]
-        self.default = empty if default is None else default
+        self.default: Any = _EMPTY[kind] if default is None else default
 
 
 def parse(argv: list[str], options: list[Option]) -> tuple[dict[str, Any], list[str]]:
@@ -32,7 +32,7 @@ def parse(argv: list[str], options: list[Option]) -> tuple[dict[str, Any], list[
     Raises InvalidArgument for an unknown option or a value of the wrong kind.
     """
     by_name = {name: option for option in options for name in option.names}
-    values: dict[str, Any] = {o.names[0]: list(o.default) if o.kind == LIST else o.default for o in options}
+    values: dict[str, Any] = {o.names[0]: o.default[:] if o.kind == LIST else o.default for o in options}
     position = 0
     while position < len(argv):
         word = argv[position]

@@ -14,8 +14,8 @@ from time import monotonic_ns
 from nagaya.errors import InternalError, KernelError, NagayaError
 from nagaya.linux import namespaces as ns
 from nagaya.linux import process
-from nagaya.runtime import channel, plan
-from nagaya.runtime.steps import PERFORM, hooks, identity
+from nagaya.runtime import channel, hooks, plan
+from nagaya.runtime.steps import PERFORM, identity
 from nagaya.runtime.steps.context import Context
 from nagaya.runtime.steps.namespaces import write_join
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from abc import ABC, abstractmethod
 
 from nagaya.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, KernelError
 from nagaya.linux import cgroup
@@ -89,7 +90,7 @@ def write_failed(controller: str, file: str, value: str, field: str, error: int)
     )
 
 
-class Manager:
+class Manager(ABC):
     """The cgroups of one container. `paths`: {controller: absolute path}; "" is the unified one."""
 
     __slots__ = ("fresh", "paths")
@@ -104,40 +105,40 @@ class Manager:
 
     # What differs between the versions -------------------------------------------------------
 
+    @abstractmethod
     def create(self) -> None:
         """Make the cgroups (parents too). Existing ones are taken over when they are empty: two
         containers in one cgroup would be killed together. Raises KernelError, FailedPrecondition."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set(self, resources: dict[str, Any], *, devices: bool | None = None) -> None:
         """Apply OCI linux.resources. devices None: the device rules are set only by the object
         that made the cgroups, as an update leaves them alone (runc).
 
         Raises InvalidArgument, FailedPrecondition (controller missing), KernelError.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def stats(self) -> dict[str, Any]:
         """Usage in the shape of `data` of `runc events --stats`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def oom_kills(self) -> int:
         """How many processes the kernel's OOM killer killed here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _freezer(self) -> tuple[str, str, str]:
         """(directory, value to freeze, value to thaw); directory "" without a freezer."""
-        raise NotImplementedError
 
-    def _is_frozen(self, path: str) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _is_frozen(self, path: str) -> bool: ...
 
-    def _write_freezer(self, path: str, value: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _write_freezer(self, path: str, value: str) -> None: ...
 
+    @abstractmethod
     def join_paths(self, memory: bool | None = None) -> list[str]:
         """The cgroup directories a process is moved to by `join`."""
-        raise NotImplementedError
 
     # What is common --------------------------------------------------------------------------
 
@@ -191,7 +192,7 @@ class Manager:
                     os.strerror(error).lower(), subject=path, step=f"join cgroup {path}", errno=error
                 )
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027  # a default, not a gap
         """To be called when the first process has joined: lets go of what kept the cgroups alive until
         then (the systemd driver's placeholder; nothing else needs it)."""
 

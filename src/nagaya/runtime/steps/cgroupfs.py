@@ -23,7 +23,7 @@ _CGROUP_ROOT = "/sys/fs/cgroup"
 
 def _v1_mounts() -> list[tuple[str, str, list[str]]]:
     """(mount point, root, controllers) of every v1 hierarchy mounted on this host."""
-    found = []
+    found: list[tuple[str, str, list[str]]] = []
     with open("/proc/self/mountinfo", "rb") as file:
         for raw in file:
             line = raw.decode("utf-8", "surrogateescape")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 
 from nagaya.errors import InternalError, KernelError
-from nagaya.linux import ffi
 from nagaya.linux.mounts import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
+    PROC_SUPER_MAGIC,
+    filesystem_type,
     fsconfig_create,
     fsmount,
     fsopen,
@@ -20,8 +21,6 @@ from nagaya.runtime.trace import Trace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-PROC_SUPER_MAGIC = 0x9FA0
 
 
 class Context:
@@ -104,10 +103,3 @@ def _private_proc() -> int:
     if filesystem_type(fd) != PROC_SUPER_MAGIC:
         raise InternalError("/proc is not a procfs", subject="/proc")
     return fd
-
-
-def filesystem_type(fd: int) -> int:
-    """f_type of statfs(2)."""
-    data = ffi.buffer(120)
-    ffi.syscall("fstatfs", fd, data)
-    return int.from_bytes(bytes(data)[:8], "little")

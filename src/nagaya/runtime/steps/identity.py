@@ -194,8 +194,8 @@ def verify_directory() -> None:
         outside = True
     if outside:
         raise FailedPrecondition(
-            "current working directory is outside of container mount namespace root -- possible container breakout"
-            " detected",
+            "current working directory is outside of container mount namespace root"
+            " -- possible container breakout detected",
             subject="process.cwd",
         )
 

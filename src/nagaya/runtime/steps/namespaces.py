@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import _socket
 import os
-from _struct import pack, unpack_from
 
 from nagaya.errors import InvalidArgument, KernelError
-from nagaya.linux import ffi, process
 from nagaya.linux import namespaces as ns
+from nagaya.linux import netdevice, process
 from nagaya.runtime import channel, plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nagaya.runtime.steps.context import Context
-
-_SIOCGIFFLAGS = 0x8913
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP = 1
 
 
 def enter(path: str, flag: int, name: str) -> None:
@@ -128,24 +122,7 @@ def keyring(context: Context, _step: plan.Keyring) -> None:
 
 def loopback(_context: Context, _step: plan.Loopback) -> None:
     """ifconfig lo up (netdevice(7))."""
-    with _Inet() as end:
-        request = ffi.buffer(pack("=16sH22x", b"lo", 0))
-        ffi.syscall("ioctl", end.fileno(), _SIOCGIFFLAGS, request, subject="lo")
-        flags: int = unpack_from("=H", bytes(request), 16)[0]
-        ffi.syscall(
-            "ioctl", end.fileno(), _SIOCSIFFLAGS, pack("=16sH22x", b"lo", flags | _IFF_UP), subject="lo"
-        )
-
-
-class _Inet:
-    """A datagram socket, closed after use (the plain class of _socket is no context manager)."""
-
-    def __enter__(self) -> _socket.socket:
-        self.end = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-        return self.end
-
-    def __exit__(self, *exc: object) -> None:
-        self.end.close()
+    netdevice.set_up("lo")
 
 
 def hostname(_context: Context, step: plan.Hostname) -> None:

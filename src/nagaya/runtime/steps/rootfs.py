@@ -14,7 +14,6 @@ from nagaya.errors import InvalidArgument, KernelError
 from nagaya.linux import mounts as m
 from nagaya.linux import paths
 from nagaya.runtime.options import attributes
-from nagaya.runtime.steps.context import PROC_SUPER_MAGIC, filesystem_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def _bind(context: Context, step: plan.Mount) -> None:
     tree = context.sources.pop(step.index, -1)
     if tree < 0:
         tree = open_source(step)
-    if step.destination == "/proc" and filesystem_type(tree) != PROC_SUPER_MAGIC:
+    if step.destination == "/proc" and m.filesystem_type(tree) != m.PROC_SUPER_MAGIC:
         raise InvalidArgument(
             '"/proc" cannot be mounted because it is not of type proc', subject=f"mounts[{step.index}]"
         )

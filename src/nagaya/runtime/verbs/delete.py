@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.runtime import container
+from nagaya.runtime import lifecycle
 from nagaya.runtime.arguments import FLAG, Option
 
 TYPE_CHECKING = False
@@ -18,5 +18,5 @@ OPTIONS = [Option("force f", FLAG, "Forcibly deletes the container if it is stil
 
 def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
     """0 when nothing is left."""
-    container.delete(settings.root, positional[0], force=options["force"])
+    lifecycle.delete(settings.root, positional[0], force=options["force"])
     return 0

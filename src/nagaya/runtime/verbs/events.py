@@ -8,7 +8,7 @@ import select
 from nagaya.errors import InvalidArgument, NagayaError
 from nagaya.linux import namespaces as ns
 from nagaya.linux.json import dumps
-from nagaya.runtime import container
+from nagaya.runtime import lifecycle
 from nagaya.runtime import state as store
 from nagaya.runtime.arguments import FLAG, TEXT, Option
 
@@ -32,20 +32,20 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     """Print until the container stops; an "oom" line when the kernel killed a process of it."""
     identifier = positional[0]
     interval = seconds(options["interval"])
-    _print("stats", identifier, container.stats(settings.root, identifier))
+    _print("stats", identifier, lifecycle.stats(settings.root, identifier))
     if options["stats"]:
         return 0
     record = store.load(settings.root, identifier)
     pidfd = ns.pidfd_open(record["pid"])
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    kills = container.oom_kills(record)
+    kills = lifecycle.oom_kills(record)
     while not poll.poll(interval * 1000):
         try:
-            if (now := container.oom_kills(record)) > kills:
+            if (now := lifecycle.oom_kills(record)) > kills:
                 kills = now
                 _print("oom", identifier, None)
-            _print("stats", identifier, container.stats(settings.root, identifier))
+            _print("stats", identifier, lifecycle.stats(settings.root, identifier))
         except NagayaError:
             break
     return 0

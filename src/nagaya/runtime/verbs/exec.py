@@ -84,7 +84,7 @@ def _process(record: dict[str, Any], options: dict[str, Any], arguments: list[st
         return document
     if not arguments:
         raise InvalidArgument("exec args cannot be empty", subject="args")
-    process = container.process_defaults(record)
+    process: dict[str, Any] = dict(record["config"].get("process") or {})
     process["args"] = arguments
     process["terminal"] = options["tty"]
     process["env"] = [*(process.get("env") or []), *options["env"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nagaya.errors import InvalidArgument
 from nagaya.linux.process import signal_number
-from nagaya.runtime import container
+from nagaya.runtime import lifecycle
 from nagaya.runtime.arguments import FLAG, Option
 
 TYPE_CHECKING = False
@@ -24,5 +24,5 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     number = signal_number(text)
     if not number:
         raise InvalidArgument(f"unknown signal {text!r}".replace("'", '"'), subject="signal")
-    container.kill(settings.root, positional[0], number, all=options["all"])
+    lifecycle.kill(settings.root, positional[0], number, all=options["all"])
     return 0

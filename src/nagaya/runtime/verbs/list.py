@@ -6,7 +6,7 @@ import os
 
 from nagaya.errors import InvalidArgument
 from nagaya.linux.json import dumps
-from nagaya.runtime import container
+from nagaya.runtime import lifecycle
 from nagaya.runtime.arguments import FLAG, TEXT, Option
 
 TYPE_CHECKING = False
@@ -25,11 +25,11 @@ OPTIONS = [
 
 def main(settings: Settings, options: dict[str, Any], _positional: list[str]) -> int:
     """Print them."""
-    states = container.list_states(settings.root)
+    states = lifecycle.list_states(settings.root)
     if options["quiet"]:
         text = "".join(s["id"] + "\n" for s in states)
     elif options["format"] == "table":
-        rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
+        rows: list[tuple[str, ...]] = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
         rows += [
             (s["id"], str(s["pid"]), s["status"], s["bundle"], s["created"], s["owner"] or "root")
             for s in states

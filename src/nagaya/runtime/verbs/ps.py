@@ -6,7 +6,7 @@ import os
 
 from nagaya.errors import FailedPrecondition, InvalidArgument
 from nagaya.linux.json import dumps
-from nagaya.runtime import container
+from nagaya.runtime import lifecycle
 from nagaya.runtime.arguments import TEXT, Option
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ OPTIONS = [Option("format f", TEXT, "select one of: table or json", "table")]
 
 def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
     """Print them."""
-    pids = container.ps(settings.root, positional[0])
+    pids = lifecycle.ps(settings.root, positional[0])
     if options["format"] == "json":
         os.write(1, (dumps(pids) + "\n").encode())
         return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.runtime import container
+from nagaya.runtime import lifecycle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,5 +18,5 @@ OPTIONS: list[Option] = []
 
 def main(settings: Settings, _options: dict[str, Any], positional: list[str]) -> int:
     """0 when it is done."""
-    container.resume(settings.root, positional[0])
+    lifecycle.resume(settings.root, positional[0])
     return 0

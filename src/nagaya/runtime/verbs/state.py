@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nagaya.linux.json import dumps_indented
-from nagaya.runtime import container
+from nagaya.runtime import lifecycle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ OPTIONS: list[Option] = []
 
 def main(settings: Settings, _options: dict[str, Any], positional: list[str]) -> int:
     """Print it."""
-    document = container.state(settings.root, positional[0])
+    document = lifecycle.state(settings.root, positional[0])
     if not document["annotations"]:
         del document["annotations"]
     os.write(1, (dumps_indented(document) + "\n").encode())

@@ -6,7 +6,7 @@ import os
 
 from nagaya.errors import InvalidArgument
 from nagaya.linux.json import loads
-from nagaya.runtime import container
+from nagaya.runtime import lifecycle
 from nagaya.runtime.arguments import NUMBER, TEXT, Option
 from nagaya.runtime.verbs import launch
 
@@ -79,7 +79,7 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
             if section == "memory":
                 value = size(value, key)
             resources.setdefault(section, {})[member] = value
-    container.update(settings.root, positional[0], resources)
+    lifecycle.update(settings.root, positional[0], resources)
     return 0
 
 

@@ -1,0 +1,278 @@
+"""The host's side of one launch: clone the first process, serve it, hand it over, or undo it.
+
+`container` decides what is launched; `init` is the other end of the channel.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic_ns
+
+from nagaya.errors import InternalError, InvalidArgument, KernelError, NagayaError, Unimplemented, from_wire
+from nagaya.linux import namespaces as ns
+from nagaya.linux import process as proc
+from nagaya.runtime import channel, hooks, init, plan
+from nagaya.runtime.lifecycle import SIGKILL, oci_state
+from nagaya.runtime.steps.namespaces import enter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nagaya.runtime.steps.context import Context
+    from nagaya.runtime.trace import Trace
+
+
+class Launch:
+    """One launch under way: what the host's side needs, and what must be undone."""
+
+    __slots__ = (
+        "channel",
+        "child",
+        "clone_parent",
+        "console",
+        "context",
+        "job",
+        "pid",
+        "pidfd",
+        "seccomp",
+        "trace",
+    )
+
+    def __init__(self, context: Context, ours: channel.Channel, job: plan.Plan, trace: Trace) -> None:
+        self.context = context
+        self.channel = ours
+        self.job = job
+        self.trace = trace
+        self.seccomp: init.Seccomp | None = None
+        self.clone_parent = False
+        self.child = -1  # the process we cloned, which is not the container's where it is a stage
+        self.pid = -1
+        self.pidfd = -1
+        self.console = -1
+
+
+# what the last clone and what follows it needs of a filter
+_AFTER_CLONE = (
+    "clone",
+    "sendmsg",
+    "write",
+    "read",
+    "setsid",
+    "ioctl",
+    "execve",
+    "exit_group",
+    "close",
+    "recvmsg",
+)
+
+
+def compile_filter(profile: dict[str, Any] | None, trace: Trace) -> init.Seccomp | None:
+    """linux.seccomp as a filter for `init`; None without one. Raises InvalidArgument."""
+    if not profile:
+        return None
+    from nagaya.linux import seccomp  # its tables are needed only by those who have a profile
+
+    begin = monotonic_ns()
+    program = seccomp.compile_profile(profile)
+    allowed = {
+        name
+        for rule in profile.get("syscalls") or []
+        if rule.get("action") == "SCMP_ACT_ALLOW"
+        for name in rule.get("names") or []
+    }
+    permissive = profile.get("defaultAction") in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
+    early = not permissive and not allowed.issuperset(_AFTER_CLONE)
+    trace.add("seccomp", f"{len(program) // 8} instructions", begin)
+    flags = seccomp.flags(profile)
+    if flags & seccomp.FLAG_NEW_LISTENER:
+        raise Unimplemented(
+            "linux.seccomp: SCMP_ACT_NOTIFY needs an agent at listenerPath, which is not offered",
+            subject="linux.seccomp.listenerPath",
+        )
+    return init.Seccomp(program, flags, early)
+
+
+def spawn(launch: Launch, start_hooks: list[dict[str, Any]]) -> None:
+    """Clone the first process, or the stage before it. Only the parent returns."""
+    job, context = launch.job, launch.context
+    parent = ns.CLONE_PARENT if launch.clone_parent else 0
+    begin = monotonic_ns()
+    flags = job.clone
+    own_time = -1
+    if flags & ns.CLONE_NEWTIME:
+        # offsets can be written only while the new namespace has no process (time_namespaces(7))
+        flags &= ~ns.CLONE_NEWTIME
+        own_time = _new_time(job.time_offsets)
+    try:
+        pid, pidfd = ns.clone3(ns.CLONE_PIDFD | parent | (0 if job.stage else flags))
+        if pid == 0:
+            launch.channel.close()
+            if job.stage:
+                _stage(launch, flags)
+            init.main(context, job, launch.seccomp, start_hooks)
+    finally:
+        if own_time >= 0:
+            ns.setns(own_time, ns.CLONE_NEWTIME)
+            os.close(own_time)
+    context.channel.close()
+    launch.child, launch.pidfd = pid, pidfd
+    if not (job.stage or job.late):
+        launch.pid = pid
+    launch.trace.add("clone", f"pid {pid}, flags {flags:#x}", begin)
+    if job.stage:
+        receive_pid(launch)
+
+
+def _stage(launch: Launch, flags: int) -> None:
+    """Join namespaces that the container's own are to be owned by, clone, report, exit; returns
+    only in the cloned child."""
+    try:
+        for join in launch.job.stage_joins:
+            enter(join.path, join.flag, join.name)
+        pid, pidfd = ns.clone3(flags | ns.CLONE_PARENT | ns.CLONE_PIDFD)
+        if pid:
+            launch.context.channel.send(channel.PID, pid, fds=(pidfd,))
+            os._exit(0)
+    except NagayaError as error:
+        launch.context.channel.send(channel.ERROR, error.to_wire())
+        os._exit(1)
+
+
+def _new_time(offsets: dict[str, Any]) -> int:
+    own = os.open("/proc/self/ns/time", os.O_RDONLY | os.O_CLOEXEC)
+    ns.unshare(ns.CLONE_NEWTIME)
+    if offsets:
+        lines = [f"{clock} {o.get('secs') or 0} {o.get('nanosecs') or 0}\n" for clock, o in offsets.items()]
+        _write("/proc/self/timens_offsets", "".join(lines), "timens_offsets")
+    return own
+
+
+def _write(path: str, text: str, step: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise KernelError(
+            os.strerror(error.errno or 0).lower(), subject=path, step=step, errno=error.errno or 0
+        ) from None
+
+
+def _receive(launch: Launch) -> tuple[list[Any], list[int]] | None:
+    """The next message; an ERROR is raised."""
+    received = launch.channel.receive()
+    if received is not None and received[0][0] == channel.ERROR:
+        raise from_wire(received[0][1])
+    return received
+
+
+def receive_pid(launch: Launch) -> None:
+    """The stage, or the process that dropped everything, reports whom it cloned, and exits."""
+    received = _receive(launch)
+    if received is None or received[0][0] != channel.PID or len(received[1]) != 1:
+        raise InternalError("the first process died before it was cloned", step="clone")
+    former = launch.pidfd
+    launch.pid, launch.pidfd = int(received[0][1]), received[1][0]
+    if former >= 0:
+        os.close(former)
+    if not launch.clone_parent:
+        os.waitpid(launch.child, 0)
+    launch.child = launch.pid
+
+
+def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) -> None:
+    """Serve the first process until it is ready for GO."""
+    while True:
+        received = _receive(launch)
+        if received is None:
+            raise InternalError("the first process died while it prepared itself", step="init")
+        (kind, *rest), fds = received
+        if kind == channel.PLACED:
+            _map_ids(launch.child, launch.job)
+        elif kind == channel.HOOKS:
+            document = oci_state(record, "creating", launch.child)
+            begin = monotonic_ns()
+            for name in ("prestart", "createRuntime"):
+                hooks.run(name, hook_table.get(name) or [], document)
+            launch.trace.add("host hooks", "", begin)
+        elif kind == channel.READY:
+            launch.trace.merge(rest[0])
+            launch.trace.warnings.extend(rest[1])
+            if fds:
+                launch.console = fds[0]
+            for limit in launch.job.process.get("rlimits") or []:
+                number = proc.RLIMITS.get(limit["type"])
+                if number is None:
+                    raise InvalidArgument(f"unknown rlimit {limit['type']!r}", subject="process.rlimits")
+                proc.set_rlimit(
+                    number,
+                    limit.get("soft") or 0,
+                    limit.get("hard") or 0,
+                    pid=launch.child,
+                    subject=limit["type"],
+                )
+            return
+        else:
+            raise InternalError(f"unexpected message {kind!r}", step="init")
+        launch.channel.send(channel.GO)
+
+
+def _map_ids(pid: int, job: plan.Plan) -> None:
+    """Write uid_map and gid_map (user_namespaces(7)); an unprivileged caller must give up setgroups."""
+    uids, gids = job.mappings
+    if os.geteuid() != 0:
+        _write(f"/proc/{pid}/setgroups", "deny", "setgroups")
+    for name, mappings in (("uid_map", uids), ("gid_map", gids)):
+        lines = [
+            f"{m.get('containerID') or 0} {m.get('hostID') or 0} {m.get('size') or 0}\n" for m in mappings
+        ]
+        _write(f"/proc/{pid}/{name}", "".join(lines), name)
+
+
+def await_exec(launch: Launch) -> None:
+    """The channel closes with the exec; or tells why there was none."""
+    begin = monotonic_ns()
+    received = _receive(launch)
+    if received is not None:
+        raise InternalError(f"unexpected message {received[0][0]!r}", step="exec")
+    launch.trace.add("exec", " ".join(launch.job.process.get("args") or []), begin)
+
+
+def abandon(launch: Launch) -> None:
+    """End what was launched, and close its descriptors: the launch has failed."""
+    launch.channel.close()
+    for pid in {launch.child, launch.pid}:
+        if pid <= 0:
+            continue
+        try:
+            os.kill(pid, SIGKILL)
+            if not launch.clone_parent:
+                os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+    for fd in (launch.pidfd, launch.console):
+        if fd >= 0:
+            os.close(fd)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """The pid, in a file that appears at once and whole."""
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}" if folder else f".{name}"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, str(pid).encode())
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError as error:
+        raise KernelError(
+            os.strerror(error.errno or 0).lower(),
+            subject=path,
+            step=f"pid file {path}",
+            errno=error.errno or 0,
+        ) from None

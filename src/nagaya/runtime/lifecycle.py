@@ -1,0 +1,255 @@
+"""A container that exists: its state, start, signals, freezing, limits, numbers, deletion.
+
+What every verb but create, run and exec needs; nothing here makes a process. The only memory is the
+state directory (`state`) and the cgroups.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+from nagaya.errors import FailedPrecondition, KernelError, NagayaError, NotFound
+from nagaya.linux import namespaces as ns
+from nagaya.oci.runtime import VERSION
+from nagaya.runtime import cgroups, hooks
+from nagaya.runtime import state as store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SIGKILL = 9
+_KILL_SECONDS = 10.0
+
+
+def status_of(root: str, record: dict[str, Any]) -> str:
+    """created, running, paused or stopped."""
+    if not store.alive(record):
+        return "stopped"
+    if os.access(f"{root}/{record['id']}/{store.FIFO}", os.F_OK):
+        return "created"
+    manager = manager_of(record)
+    return "paused" if manager is not None and manager.frozen() else "running"
+
+
+def manager_of(record: dict[str, Any]) -> cgroups.Manager | None:
+    """The cgroups that the state records; None when it died before it had any."""
+    return cgroups.from_state(record["cgroup"]) if record.get("cgroup") else None
+
+
+def _require_manager(record: dict[str, Any]) -> cgroups.Manager:
+    manager = manager_of(record)
+    if manager is None:
+        raise FailedPrecondition("container has no cgroup", subject=record["id"])
+    return manager
+
+
+def oci_state(record: dict[str, Any], status: str, pid: int) -> dict[str, Any]:
+    """The state document of the runtime-spec (runtime.md), which hooks get on stdin."""
+    spec = record["config"]
+    return {
+        "ociVersion": spec.get("ociVersion") or VERSION,
+        "id": record["id"],
+        "status": status,
+        "pid": pid,
+        "bundle": record["bundle"],
+        "annotations": spec.get("annotations") or {},
+    }
+
+
+def state_of(root: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What `state` and `list` print, in runc's order."""
+    status = status_of(root, record)
+    return {
+        "ociVersion": record["config"].get("ociVersion") or VERSION,
+        "id": record["id"],
+        "pid": 0 if status == "stopped" else record["pid"],
+        "status": status,
+        "bundle": record["bundle"],
+        "rootfs": record["rootfs"],
+        "created": record["created"],
+        "annotations": record["config"].get("annotations") or {},
+        "owner": "",
+    }
+
+
+def state(root: str, identifier: str) -> dict[str, Any]:
+    """The state of a container (`state` verb). Raises NotFound."""
+    return state_of(root, store.load(root, identifier))
+
+
+def list_states(root: str) -> list[dict[str, Any]]:
+    """The states of all containers below root; one that goes away meanwhile is left out."""
+    found = []
+    for identifier in store.identifiers(root):
+        try:
+            found.append(state(root, identifier))
+        except NagayaError:
+            continue
+    return found
+
+
+def start(root: str, identifier: str) -> None:
+    """Let the first process exec. Raises FailedPrecondition when it is not in `created`."""
+    record = store.load(root, identifier)
+    status = status_of(root, record)
+    if status == "stopped":
+        raise FailedPrecondition("cannot start a container that has stopped", subject=identifier)
+    if status != "created":
+        raise FailedPrecondition("cannot start an already running container", subject=identifier)
+    fifo = f"{root}/{identifier}/{store.FIFO}"
+    claimed = f"{fifo}.{os.getpid()}"
+    try:
+        os.rename(fifo, claimed)  # of two starts at once, one wins
+    except FileNotFoundError:
+        raise FailedPrecondition("cannot start an already running container", subject=identifier) from None
+    try:
+        fd = os.open(claimed, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"0")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise FailedPrecondition("container process is already dead", subject=identifier) from None
+    finally:
+        os.unlink(claimed)
+    poststart(record)
+
+
+def poststart(record: dict[str, Any]) -> None:
+    """Run the poststart hooks: the program has been executed. Raises FailedPrecondition."""
+    poststart = ((record["config"].get("hooks") or {}).get("poststart")) or []
+    if poststart:
+        hooks.run("poststart", poststart, oci_state(record, "running", record["pid"]))
+
+
+def kill(root: str, identifier: str, signal: int, all: bool = False) -> None:
+    """Send a signal to the first process, or to all. Raises FailedPrecondition("container not running")."""
+    record = store.load(root, identifier)
+    if all:
+        manager = _require_manager(record)
+        manager.kill_all(signal)
+        return
+    if not store.alive(record):
+        raise FailedPrecondition("container not running", subject=identifier)
+    _signal_first(record, signal)
+
+
+def _signal_first(record: dict[str, Any], signal: int) -> None:
+    try:
+        pidfd = ns.pidfd_open(record["pid"])
+    except KernelError:
+        raise FailedPrecondition("container not running", subject=record["id"]) from None
+    try:
+        if not store.alive(record):  # the pid was taken over before we opened it
+            raise FailedPrecondition("container not running", subject=record["id"])
+        ns.pidfd_send_signal(pidfd, signal)
+        if signal == SIGKILL:
+            manager = manager_of(record)
+            if manager is not None and manager.frozen():
+                manager.thaw()  # a frozen process does not die (cgroup v1)
+    finally:
+        os.close(pidfd)
+
+
+def delete(root: str, identifier: str, force: bool = False) -> None:
+    """Remove what is left of a container; force kills it first. Raises NotFound,
+    FailedPrecondition when it is not stopped."""
+    path = store.directory(root, identifier)
+    try:
+        record = store.load(root, identifier)
+    except NotFound:
+        if force:
+            store.remove(path)  # a create that was killed before its first write
+            return
+        raise
+    status = status_of(root, record)
+    if status == "created" or (force and status != "stopped"):
+        _kill_first(record)
+    elif status != "stopped":
+        raise FailedPrecondition(
+            f"cannot delete container {identifier} that is not stopped: {status}", subject=identifier
+        )
+    manager = manager_of(record)
+    if manager is not None:
+        if manager.exists():
+            manager.kill_all()
+        manager.delete()
+    poststop = (record["config"].get("hooks") or {}).get("poststop") or []
+    store.remove(path)
+    if poststop:
+        hooks.run("poststop", poststop, oci_state(record, "stopped", 0))
+
+
+def _kill_first(record: dict[str, Any]) -> None:
+    try:
+        pidfd = ns.pidfd_open(record["pid"])
+    except KernelError:
+        return
+    try:
+        try:
+            _signal_first(record, SIGKILL)
+        except NagayaError:
+            return
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_KILL_SECONDS * 1000):
+            raise FailedPrecondition(
+                f"container init still running after {_KILL_SECONDS:.0f} seconds", subject=record["id"]
+            )
+    finally:
+        os.close(pidfd)
+
+
+def pause(root: str, identifier: str) -> None:
+    """Freeze all processes. Raises FailedPrecondition when it is not running."""
+    record = store.load(root, identifier)
+    status = status_of(root, record)
+    if status not in ("running", "created"):
+        raise FailedPrecondition(f"container not running or created: {status}", subject=identifier)
+    _require_manager(record).freeze()
+
+
+def resume(root: str, identifier: str) -> None:
+    """Thaw. Raises FailedPrecondition when it is not paused."""
+    record = store.load(root, identifier)
+    if status_of(root, record) != "paused":
+        raise FailedPrecondition("container not paused", subject=identifier)
+    _require_manager(record).thaw()
+
+
+def update(root: str, identifier: str, resources: dict[str, Any]) -> None:
+    """Apply new linux.resources; what they leave out stays. Raises FailedPrecondition when stopped."""
+    record = store.load(root, identifier)
+    if not store.alive(record):
+        raise FailedPrecondition("container not running", subject=identifier)
+    _require_manager(record).set(resources)
+    kept = record["config"].setdefault("linux", {}).setdefault("resources", {})
+    for key, value in resources.items():
+        if isinstance(value, dict) and isinstance(kept.get(key), dict):
+            kept[key].update(value)
+        else:
+            kept[key] = value
+    store.save(store.directory(root, identifier), record)
+
+
+def ps(root: str, identifier: str) -> list[int]:
+    """The pids (of the host) of all processes of the container."""
+    return _require_manager(store.load(root, identifier)).pids()
+
+
+def stats(root: str, identifier: str) -> dict[str, Any]:
+    """Usage in the shape of `events --stats`."""
+    record = store.load(root, identifier)
+    if not store.alive(record):
+        raise FailedPrecondition("container is not running", subject=identifier)
+    return _require_manager(record).stats()
+
+
+def oom_kills(record: dict[str, Any]) -> int:
+    """How many processes of the container the kernel's OOM killer has killed."""
+    return _require_manager(record).oom_kills()
