@@ -8,7 +8,6 @@ import time
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, NagayaError
 from nagaya.linux import process, seqpacket
-from nagaya.linux.ffi import buffer, syscall
 from nagaya.supervisor.keeper import Keeper
 
 TYPE_CHECKING = False
@@ -129,12 +128,8 @@ def _lock(path: str) -> int:
 
 def _raise_nofile() -> tuple[int, int]:
     """Let this process have as many descriptors as it may; the limits it had, for its builders."""
-    from _struct import unpack
-
     kind = process.RLIMITS["RLIMIT_NOFILE"]
-    data = buffer(16)
-    syscall("prlimit64", 0, kind, None, data)
-    soft, hard = unpack("=QQ", bytes(data))
+    soft, hard = process.get_rlimit(kind)
     if soft < hard:
         process.set_rlimit(kind, hard, hard, subject="nofile")
     return soft, hard
