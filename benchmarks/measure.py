@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class Failed(Exception):
@@ -47,6 +48,7 @@ class Contest:
 
     title: str
     peers: Sequence[Peer]
+    per_run: int = 1  # how many of the things timed one run does: times are for each
 
     def play(self, rounds: int, warmups: int = 2) -> None:
         """Let all peers take turns, `warmups` untimed and `rounds` timed ones."""
@@ -54,16 +56,16 @@ class Contest:
             for peer in self.peers:
                 peer.turn(timed=number >= warmups)
 
-    def result(self) -> dict[str, object]:
+    def result(self) -> dict[str, Any]:
         """Medians, spread and ratios as plain data."""
-        rows: list[dict[str, object]] = []
+        rows: list[dict[str, Any]] = []
         ours = self.peers[0]
         for peer in self.peers:
             if peer.failure or not peer.times:
                 rows.append({"peer": peer.name, "left_out": peer.failure or "no runs"})
                 continue
-            times = sorted(peer.times)
-            row: dict[str, object] = {
+            times = sorted(time / self.per_run for time in peer.times)
+            row: dict[str, Any] = {
                 "peer": peer.name,
                 "median_ms": round(statistics.median(times), 2),
                 "min_ms": round(times[0], 2),
@@ -71,36 +73,41 @@ class Contest:
                 "runs": len(times),
             }
             if peer is not ours and ours.times:
-                row["ours_over_theirs"] = round(statistics.median(ours.times) / statistics.median(times), 3)
+                row["ours_over_theirs"] = round(
+                    statistics.median(ours.times) / statistics.median(peer.times), 3
+                )
             rows.append(row)
         return {"title": self.title, "rows": rows}
 
 
-def table(results: Sequence[dict[str, object]]) -> str:
-    """The results as one Markdown table per contest; what was left out is said below it."""
+_COLUMNS = {
+    "peer": "",
+    "median_ms": "median ms",
+    "min_ms": "min",
+    "p90_ms": "p90",
+    "ours_over_theirs": "ratio",
+    "without_containers_kb": "without, KB",
+    "first_container_kb": "the first, KB",
+    "each_further_kb": "each further, KB",
+}
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The results as one Markdown table each; what was left out is said below it."""
     lines: list[str] = []
     for result in results:
-        lines += [
-            "",
-            f"### {result['title']}",
-            "",
-            "| | median ms | min | p90 | ratio |",
-            "|---|--:|--:|--:|--:|",
-        ]
-        notes = []
-        rows = result["rows"]
-        for row in rows if isinstance(rows, list) else []:
-            if "left_out" in row:
-                notes.append(f"{row['peer']}: left out: {row['left_out']}")
-            else:
-                ratio = row.get("ours_over_theirs", "")
-                lines.append(
-                    f"| {row['peer']} | {row['median_ms']} | {row['min_ms']} | {row['p90_ms']} | {ratio} |"
-                )
+        rows = [row for row in result["rows"] if "left_out" not in row]
+        columns = [key for key in _COLUMNS if any(key in row for row in rows)]
+        lines += ["", f"**{result['title']}**", ""]
+        if rows:
+            lines.append(f"| {' | '.join(_COLUMNS[key] for key in columns)} |")
+            lines.append(f"|---|{'--:|' * (len(columns) - 1)}")
+            lines += [f"| {' | '.join(str(row.get(key, '')) for key in columns)} |" for row in rows]
+        notes = [f"Left out: {row['peer']}: {row['left_out']}" for row in result["rows"] if "left_out" in row]
         lines += ["", *notes] if notes else []
     return "\n".join(lines)
 
 
-def dump(results: Sequence[dict[str, object]], machine: dict[str, object]) -> str:
+def dump(results: Sequence[dict[str, Any]], machine: dict[str, Any]) -> str:
     """Everything as JSON, with the machine it was measured on."""
     return json.dumps({"machine": machine, "results": list(results)}, indent=2)
