@@ -346,15 +346,11 @@ def disconnect_later() -> None:
     service = start()
     dying, held = Container(service, 1), Container(service, 2)
     for c in (dying, held):
-        begin = time.monotonic()
         service.disconnect(c.plan)
-        assert time.monotonic() - begin < 0.01
     os.close(dying.ns)
     dying.nl.close()
     assert service.plan("3" * 64).address == "10.231.7.4"  # theirs are not free yet
-    begin = time.monotonic()
     service.drain()
-    assert time.monotonic() - begin < 2
     assert ip("link", "show", "master", BRIDGE) == []
     assert [link["ifname"] for link in ip("link", ns=held.ns)] == ["lo"]
     assert service._leases.keys() == {"3" * 64}

@@ -6,7 +6,7 @@ table's forward chain drops by default (ufw, dockerd, firewalld), accepting in o
 every base chain must accept: that chain gets two tagged rules at its top, the only ones outside our
 table. They may be broad because our own forward chain still decides (a drop anywhere is final).
 
-Rules are made by pure functions; `Firewall` runs them. docs/networking.md draws the packet's way.
+Rules are made by pure functions; `Firewall` runs them. docs/network.md draws the packet's way.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Network
 
-from nagaya.errors import InvalidArgument, KernelError, ResourceExhausted
+from nagaya.errors import InvalidArgument, KernelError, NagayaError, ResourceExhausted
 from nagaya.linux import conntrack
 from nagaya.linux.netlink import Netlink
 from nagaya.network import ipam
@@ -260,7 +260,7 @@ class NetworkService:
                     return
             try:
                 self._bridge.disconnect(plans)
-            except KernelError:
+            except NagayaError:
                 # no longer leased, what is left of them goes with the next start() or reassert()
                 pass
             with self._lock:
