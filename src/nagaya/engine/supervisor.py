@@ -34,6 +34,7 @@ from nagaya.engine.keeper import (
 from nagaya.errors import (
     AlreadyExists,
     DeadlineExceeded,
+    FailedPrecondition,
     InternalError,
     NagayaError,
     NotFound,
@@ -557,8 +558,11 @@ class Supervisor:
 
     async def release(self, token: str) -> None:
         """The exit was noted: forget the process. Frees the token, also one that only has waiting
-        clients. A living process cannot be released."""
+        clients. Raises FailedPrecondition for a living process."""
         await self._connected()
+        entry = self.entries.get(token)
+        if entry is not None and entry.pid and entry.exit is None:
+            raise FailedPrecondition("the process is alive", subject=token)
         self._forget(token)
 
     def _forget(self, token: str) -> None:

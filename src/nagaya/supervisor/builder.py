@@ -42,6 +42,12 @@ class Job:
         self.pid = 0
         self._notice = notice
 
+    def keeper(self) -> socket:
+        """Where a new process goes; ask before one is made. Raises InvalidArgument without a token."""
+        if self._notice is None:
+            raise InvalidArgument("a request that makes a process needs a token", subject="token")
+        return self._notice
+
     def launched(self, pid: int, pidfd: int, console: int = -1) -> None:
         """Hand the new process to the keeper, before the daemon hears of it.
 
@@ -49,13 +55,10 @@ class Job:
         """
         self.pid = pid
         self.reply_fds.append(pidfd)
-        if self._notice is None:
-            namespaces.pidfd_send_signal(pidfd, 9)
-            raise InvalidArgument("a request that makes a process needs a token", subject="token")
         fds = [pidfd] if console < 0 else [pidfd, console]
         notice = json.dumps(message(FROM_BUILDER, "launched", pid=pid)).encode()
         try:
-            seqpacket.send(self._notice, notice, fds, wait=True)
+            seqpacket.send(self.keeper(), notice, fds, wait=True)
         except OSError as error:
             namespaces.pidfd_send_signal(pidfd, 9)
             raise Unavailable(

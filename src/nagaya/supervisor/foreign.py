@@ -35,6 +35,9 @@ def spawn(request: dict[str, Any], job: Job) -> dict[str, Any]:
     argv = request.get("argv")
     if not isinstance(argv, list) or not argv or not all(isinstance(a, str) for a in argv):
         raise InvalidArgument("argv must be a list of words", subject="argv")
+    pid_file = str(request.get("pid_file") or "")
+    if pid_file:
+        job.keeper()
     begin = time.monotonic_ns()
     console = _listen(str(request.get("console_socket") or ""))
     stdio, output = job.stdio, -1
@@ -54,7 +57,7 @@ def spawn(request: dict[str, Any], job: Job) -> dict[str, Any]:
     code = os.waitstatus_to_exitcode(status)
     code = 128 - code if code < 0 else code
     job.trace.append(["foreign runtime", argv[0], begin, time.monotonic_ns() - begin])
-    first = _pid_of(str(request.get("pid_file") or "")) if code == 0 else 0
+    first = _pid_of(pid_file) if code == 0 else 0
     if first:
         job.launched(first, namespaces.pidfd_open(first), master)
     return {"code": code, "output": text.decode("utf-8", "replace"), "pid": first}

@@ -12,7 +12,7 @@ from _socket import AF_INET, AF_NETLINK, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_RAW, soc
 from _struct import pack
 from fcntl import ioctl
 
-from nagaya.errors import InvalidArgument, KernelError
+from nagaya.errors import AlreadyExists, InvalidArgument, KernelError
 from nagaya.linux import mounts, namespaces
 from nagaya.runtime import container
 from nagaya.runtime.trace import Trace
@@ -77,6 +77,7 @@ def _launch(job: Job, trace: Trace, launched: Launched) -> dict[str, Any]:
 def _make(request: Request, job: Job) -> dict[str, Any]:
     """run, create: root, id, bundle, spec; rootfs, console, cgroup_driver, preserve_fds, pid_file,
     no_pivot, no_new_keyring."""
+    job.keeper()
     root, identifier, bundle, spec = _need(request, "root", "id", "bundle", "spec")
     trace = Trace()
     make = container.create if request["op"] == "create" else container.run
@@ -103,6 +104,7 @@ def _make(request: Request, job: Job) -> dict[str, Any]:
 
 def _exec(request: Request, job: Job) -> dict[str, Any]:
     """root, id, process; console, cgroup."""
+    job.keeper()
     root, identifier, process = _need(request, "root", "id", "process")
     trace = Trace()
     try:
@@ -172,7 +174,10 @@ def _netns(request: Request, job: Job) -> dict[str, Any]:
     socket opened inside with the reply (network_namespaces(7))."""
     (pin,) = _need(request, "pin")
     os.makedirs(os.path.dirname(pin), 0o711, exist_ok=True)
-    os.close(os.open(pin, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
+    try:
+        os.close(os.open(pin, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
+    except FileExistsError:
+        raise AlreadyExists("a network namespace is pinned there", subject=pin) from None
     try:
         namespaces.unshare(namespaces.CLONE_NEWNET)
         _no_ipv6_for_interfaces_to_come()
