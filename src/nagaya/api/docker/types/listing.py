@@ -115,8 +115,8 @@ def select(
     before = [_named(found, value).created for value in filters.values("before")]
     since = [_named(found, value).created for value in filters.values("since")]
     ancestors = {images.get(value, value) for value in filters.values("ancestor")}
-    # any of these filters, as in dockerd, looks at stopped containers too
-    everything = everything or bool(limit > 0 or statuses or codes or before or since)
+    # of the filters only this one, as in dockerd, looks at stopped containers too
+    everything = everything or bool(limit > 0 or statuses)
     chosen: list[Container] = []
     for container in found:
         if not everything and container.state not in ("running", "paused", "restarting"):
