@@ -19,8 +19,6 @@ from nagaya.engine.supervisor import Supervisor
 from nagaya.engine.world import World
 from nagaya.errors import KernelError
 from nagaya.image.store import ImageStore
-from nagaya.network import ipam
-from nagaya.network.service import NetworkService
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +45,6 @@ def make_directories(config: Config) -> None:
             ) from None
 
 
-def make_network(config: Config) -> NetworkService:
-    """The network room. Raises InvalidArgument."""
-    pools = [ipam.parse_pool(text) for text in config.default_address_pool] or ipam.DEFAULT_POOLS
-    return NetworkService(
-        bridge=config.bridge,
-        bip=config.bip,
-        nft_table=config.nft_table,
-        mtu=config.mtu,
-        icc=config.icc,
-        default_pools=pools,
-    )
-
-
 async def open_engine(config: Config) -> Engine:
     """An engine that has recovered; `close_engine` is its inverse. The locks are the caller's."""
     ledger = Ledger(f"{config.root}/ledger.db")
@@ -69,7 +54,7 @@ async def open_engine(config: Config) -> Engine:
         await supervisor.start()
         # only after a keeper was started: containers get the limit that nagayad was started with
         raise_file_limit()
-        return await Engine.create(World(config.settings(), ledger, images, make_network(config), supervisor))
+        return await Engine.create(World(config.settings(), ledger, images, config.network(), supervisor))
     except BaseException:
         await supervisor.close()
         ledger.close()

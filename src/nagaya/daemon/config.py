@@ -18,9 +18,13 @@ from typing import Any, get_origin, get_type_hints
 import msgspec
 
 import nagaya
+from nagaya.engine import privileges
+from nagaya.engine.model import Ulimit
 from nagaya.engine.settings import Settings
 from nagaya.errors import InvalidArgument
 from nagaya.image.transport import RegistryConfig
+from nagaya.network import ipam
+from nagaya.network.service import NetworkService
 
 DEFAULT_FILE = "/etc/nagaya/nagayad.toml"
 _LEVELS = ("debug", "info", "warning", "error")
@@ -105,6 +109,18 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
             default_ulimits=self.default_ulimits,
         )
 
+    def network(self) -> NetworkService:
+        """The network room, which touches nothing before its start. Raises InvalidArgument."""
+        pools = [ipam.parse_pool(text) for text in self.default_address_pool] or ipam.DEFAULT_POOLS
+        return NetworkService(
+            bridge=self.bridge,
+            bip=self.bip,
+            nft_table=self.nft_table,
+            mtu=self.mtu,
+            icc=self.icc,
+            default_pools=pools,
+        )
+
     def registry_config(self) -> RegistryConfig:
         """What the image room is told."""
         given = {f: getattr(self.registries, f) for f in Registries.__struct_fields__}
@@ -174,7 +190,11 @@ def _check(config: Config, source: str) -> None:
         raise refuse("stop-timeout", "is negative")
     if config.log_max_file < 1:
         raise refuse("log-max-file", "is less than 1")
-    parse_size(config.log_max_size)
+    try:
+        parse_size(config.log_max_size)
+        config.network()
+    except InvalidArgument as error:
+        raise refuse(error.subject, error.message) from None
     for address in config.dns:
         try:
             ipaddress.ip_address(address)
@@ -183,6 +203,15 @@ def _check(config: Config, source: str) -> None:
     for name, path in config.runtimes.items():
         if _PLAIN_NAME.fullmatch(name) is None or name == "nagaya" or not path.startswith("/"):
             raise refuse(f"runtimes.{name}", f"{path!r} is not the absolute path of a runtime")
+    if config.default_runtime not in config.settings().runtimes | {"nagaya": ""}:
+        raise refuse(
+            "default-runtime", f"{config.default_runtime!r} is neither nagaya nor one of the runtimes"
+        )
+    for name, (soft, hard) in config.default_ulimits.items():
+        try:
+            privileges.rlimits([Ulimit(name, soft, hard)])
+        except InvalidArgument as error:
+            raise refuse(f"default-ulimits.{name}", error.message) from None
     if len(os.fsencode(config.socket)) > 107:
         raise refuse("docker-socket", "is longer than the 107 bytes a Unix socket's path may have")
 

@@ -13,28 +13,12 @@ from typing import Any
 from nagaya.engine.model import DeviceMapping
 from nagaya.engine.spec import Device
 from nagaya.errors import InvalidArgument
+from nagaya.oci import defaults
 
 _SKIPPED = frozenset(("pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"))
 
 
-def _rule(allow: bool, access: str, kind: str = "", major: int = -1, minor: int = -1) -> dict[str, Any]:
-    rule: dict[str, Any] = {"allow": allow, "access": access}
-    if kind:
-        rule |= {"type": kind, "major": major, "minor": minor}
-    return rule
-
-
-DEFAULT_RULES: tuple[dict[str, Any], ...] = (
-    _rule(False, "rwm"),
-    _rule(True, "rwm", "c", 1, 5),
-    _rule(True, "rwm", "c", 1, 3),
-    _rule(True, "rwm", "c", 1, 9),
-    _rule(True, "rwm", "c", 1, 8),
-    _rule(True, "rwm", "c", 5, 0),
-    _rule(True, "rwm", "c", 5, 1),
-    _rule(False, "rwm", "c", 10, 229),
-)
-PRIVILEGED_RULES: tuple[dict[str, Any], ...] = (_rule(True, "rwm"),)
+PRIVILEGED_RULES: tuple[dict[str, Any], ...] = ({"allow": True, "access": "rwm"},)
 
 
 def _node(host: str, seen: str, permissions: str) -> Device | None:
@@ -105,4 +89,7 @@ def mapped(mappings: Sequence[DeviceMapping]) -> list[Device]:
 
 def rules(devices: Sequence[Device]) -> list[dict[str, Any]]:
     """The default rules and one per device."""
-    return [*DEFAULT_RULES, *(_rule(True, d.permissions, d.type, d.major, d.minor) for d in devices)]
+    return defaults.device_rules() + [
+        {"allow": True, "type": d.type, "major": d.major, "minor": d.minor, "access": d.permissions}
+        for d in devices
+    ]

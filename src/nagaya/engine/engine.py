@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from nagaya.engine import attachments, logs, networks, recovery, top
+from nagaya.engine import attachments, logs, networks, recovery, top, volumes
 from nagaya.engine.containers import Containers
 from nagaya.engine.execs import Execs
 from nagaya.engine.images import Images
@@ -32,6 +32,7 @@ from nagaya.engine.model import (
     Resources,
     RestartPolicy,
     Step,
+    VolumeSummary,
     WaitResult,
 )
 from nagaya.engine.service import WaitCondition
@@ -282,6 +283,9 @@ class Engine:
 
     def networks(self) -> Sequence[Mapping[str, object]]:
         return networks.documents(self._world)
+
+    def volumes(self) -> Sequence[VolumeSummary]:
+        return volumes.summaries(self._world.ledger, self._world.settings.root)
 
 
 @functools.cache

@@ -177,7 +177,7 @@ def prepare(
     caps = capabilities(world, container)
     join, share = namespaces(container, peers, netns)
     own_pid = "pid" not in join and "pid" not in share
-    masked = config.masked_paths if config.masked_paths is not None else defaults.MASKED_PATHS
+    masked = config.masked_paths if config.masked_paths is not None else world.masked_paths
     readonly = config.readonly_paths if config.readonly_paths is not None else defaults.READONLY_PATHS
     if config.privileged:
         masked, readonly = (), ()

@@ -9,9 +9,8 @@ import msgspec
 
 from nagaya.engine.model import ContainerConfig
 from nagaya.errors import InvalidArgument
+from nagaya.oci import defaults
 from nagaya.oci.imageconfig import ContainerDefaults, words
-
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def merge(config: ContainerConfig, image: ContainerDefaults) -> ContainerConfig:
@@ -66,7 +65,7 @@ def environment(
     """The process's environment in dockerd's order: PATH, HOSTNAME, TERM, `base`, then the merged
     variables, a later one replacing an earlier one in its place. A name without "=" removes the
     variable. HOME, when nobody set it, is the user's home directory."""
-    found: dict[str, str] = {"PATH": DEFAULT_PATH}
+    found: dict[str, str] = {"PATH": defaults.PATH}
     if hostname:
         found["HOSTNAME"] = hostname
     if tty:

@@ -291,6 +291,16 @@ class ImageSummary(msgspec.Struct, frozen=True):
     containers: int = 0
 
 
+class VolumeSummary(msgspec.Struct, frozen=True):
+    """A volume as the APIs list it. path: where its files are on the host."""
+
+    name: str
+    created: int
+    path: str
+    anonymous: bool
+    labels: dict[str, str] = {}
+
+
 class LogLine(msgspec.Struct, frozen=True):
     stream: Literal["stdout", "stderr"]
     time_ns: int

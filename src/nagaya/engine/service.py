@@ -24,6 +24,7 @@ from nagaya.engine.model import (
     Resources,
     RestartPolicy,
     Step,
+    VolumeSummary,
     WaitResult,
 )
 
@@ -119,4 +120,8 @@ class EngineService(Protocol):
 
     def networks(self) -> Sequence[Mapping[str, object]]:
         """The networks that exist (bridge, host, none), shaped as Docker's Network resource."""
+        ...
+
+    def volumes(self) -> Sequence[VolumeSummary]:
+        """The volumes that exist, by name."""
         ...

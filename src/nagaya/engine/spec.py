@@ -1,7 +1,7 @@
 """The OCI config.json of a container: a pure function of what it was created with and where it runs.
 
 The result is what dockerd would hand to runc for the same `docker run` (golden tests:
-tests/unit/test_spec_compose.py). Everything that must be looked up on the host or in the image
+tests/unit/test_engine_spec.py). Everything that must be looked up on the host or in the image
 (users, devices, volume directories, held capabilities) is done before, by launch.py, and comes in
 as `Surroundings`. Source: runtime-spec 1.0.2 config.md, config-linux.md.
 """
@@ -76,7 +76,7 @@ def compose(container: Container, around: Surroundings) -> Spec:
                 "options": ["bind", "ro"],
             },
         )
-    base = spec_mounts.defaults(
+    base = spec_mounts.base(
         shm_size=config.shm_size,
         shm_source=around.shm_source,
         privileged=config.privileged,

@@ -13,6 +13,7 @@ from typing import Any
 
 from nagaya.engine.model import MountSpec
 from nagaya.errors import InvalidArgument
+from nagaya.oci import defaults
 
 Mount = dict[str, Any]
 
@@ -63,65 +64,18 @@ def tmpfs_options(options: Sequence[str]) -> list[str]:
     return list(found.values())
 
 
-def defaults(*, shm_size: int, shm_source: str, privileged: bool, ipc_none: bool) -> list[Mount]:
-    """/proc, /dev and what lies below, /sys, the cgroup tree."""
-    writable = "rw" if privileged else "ro"
-    found: list[Mount] = [
-        {
-            "destination": "/proc",
-            "type": "proc",
-            "source": "proc",
-            "options": ["nosuid", "noexec", "nodev"],
-        },
-        {
-            "destination": "/dev",
-            "type": "tmpfs",
-            "source": "tmpfs",
-            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
-        },
-        {
-            "destination": "/dev/pts",
-            "type": "devpts",
-            "source": "devpts",
-            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        },
-        {
-            "destination": "/sys",
-            "type": "sysfs",
-            "source": "sysfs",
-            "options": ["nosuid", "noexec", "nodev", writable],
-        },
-        {
-            "destination": "/sys/fs/cgroup",
-            "type": "cgroup",
-            "source": "cgroup",
-            "options": [writable, "nosuid", "noexec", "nodev"],
-        },
-        {
-            "destination": "/dev/mqueue",
-            "type": "mqueue",
-            "source": "mqueue",
-            "options": ["nosuid", "noexec", "nodev"],
-        },
-    ]
+def base(*, shm_size: int, shm_source: str, privileged: bool, ipc_none: bool) -> list[Mount]:
+    """/proc, /dev and what lies below, /sys, the cgroup tree: as Docker has them for these modes."""
+    found = defaults.mounts(shm_size=shm_size)
+    shm = found.pop()
+    if privileged:
+        for mount in found:
+            mount["options"] = ["rw" if option == "ro" else option for option in mount["options"]]
     if shm_source:
-        found.append(
-            {
-                "destination": "/dev/shm",
-                "type": "bind",
-                "source": shm_source,
-                "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev"],
-            }
-        )
+        options = ["rbind", "rprivate", "nosuid", "noexec", "nodev"]
+        found.append({**shm, "type": "bind", "source": shm_source, "options": options})
     elif not ipc_none:
-        found.append(
-            {
-                "destination": "/dev/shm",
-                "type": "tmpfs",
-                "source": "shm",
-                "options": ["nosuid", "noexec", "nodev", "mode=1777", f"size={shm_size}"],
-            }
-        )
+        found.append(shm)
     return found
 
 
@@ -176,11 +130,11 @@ def of_user(
     return sorted(found.values(), key=lambda m: (m["destination"].count("/"), m["destination"]))
 
 
-def assemble(base: Sequence[Mount], user: Sequence[Mount], *, read_only_root: bool) -> list[Mount]:
+def assemble(given: Sequence[Mount], user: Sequence[Mount], *, read_only_root: bool) -> list[Mount]:
     """Defaults without those the user's mounts replace or lie above, then the user's."""
     targets = {m["destination"] for m in user}
     kept = []
-    for mount in base:
+    for mount in given:
         where = mount["destination"]
         if where in targets or any(where.startswith(t + "/") for t in targets):
             continue

@@ -10,6 +10,7 @@ import time
 
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.ledger import Ledger, Volume
+from nagaya.engine.model import VolumeSummary
 from nagaya.errors import InvalidArgument, NagayaError, NotFound
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -30,6 +31,14 @@ def check_name(name: str) -> str:
 def path_of(root: str, name: str) -> str:
     """ROOT/volumes/NAME/_data."""
     return f"{root}/volumes/{name}/_data"
+
+
+def summaries(ledger: Ledger, root: str) -> list[VolumeSummary]:
+    """All volumes, by name."""
+    return [
+        VolumeSummary(row.name, row.created, path_of(root, row.name), row.anonymous, row.labels)
+        for row in ledger.volumes()
+    ]
 
 
 def ensure(ledger: Ledger, root: str, name: str, *, anonymous: bool) -> tuple[str, bool]:

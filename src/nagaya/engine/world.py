@@ -17,6 +17,7 @@ from nagaya.engine.supervisor import Supervisor
 from nagaya.image.store import ImageStore
 from nagaya.linux.caps import capget, to_names
 from nagaya.network.service import NetworkService
+from nagaya.oci import defaults
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class World:
         self.roster = Roster()
         self.held = frozenset(to_names(capget()[1]))
         self.cpus = os.sched_getaffinity(0)
+        thermal = defaults.thermal_paths(range(os.cpu_count() or 1))
+        self.masked_paths = (*defaults.MASKED_PATHS, *(p for p in thermal if os.path.isdir(p)))
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, "engine")
         self._slow = ThreadPoolExecutor(_SLOW_THREADS, "images")
         self._tasks: set[asyncio.Task[Any]] = set()
