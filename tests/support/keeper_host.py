@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def run(request: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Run request["argv"] as a child of the keeper; with "console", on a terminal."""
+    """Run request["argv"] as a child of the keeper; with "console", on a terminal;
+    with "wait", after so many seconds."""
+    time.sleep(request.get("wait", 0))
     master = slave = -1
     stdio = job.stdio
     if request.get("console"):

@@ -200,17 +200,11 @@ class Keeping:
         return int((self.run_dir / "supervisor.pid").read_text())
 
     def io_pid(self) -> int:
-        """The keeper's child that runs its program; containers run another one."""
+        """The keeper's child that is still its own program; 0 while there is none, or builders too."""
         keeper = self.keeper_pid
-        own = os.readlink(f"/proc/{keeper}/exe")
-        found = []
-        for child in children_of(keeper):
-            try:
-                if os.readlink(f"/proc/{child}/exe") == own:
-                    found.append(child)
-            except FileNotFoundError:
-                continue
-        return found[0] if len(found) == 1 else 0
+        own = _cmdline(keeper)
+        found = [child for child in children_of(keeper) if _cmdline(child) == own]
+        return found[0] if own and len(found) == 1 else 0
 
     async def kill_keeper(self) -> None:
         """SIGKILL; returns when the client has started another and given it everything."""
@@ -294,8 +288,15 @@ class Keeping:
 
     async def exit(self, token: str, timeout: float = 30.0) -> Exit:
         """How the process of the token ended, once it has."""
-        await until(lambda: token in self.exits, f"exit of {token}", timeout, 0.002)
-        return self.exits[token]
+        # told, or over already when we connected
+        def ended() -> Exit | None:
+            entry = self.client.entries.get(token)
+            return self.exits.get(token) or (entry.exit if entry else None)
+
+        await until(ended, f"exit of {token}", timeout, 0.002)
+        result = ended()
+        assert result is not None
+        return result
 
     async def finish(self, token: str) -> Exit:
         """Wait for the end of a container, and remove it."""
