@@ -130,6 +130,8 @@ def _prepare(
     # as root first, for a directory that only root may enter; else as the user, for one on a network
     # file system that root may not (runc does both)
     entered = identity.enter_directory(cwd, try_only=True)
+    if not context.userns:
+        identity.limits(settings.get("rlimits") or [])
     identity.become(user, may_set_groups=context.may_set_groups)
     if not entered:
         identity.enter_directory(cwd)

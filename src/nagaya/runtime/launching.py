@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from time import monotonic_ns
 
-from nagaya.errors import InternalError, InvalidArgument, KernelError, NagayaError, Unimplemented, from_wire
+from nagaya.errors import InternalError, KernelError, NagayaError, Unimplemented, from_wire
 from nagaya.linux import namespaces as ns
-from nagaya.linux import process as proc
 from nagaya.runtime import channel, hooks, init, plan
 from nagaya.runtime.lifecycle import SIGKILL, oci_state
+from nagaya.runtime.steps import identity
 from nagaya.runtime.steps.namespaces import enter
 
 TYPE_CHECKING = False
@@ -203,17 +203,9 @@ def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) 
             launch.trace.warnings.extend(rest[1])
             if fds:
                 launch.console = fds[0]
-            for limit in launch.job.process.get("rlimits") or []:
-                number = proc.RLIMITS.get(limit["type"])
-                if number is None:
-                    raise InvalidArgument(f"unknown rlimit {limit['type']!r}", subject="process.rlimits")
-                proc.set_rlimit(
-                    number,
-                    limit.get("soft") or 0,
-                    limit.get("hard") or 0,
-                    pid=launch.child,
-                    subject=limit["type"],
-                )
+            if launch.job.userns:
+                # capabilities of a user namespace raise no hard limit: the host's side does it
+                identity.limits(launch.job.process.get("rlimits") or [], launch.child)
             return
         else:
             raise InternalError(f"unexpected message {kind!r}", step="init")

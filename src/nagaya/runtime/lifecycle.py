@@ -28,10 +28,10 @@ def status_of(root: str, record: dict[str, Any]) -> str:
     """created, running, paused or stopped."""
     if not store.alive(record):
         return "stopped"
-    if os.access(f"{root}/{record['id']}/{store.FIFO}", os.F_OK):
-        return "created"
     manager = manager_of(record)
-    return "paused" if manager is not None and manager.frozen() else "running"
+    if manager is not None and manager.frozen():
+        return "paused"
+    return "created" if os.access(f"{root}/{record['id']}/{store.FIFO}", os.F_OK) else "running"
 
 
 def manager_of(record: dict[str, Any]) -> cgroups.Manager | None:
@@ -147,7 +147,12 @@ def _signal_first(record: dict[str, Any], signal: int) -> None:
     try:
         if not store.alive(record):  # the pid was taken over before we opened it
             raise FailedPrecondition("container not running", subject=record["id"])
-        ns.pidfd_send_signal(pidfd, signal)
+        try:
+            ns.pidfd_send_signal(pidfd, signal)
+        except KernelError as error:
+            raise FailedPrecondition(
+                f"unable to signal init: {error.message}", subject=record["id"], errno=error.errno
+            ) from None
         if signal == SIGKILL:
             manager = manager_of(record)
             if manager is not None and manager.frozen():
@@ -210,7 +215,7 @@ def pause(root: str, identifier: str) -> None:
     record = store.load(root, identifier)
     status = status_of(root, record)
     if status not in ("running", "created"):
-        raise FailedPrecondition(f"container not running or created: {status}", subject=identifier)
+        raise FailedPrecondition("container not running", subject=identifier)
     _require_manager(record).freeze()
 
 
@@ -246,7 +251,7 @@ def stats(root: str, identifier: str) -> dict[str, Any]:
     """Usage in the shape of `events --stats`."""
     record = store.load(root, identifier)
     if not store.alive(record):
-        raise FailedPrecondition("container is not running", subject=identifier)
+        raise FailedPrecondition(f"container with id {identifier} is not running", subject=identifier)
     return _require_manager(record).stats()
 
 

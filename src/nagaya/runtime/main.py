@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
         return 0
     name, arguments = rest[0], rest[1:]
     if name not in VERBS:
-        _say(1, f"No help topic for '{name}'\n")
+        settings.log.message("error", f"No help topic for '{name}'")
         return 3
     verb = _load(name)
     if "--help" in arguments[:1] or "-h" in arguments[:1]:
@@ -95,14 +95,17 @@ def main(argv: list[str]) -> int:
         _say(1, describe(verb.OPTIONS) + "\n")
         return 0
     try:
-        options, positional = parse(arguments, verb.OPTIONS)
+        try:
+            options, positional = parse(arguments, verb.OPTIONS)
+        except InvalidArgument as error:
+            _say(2, f"Incorrect Usage: {error}\n\n{NAME} {name} {verb.USAGE}\n\n")
+            settings.log.message("error", str(error))
+            return 1
         low, high = verb.ARITY
         if not low <= len(positional) <= high:
             wanted = f"exactly {low}" if low == high else f"a minimum of {low}"
             _say(2, f"Incorrect Usage.\n\n{NAME} {name} {verb.USAGE}\n\n")
-            settings.log.message(
-                "error", f'{NAME}: "{name}" requires {wanted} argument{"s" if low == high else ""}'
-            )
+            settings.log.message("error", f'{NAME}: "{name}" requires {wanted} argument(s)')
             return 1
         code: int = verb.main(settings, options, positional)
         return code
@@ -115,17 +118,23 @@ def main(argv: list[str]) -> int:
         return 1
 
 
+# errors found before there is a process to start
+_BEFORE_THE_START = (
+    "invalid_argument",
+    "already_exists",
+    "failed_precondition",
+    "not_found",
+    "unimplemented",
+)
+
+
 def _failure(name: str, error: NagayaError) -> str:
     text = str(error)
-    if name in ("create", "run"):
-        if error.code in ("invalid_argument", "already_exists"):
-            return text
-        return f"{NAME} {name} failed: unable to start container process: {text}"
-    if name == "exec":
-        if error.code in ("failed_precondition", "not_found", "invalid_argument"):
-            return text
-        return f"exec failed: unable to start container process: {text}"
-    return text
+    if name not in ("create", "run", "exec"):
+        return text
+    if error.code not in _BEFORE_THE_START:
+        text = f"unable to start container process: {text}"
+    return f"exec failed: {text}" if name == "exec" else f"{NAME} {name} failed: {text}"
 
 
 def _load(name: str) -> Any:

@@ -12,8 +12,14 @@ import errno
 import os
 import stat
 
-from nagaya.errors import CommandNotExecutable, CommandNotFound, FailedPrecondition, KernelError
-from nagaya.linux import caps, paths
+from nagaya.errors import (
+    CommandNotExecutable,
+    CommandNotFound,
+    FailedPrecondition,
+    InvalidArgument,
+    KernelError,
+)
+from nagaya.linux import caps, paths, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,6 +151,17 @@ class Capabilities:
         caps.capset(self.effective, self.permitted, self.inheritable)
         if self.ambient:
             caps.set_ambient(self.ambient)
+
+
+def limits(wanted: list[dict[str, Any]], pid: int = 0) -> None:
+    """setrlimit of each entry of process.rlimits, for us or for pid; while we still have the rights of
+    root. Raises InvalidArgument, KernelError."""
+    for limit in wanted:
+        kind: str = limit["type"]
+        if kind not in process.RLIMITS:
+            raise InvalidArgument(f"unknown rlimit {kind!r}", subject="process.rlimits")
+        soft, hard = limit.get("soft") or 0, limit.get("hard") or 0
+        process.set_rlimit(process.RLIMITS[kind], soft, hard, pid=pid, subject=kind)
 
 
 def become(user: dict[str, Any], *, may_set_groups: bool) -> None:

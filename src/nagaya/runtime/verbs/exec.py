@@ -83,7 +83,7 @@ def _process(record: dict[str, Any], options: dict[str, Any], arguments: list[st
             raise InvalidArgument(f"{options['process']} is not an object", subject="--process")
         return document
     if not arguments:
-        raise InvalidArgument("exec args cannot be empty", subject="args")
+        raise InvalidArgument("process args cannot be empty", subject="args")
     process: dict[str, Any] = dict(record["config"].get("process") or {})
     process["args"] = arguments
     process["terminal"] = options["tty"]
@@ -117,7 +117,7 @@ def _process(record: dict[str, Any], options: dict[str, Any], arguments: list[st
 def number(text: str, what: str) -> int:
     """A uid or gid; nothing but decimal digits within range (CVE-2026-30892, 2024-40635)."""
     if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > _ID_LIMIT:
-        raise InvalidArgument(f"parsing {text!r} as int for {what} failed", subject="--user")
+        raise InvalidArgument(f"parsing {text} as int for {what} failed", subject="--user")
     return int(text)
 
 

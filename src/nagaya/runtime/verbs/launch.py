@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import _socket
+import errno
 import os
 import select
 from _struct import pack
 
-from nagaya.errors import InvalidArgument, KernelError, NagayaError
+from nagaya.errors import InvalidArgument, KernelError, NagayaError, NotFound
 from nagaya.linux import namespaces as ns
 from nagaya.linux import process, tty
 from nagaya.linux.json import loads
@@ -35,11 +36,12 @@ COMMON = [
 
 
 def read_json(path: str) -> Any:
-    """The JSON document in a file. Raises InvalidArgument naming the file."""
+    """The JSON document in a file. Raises NotFound, InvalidArgument naming the file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise InvalidArgument(f"JSON specification file {path} not found", subject=path) from None
+    except OSError as error:
+        kind = NotFound if error.errno == errno.ENOENT else InvalidArgument
+        raise kind(f"open {path}: {os.strerror(error.errno or 0).lower()}", subject=path) from None
     try:
         data = b""
         while len(data) <= _SPEC_LIMIT and (chunk := os.read(fd, 1 << 20)):
@@ -57,7 +59,14 @@ def read_json(path: str) -> Any:
 def bundle_of(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """(absolute bundle, its specification)."""
     bundle = os.path.realpath(options["bundle"] or ".")
-    spec = read_json(f"{bundle}/config.json")
+    try:
+        spec = read_json(f"{bundle}/config.json")
+    except NotFound:
+        if not os.path.isdir(bundle):
+            raise InvalidArgument(f"chdir {bundle}: no such file or directory", subject="--bundle") from None
+        raise InvalidArgument(
+            "JSON specification file config.json not found", subject="config.json"
+        ) from None
     if not isinstance(spec, dict):
         raise InvalidArgument(f"{bundle}/config.json is not an object", subject="config.json")
     return bundle, spec
@@ -75,9 +84,10 @@ def preserved(options: dict[str, Any], spec_process: dict[str, Any]) -> int:
     for fd in range(3, 3 + count):
         try:
             os.fstat(fd)
-        except OSError:
+        except OSError as error:
             raise InvalidArgument(
-                f"please check that preserved-fd {fd - 3} (of {count}) is present", subject="--preserve-fds"
+                f"unable to stat preserved-fd {fd - 2} (of {count}): {os.strerror(error.errno or 0).lower()}",
+                subject="--preserve-fds",
             ) from None
     return count
 

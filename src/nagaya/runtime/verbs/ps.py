@@ -47,7 +47,10 @@ def _host_ps(arguments: list[str]) -> list[str]:
     """The lines that ps(1) of the host prints: never a program of the container (CVE-2022-1227)."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid = os.posix_spawnp(
-        "ps", ["ps", *arguments], dict(os.environ), file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1)]
+        "ps",
+        ["ps", *arguments],
+        dict(os.environ),
+        file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, writer, 2)],
     )
     os.close(writer)
     data = b""
@@ -55,6 +58,8 @@ def _host_ps(arguments: list[str]) -> list[str]:
         data += chunk
     os.close(reader)
     _, status = os.waitpid(pid, 0)
+    text = data.decode("utf-8", "replace")
     if status or not data:
-        raise FailedPrecondition(f"ps {' '.join(arguments)} failed", subject="ps options")
-    return data.decode("utf-8", "replace").rstrip("\n").split("\n")
+        code = os.waitstatus_to_exitcode(status)
+        raise FailedPrecondition(f"exit status {code}: {text}", subject="ps options")
+    return text.rstrip("\n").split("\n")

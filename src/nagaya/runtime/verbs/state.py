@@ -24,5 +24,5 @@ def main(settings: Settings, _options: dict[str, Any], positional: list[str]) ->
     document = lifecycle.state(settings.root, positional[0])
     if not document["annotations"]:
         del document["annotations"]
-    os.write(1, (dumps_indented(document) + "\n").encode())
+    os.write(1, dumps_indented(document).encode())
     return 0
