@@ -50,7 +50,11 @@ def install(wheel: Path, where: Path) -> Path:
         capture_output=True,
     )
     packages = where / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    (packages / "third_party.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for dependency in Path(
+        sysconfig.get_path("purelib")
+    ).iterdir():  # no .pth file: launchers run without site
+        if not (packages / dependency.name).exists() and not dependency.name.endswith(".pth"):
+            (packages / dependency.name).symlink_to(dependency)
     return where / "bin"
 
 
@@ -99,6 +103,13 @@ def test_it_runs_isolated_without_site_from_its_own_environment(probed: Path, na
     assert told["site"] is False
     assert str(told["file"]).startswith(str(probed.parent))
     assert told["executable"] == str(probed / "python3")
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_the_real_thing_runs(installed: Path, name: str) -> None:
+    done = subprocess.run([installed / name, "--help"], capture_output=True, text=True, cwd="/", env={})
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower() and name in done.stdout
 
 
 @pytest.mark.parametrize("name", ROOMS)
