@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -29,6 +30,7 @@ from nagaya.engine.model import (
     LogLine,
     PullProgress,
     RegistryAuth,
+    VolumeSummary,
     WaitResult,
 )
 from nagaya.engine.service import WaitCondition
@@ -64,6 +66,9 @@ class Script:
 
     def info(self) -> dict[str, object]:
         return {"root": "/r", "run": "/u"}
+
+    def volumes(self) -> list[VolumeSummary]:
+        return [VolumeSummary("data", 10**18, "/r/volumes/data/_data", False, {"a": "b"})]
 
     def networks(self) -> list[dict[str, object]]:
         return [{"Name": "bridge", "Id": "b" * 64, "Driver": "bridge"}]
@@ -264,6 +269,38 @@ def test_refusals(live: Live, target: str, status: int, message: str | None) -> 
     assert got == status
     if message is not None:
         assert json.loads(body) == {"message": message}
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        ({}, ["data"]),
+        ({"name": ["at"], "label": ["a=b"], "driver": ["local"]}, ["data"]),
+        ({"dangling": ["true"]}, ["data"]),
+        ({"dangling": ["false"]}, []),
+        ({"label": ["a=c"]}, []),
+    ],
+)
+def test_volumes(live: Live, filters: dict[str, list[str]], names: list[str]) -> None:
+    status, _, body = live.ask("GET", f"/volumes?filters={quote(json.dumps(filters))}")
+    assert status == 200
+    assert [volume["Name"] for volume in json.loads(body)["Volumes"]] == names
+    assert live.ask("GET", "/volumes?filters=%7B%22x%22%3A%5B%221%22%5D%7D")[0] == 400
+
+
+def test_a_volume(live: Live) -> None:
+    status, _, body = live.ask("GET", "/volumes/data")
+    assert status == 200
+    assert json.loads(body) == {
+        "CreatedAt": "2001-09-09T01:46:40Z",
+        "Driver": "local",
+        "Labels": {"a": "b"},
+        "Mountpoint": "/r/volumes/data/_data",
+        "Name": "data",
+        "Options": None,
+        "Scope": "local",
+    }
+    assert live.ask("GET", "/volumes/other")[::2] == (404, b'{"message": "get other: no such volume"}\n')
 
 
 def test_socket_permissions(live: Live) -> None:

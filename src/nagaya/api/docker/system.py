@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import nagaya
+from nagaya.api.docker.networks import volume_document, volume_users
 from nagaya.api.docker.respond import json_line, json_response
 from nagaya.api.docker.types.events import EVENT_FILTERS, event_document, event_matches
 from nagaya.api.docker.types.filters import Filters
@@ -115,6 +116,7 @@ async def disk_usage(engine: EngineService, request: Request) -> Response:
     """GET /system/df: layers shared by several images are counted once per image."""
     images = engine.list_images()
     containers = engine.list_containers()
+    volumes = volume_users(engine)
     used: dict[str, int] = {}
     for container in containers:
         used[container.image_digest] = used.get(container.image_digest, 0) + 1
@@ -155,7 +157,11 @@ async def disk_usage(engine: EngineService, request: Request) -> Response:
                 }
                 for container in containers
             ],
-            "Volumes": [],
+            "Volumes": [
+                # -1: their files are not counted
+                {**volume_document(v), "UsageData": {"Size": -1, "RefCount": volumes[v.name]}}
+                for v in engine.volumes()
+            ],
             "BuildCache": [],
         }
     )

@@ -40,7 +40,6 @@ UNSERVED = (
     ("DELETE", "/networks/{id}", "removing networks"),
     ("POST", "/volumes/create", "creating volumes"),
     ("POST", "/volumes/prune", "removing unused volumes"),
-    ("GET", "/volumes/{name}", "inspecting volumes"),
     ("PUT", "/volumes/{name}", "updating volumes"),
     ("DELETE", "/volumes/{name}", "removing volumes"),
     ("GET", "/plugins", "plugins"),
