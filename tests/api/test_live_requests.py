@@ -274,9 +274,11 @@ def test_a_reader_that_does_not_read_stalls_nobody(server: Dockerd | House) -> N
         deaf.send("POST", f"{API}/containers/{identity}/attach?stream=1&stdout=1", b"", UPGRADE)
         assert deaf.head()[0] == 101
         assert post(server, f"/containers/{identity}/start").status == 204
-        if isinstance(server, House):  # dockerd's container waits for the reader
-            assert post(server, f"/containers/{identity}/wait").json["StatusCode"] == 0
         assert call(server.socket, "GET", f"{API}/containers/json").status == 200
+        other = make(server, "true")
+        assert post(server, f"/containers/{other}/start").status == 204
+        assert post(server, f"/containers/{other}/wait").json["StatusCode"] == 0
+    assert post(server, f"/containers/{identity}/wait").json["StatusCode"] == 0  # it waited for the reader
 
 
 def test_events_come_as_they_happen(server: Dockerd | House) -> None:
