@@ -61,8 +61,11 @@ class Script:
     def list_containers(self) -> list[Container]:
         return [self.inspect_container("c1")]
 
-    def list_images(self) -> list[Any]:
+    async def list_images(self) -> list[Any]:
         return []
+
+    async def container_size(self, ref: str) -> tuple[int, int]:
+        return 1000, 5000
 
     def info(self) -> dict[str, object]:
         return {"root": "/r", "run": "/u"}
@@ -286,6 +289,15 @@ def test_volumes(live: Live, filters: dict[str, list[str]], names: list[str]) ->
     assert status == 200
     assert [volume["Name"] for volume in json.loads(body)["Volumes"]] == names
     assert live.ask("GET", "/volumes?filters=%7B%22x%22%3A%5B%221%22%5D%7D")[0] == 400
+
+
+def test_sizes_are_asked_for_only_where_wanted(live: Live) -> None:
+    for target in ("/containers/json?all=1", "/containers/c1/json"):
+        shown = json.loads(live.ask("GET", target)[2])
+        assert "SizeRw" not in (shown[0] if isinstance(shown, list) else shown)
+        shown = json.loads(live.ask("GET", target + ("&" if "?" in target else "?") + "size=1")[2])
+        item = shown[0] if isinstance(shown, list) else shown
+        assert (item["SizeRw"], item["SizeRootFs"]) == (1000, 5000)
 
 
 def test_a_volume(live: Live) -> None:

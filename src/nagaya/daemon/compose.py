@@ -51,6 +51,7 @@ async def open_engine(config: Config) -> Engine:
     supervisor = Supervisor(config.run, root=config.root)
     try:
         images = ImageStore(config.root, LedgerCatalog(ledger), config.registry_config())
+        await asyncio.get_running_loop().run_in_executor(None, images.recover)
         await supervisor.start()
         # only after a keeper was started: containers get the limit that nagayad was started with
         raise_file_limit()

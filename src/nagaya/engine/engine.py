@@ -37,7 +37,7 @@ from nagaya.engine.model import (
 )
 from nagaya.engine.service import WaitCondition
 from nagaya.engine.world import World
-from nagaya.errors import FailedPrecondition, NagayaError
+from nagaya.errors import FailedPrecondition, NagayaError, NotFound
 from nagaya.linux import cgroup
 
 log = logging.getLogger(__name__)
@@ -219,6 +219,15 @@ class Engine:
     def list_containers(self) -> Sequence[Container]:
         return [slot.container for slot in self._world.roster]
 
+    async def container_size(self, ref: str) -> tuple[int, int]:
+        container = self._world.roster.find(ref).container
+        written = await self._world.job(self._world.images.usage, container.id)
+        try:
+            image = (await self._images.inspect(container.image_digest)).size
+        except NotFound:  # it was removed by force
+            image = 0
+        return written, written + image
+
     def container_steps(self, ref: str) -> Sequence[Step]:
         return self._world.ledger.trace(self._world.roster.find(ref).container.id)
 
@@ -245,14 +254,14 @@ class Engine:
     ) -> AsyncIterator[PullProgress]:
         return self._images.pull(reference, platform, auth)
 
-    def list_images(self) -> Sequence[ImageSummary]:
-        return self._images.list()
+    async def list_images(self) -> Sequence[ImageSummary]:
+        return await self._images.list()
 
-    def inspect_image(self, ref: str) -> ImageSummary:
-        return self._images.inspect(ref)
+    async def inspect_image(self, ref: str) -> ImageSummary:
+        return await self._images.inspect(ref)
 
-    def image_history(self, ref: str) -> Sequence[Mapping[str, object]]:
-        return self._images.history(ref)
+    async def image_history(self, ref: str) -> Sequence[Mapping[str, object]]:
+        return await self._images.history(ref)
 
     async def tag_image(self, ref: str, target: str) -> None:
         await self._images.tag(ref, target)

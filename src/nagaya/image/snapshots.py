@@ -20,10 +20,11 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from nagaya.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
 from nagaya.image import trees
-from nagaya.image.catalog import Catalog, LayerRow, SnapshotRow
+from nagaya.image.catalog import Catalog, SnapshotRow
 from nagaya.image.content import disk_error
 
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
@@ -58,16 +59,15 @@ class Snapshots:
                 raise disk_error(error, "make layer directory", name) from None
             return name, os.open(f"{self._layers}/{name}", _OPEN)
 
-    def commit_layer(self, row: LayerRow, fd: int, *, opaque_root: bool) -> None:
-        """Everything below fd is on the disk, then the catalog knows it. Raises KernelError,
+    def sync_layer(self, diff_id: str, fd: int, *, opaque_root: bool) -> None:
+        """Everything below fd is on the disk: the catalog may know it. Raises KernelError,
         ResourceExhausted."""
         try:
             if opaque_root:
                 os.close(os.open(_MARKER, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=fd))
             self._barrier.sync(fd)
         except OSError as error:
-            raise disk_error(error, "sync layer", row.diff_id) from None
-        self._catalog.put_layer(row)
+            raise disk_error(error, "sync layer", diff_id) from None
 
     def drop_layer(self, name: str) -> None:
         """Remove a layer's directory; its row is gone already, or never was."""
@@ -99,7 +99,7 @@ class Snapshots:
 
     # containers
 
-    def prepare(self, snapshot_id: str, diff_ids: Sequence[str]) -> dict[str, object]:
+    def prepare(self, snapshot_id: str, diff_ids: Sequence[str]) -> dict[str, Any]:
         """Make the writable layer of a container above these layers (bottom first).
 
         Returns {"type": "overlay", "lower": [top..bottom], "upper": path, "work": path}; see the
@@ -126,7 +126,7 @@ class Snapshots:
             raise
         return self._rootfs(path, lower)
 
-    def rootfs(self, snapshot_id: str) -> dict[str, object]:
+    def rootfs(self, snapshot_id: str) -> dict[str, Any]:
         """What `prepare` answered, again. Raises NotFound, DataLoss."""
         path = self._path(snapshot_id)
         row = self._catalog.snapshot(snapshot_id)
@@ -162,7 +162,7 @@ class Snapshots:
         """Remove a left-over that has no row."""
         self._remove(self._directory, name)
 
-    def _rootfs(self, path: str, lower: list[str]) -> dict[str, object]:
+    def _rootfs(self, path: str, lower: list[str]) -> dict[str, Any]:
         return {"type": "overlay", "lower": lower, "upper": f"{path}/fs", "work": f"{path}/work"}
 
     def _path(self, snapshot_id: str) -> str:

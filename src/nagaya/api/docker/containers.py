@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
+from typing import Any
 
 from nagaya.api.docker.respond import json_response, no_content
 from nagaya.api.docker.types.create import container_name, create_request
@@ -15,8 +17,9 @@ from nagaya.api.docker.types.listing import select, summary
 from nagaya.api.docker.types.structs import CreateBody, UpdateBody, decode_body
 from nagaya.api.http.messages import Request, Response
 from nagaya.api.http.router import Route
+from nagaya.engine.model import Container
 from nagaya.engine.service import EngineService
-from nagaya.errors import InvalidArgument
+from nagaya.errors import InvalidArgument, NotFound
 
 _PS_ARGUMENTS = re.compile(r"[a-zA-Z0-9=,._ +-]*")
 
@@ -34,7 +37,7 @@ async def listing(engine: EngineService, request: Request) -> Response:
     filters = Filters.parse(request.get("filters"))
     images: dict[str, str] = {}
     if filters.values("ancestor"):
-        for image in engine.list_images():
+        for image in await engine.list_images():
             for name in (*image.tags, *image.digests, image.id, image.id.removeprefix("sha256:")):
                 images[name] = image.id
                 images.setdefault(name.removesuffix(":latest"), image.id)
@@ -46,12 +49,30 @@ async def listing(engine: EngineService, request: Request) -> Response:
         limit=request.integer("limit", -1),
         images=images,
     )
+    return json_response(await summaries(engine, chosen, size=request.flag("size")))
+
+
+async def summaries(
+    engine: EngineService, containers: Iterable[Container], *, size: bool
+) -> list[dict[str, Any]]:
+    """The elements of the list, with `size` what their files take."""
     root, now = _directory(engine, "root"), time.time_ns()
-    result = [summary(container, root, now) for container in chosen]
-    if request.flag("size"):
-        for item in result:
-            item["SizeRw"] = item["SizeRootFs"] = 0
-    return json_response(result)
+    result = []
+    for container in containers:
+        shown = summary(container, root, now)
+        if size:
+            try:
+                shown |= await _sizes(engine, container.id)
+            except NotFound:
+                continue  # removed meanwhile
+        result.append(shown)
+    return result
+
+
+async def _sizes(engine: EngineService, container_id: str) -> dict[str, int]:
+    """SizeRw and SizeRootFs. Raises NotFound."""
+    written, whole = await engine.container_size(container_id)
+    return {"SizeRw": written, "SizeRootFs": whole}
 
 
 async def inspect_one(engine: EngineService, request: Request) -> Response:
@@ -59,7 +80,7 @@ async def inspect_one(engine: EngineService, request: Request) -> Response:
     container = engine.inspect_container(request.params["id"])
     shown = inspect(container, _directory(engine, "root"), _directory(engine, "run"))
     if request.flag("size"):
-        shown["SizeRw"] = shown["SizeRootFs"] = 0
+        shown |= await _sizes(engine, container.id)
     return json_response(shown)
 
 

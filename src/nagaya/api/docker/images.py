@@ -49,7 +49,7 @@ async def create(engine: EngineService, request: Request) -> Answer:
 async def listing(engine: EngineService, request: Request) -> Response:
     """GET /images/json"""
     filters = Filters.parse(request.get("filters"))
-    chosen = select(engine.list_images(), filters)
+    chosen = select(await engine.list_images(), filters)
     used: dict[str, int] = {}
     for container in engine.list_containers():
         used[container.image_digest] = used.get(container.image_digest, 0) + 1
@@ -58,12 +58,12 @@ async def listing(engine: EngineService, request: Request) -> Response:
 
 async def inspect_one(engine: EngineService, request: Request) -> Response:
     """GET /images/{name}/json"""
-    return json_response(inspect(engine.inspect_image(request.params["name"]), request.version))
+    return json_response(inspect(await engine.inspect_image(request.params["name"]), request.version))
 
 
 async def history(engine: EngineService, request: Request) -> Response:
     """GET /images/{name}/history"""
-    return json_response([dict(entry) for entry in engine.image_history(request.params["name"])])
+    return json_response([dict(entry) for entry in await engine.image_history(request.params["name"])])
 
 
 async def tag(engine: EngineService, request: Request) -> Response:

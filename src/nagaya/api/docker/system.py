@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import nagaya
+from nagaya.api.docker.containers import summaries
 from nagaya.api.docker.networks import volume_document, volume_users
 from nagaya.api.docker.respond import json_line, json_response
 from nagaya.api.docker.types.events import EVENT_FILTERS, event_document, event_matches
@@ -72,7 +73,7 @@ async def version(engine: EngineService, request: Request) -> Response:
 async def info(engine: EngineService, request: Request) -> Response:
     """GET /info"""
     return json_response(
-        info_document(engine.info(), engine.list_containers(), len(engine.list_images()), _host())
+        info_document(engine.info(), engine.list_containers(), len(await engine.list_images()), _host())
     )
 
 
@@ -114,7 +115,7 @@ async def events(engine: EngineService, request: Request) -> Stream:
 
 async def disk_usage(engine: EngineService, request: Request) -> Response:
     """GET /system/df: layers shared by several images are counted once per image."""
-    images = engine.list_images()
+    images = await engine.list_images()
     containers = engine.list_containers()
     volumes = volume_users(engine)
     used: dict[str, int] = {}
@@ -137,26 +138,7 @@ async def disk_usage(engine: EngineService, request: Request) -> Response:
                 }
                 for image in images
             ],
-            "Containers": [
-                {
-                    "Id": container.id,
-                    "Names": ["/" + container.name],
-                    "Image": container.config.image,
-                    "ImageID": container.image_digest,
-                    "Command": container.path,
-                    "Created": container.created // 1_000_000_000,
-                    "Ports": [],
-                    "SizeRootFs": 0,
-                    "SizeRw": 0,
-                    "Labels": {},
-                    "State": container.state,
-                    "Status": container.state,
-                    "HostConfig": {},
-                    "NetworkSettings": None,
-                    "Mounts": [],
-                }
-                for container in containers
-            ],
+            "Containers": await summaries(engine, containers, size=True),
             "Volumes": [
                 # -1: their files are not counted
                 {**volume_document(v), "UsageData": {"Size": -1, "RefCount": volumes[v.name]}}

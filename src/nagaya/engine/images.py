@@ -1,0 +1,140 @@
+"""Images as the APIs see them: pulls that report as they go, lists, names given and taken.
+
+The work is the image room's (image.store), in pools; here it gets events and the containers' say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from nagaya.engine.model import ImageSummary, PullProgress, RegistryAuth
+from nagaya.engine.world import World
+from nagaya.image import auth as auths
+from nagaya.image.pull import Progress
+from nagaya.image.removal import Use
+from nagaya.image.store import Image
+from nagaya.oci import reference
+
+_STATES = ("running", "paused", "restarting")
+
+
+class Images:
+    """Lives on the event loop."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._documents: dict[str, dict[str, Any]] = {}  # whole configurations: they never change
+
+    async def pull(self, name: str, platform: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
+        """Pull; one report at a time. Closing the iterator ends the pull."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Progress | None] = asyncio.Queue()
+        cancel = threading.Event()
+        credentials = None if auth is None else auths.RegistryAuth(*msgspec.structs.astuple(auth))
+
+        def report(progress: Progress) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, progress)
+
+        work = self._world.task(
+            self._world.slow_job(
+                lambda: self._world.images.pull(name, platform, credentials, report, cancel)
+            ),
+            f"pull of {name[:200]}",
+        )
+        work.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (progress := await queue.get()) is not None:
+                yield PullProgress(progress.status, progress.layer, progress.current, progress.total)
+            image = await work
+        finally:
+            cancel.set()
+            if work.done() and not work.cancelled():
+                work.exception()  # seen, also when nobody asks any more
+        self._tell("pull", reference.parse_tagged(name).familiar, image)
+
+    async def list(self) -> Sequence[ImageSummary]:
+        """All images, newest first."""
+        return await self._world.job(lambda: [self._summary(i) for i in self._world.images.list()])
+
+    async def inspect(self, ref: str) -> ImageSummary:
+        """Raises NotFound("No such image: x:tag")."""
+        return await self._world.job(lambda: self._summary(self._world.images.resolve(ref)))
+
+    async def history(self, ref: str) -> Sequence[Mapping[str, object]]:
+        """The elements of GET /images/{name}/history. Raises NotFound."""
+
+        def read() -> list[Mapping[str, object]]:
+            image = self._world.images.resolve(ref)
+            return [
+                {
+                    "Id": change.id,
+                    "Created": _seconds(change.created),
+                    "CreatedBy": change.created_by,
+                    "Tags": [reference.parse(t).familiar for t in change.tags] or None,
+                    "Size": change.size,
+                    "Comment": change.comment,
+                }
+                for change in self._world.images.history(image)
+            ]
+
+        return await self._world.job(read)
+
+    async def tag(self, ref: str, target: str) -> None:
+        """Give an image another name."""
+        image = await self._world.job(self._world.images.tag, ref, target)
+        self._tell("tag", reference.parse_tagged(target).familiar, image)
+
+    async def remove(self, ref: str, *, force: bool) -> Sequence[Mapping[str, str]]:
+        """[{"Untagged": "x:tag"}, {"Deleted": "sha256:..."}]. Raises NotFound, FailedPrecondition."""
+        world = self._world
+        uses = [
+            Use(slot.container.image_digest, slot.container.id, slot.container.state in _STATES)
+            for slot in world.roster
+        ]
+        image = await world.job(world.images.resolve, ref)
+        removed = await world.slow_job(lambda: world.images.remove(ref, uses, force=force))
+        for line in removed:
+            if line.untagged:
+                self._tell("untag", line.untagged, image)
+            elif line.deleted == image.id:
+                self._documents.pop(image.id, None)
+                self._tell("delete", image.id, image)
+        return [{"Untagged": r.untagged} if r.untagged else {"Deleted": r.deleted} for r in removed]
+
+    def _tell(self, action: str, name: str, image: Image) -> None:
+        labels = (image.config.labels if image.config else None) or {}
+        subject = name if action == "pull" else image.id
+        self._world.bus.publish("image", action, subject, {**labels, "name": name})
+
+    def _summary(self, image: Image) -> ImageSummary:
+        document = self._documents.get(image.id)
+        if document is None:
+            document = msgspec.json.decode(self._world.images.raw_config(image), type=dict[str, Any])
+            self._documents[image.id] = document
+        names = [reference.parse(n) for n in image.names]
+        return ImageSummary(
+            id=image.id,
+            tags=tuple(n.familiar for n in names if not n.digest),
+            digests=tuple(n.familiar for n in names if n.digest),
+            created=_seconds(image.document.created or "") * 1_000_000_000,
+            size=image.size,
+            os=image.document.os,
+            architecture=image.document.architecture,
+            variant=image.document.variant or "",
+            config=document,
+            layers=image.document.diff_ids,
+        )
+
+
+def _seconds(text: str) -> int:
+    """Seconds since the epoch of an RFC 3339 time; 0 for what is none."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError):
+        return 0

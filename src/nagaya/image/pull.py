@@ -1,0 +1,434 @@
+"""One pull: a reference becomes blobs and unpacked layers, each verified and on the disk.
+
+Every layer is unpacked while it still downloads, all layers at once within the configured bounds.
+Pulls that want the same blob join: one of them fetches, all see its progress. What arrived of a
+blob stays after a failure and is taken up again by the next try.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import msgspec
+
+from nagaya.errors import (
+    Cancelled,
+    DataLoss,
+    InternalError,
+    InvalidArgument,
+    NagayaError,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from nagaya.image import layers, streams
+from nagaya.image.auth import RegistryAuth
+from nagaya.image.catalog import Catalog, LayerRow
+from nagaya.image.content import ContentStore, Ingest
+from nagaya.image.registry import Fetched, Registry
+from nagaya.image.snapshots import Snapshots
+from nagaya.image.transport import RegistryConfig, Transport
+from nagaya.oci import digest as digests
+from nagaya.oci import imageconfig, manifest, platform
+from nagaya.oci.manifest import Descriptor, Index, Manifest
+from nagaya.oci.platform import Platform
+from nagaya.oci.reference import Reference
+
+_REPORT = 0.1  # seconds between two progress reports of one layer at least
+_PERSONAL = (Cancelled, Unauthenticated, PermissionDenied)  # who joined may fare better
+_POLL = 0.2  # seconds between looks at whether a waiting pull was cancelled
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """One report in dockerd's words. layer: short digest, "" for the image; sizes in bytes."""
+
+    status: str
+    layer: str = ""
+    current: int = 0
+    total: int = 0
+
+
+Report = Callable[[Progress], None]
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    """What a pull brought. digest: of what the reference named (an index or a manifest)."""
+
+    digest: str
+    id: str
+    manifest: str
+    diff_ids: tuple[str, ...]
+    blobs: tuple[str, ...]
+
+
+class _Flight:
+    """A layer being fetched by one pull; others listen."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.error: NagayaError | None = None
+        self.listeners: list[Report] = []
+
+
+class Puller:
+    """Fetches into a content store and a snapshot directory. Thread-safe.
+
+    lease is told every digest and diff id before it is looked for, so that collecting garbage
+    leaves them alone while the pull lasts.
+    """
+
+    def __init__(
+        self, content: ContentStore, snapshots: Snapshots, catalog: Catalog, config: RegistryConfig
+    ) -> None:
+        self._content = content
+        self._snapshots = snapshots
+        self._catalog = catalog
+        self._config = config
+        self._transport = Transport(config)
+        self._mutex = threading.Lock()
+        self._flights: dict[str, _Flight] = {}
+        self._downloads = threading.Semaphore(config.downloads)
+        self._unpacks = threading.Semaphore(config.unpacks)
+
+    def pull(
+        self,
+        reference: Reference,
+        wanted: str,
+        auth: RegistryAuth | None,
+        report: Report,
+        check: Callable[[], None],
+        lease: Callable[[Iterable[str]], None],
+    ) -> Pulled:
+        """Fetch everything that `reference` names for the platform `wanted` ("": this host's).
+
+        check may raise to stop. Raises what `Registry` raises, InvalidArgument and Unimplemented for
+        documents that are no images, NotFound when no image fits, DataLoss for wrong content.
+        """
+        registry = Registry(reference, self._config, self._transport, auth, check)
+        top = registry.manifest(reference.target)
+        report(Progress(f"Pulling from {reference.path}"))
+        fetched, image = self._choose(registry, top, reference, wanted)
+        documents = {top.digest: top.data, fetched.digest: fetched.data}
+        lease([*documents, image.config.digest, *(layer.digest for layer in image.layers)])
+        config = imageconfig.decode(self._config_document(registry, image.config, check))
+        diff_ids = config.diff_ids
+        if len(diff_ids) != len(image.layers):
+            raise InvalidArgument(
+                f"the manifest has {len(image.layers)} layers, its configuration {len(diff_ids)}",
+                subject="config.rootfs.diff_ids",
+            )
+        if wanted and not platform.fits(config.platform, platform.parse(wanted)):
+            raise _wrong_platform(reference, wanted, config.platform)
+        lease(diff_ids)
+        self._layers(registry, list(zip(image.layers, diff_ids, strict=True)), report, check)
+        for digest, data in documents.items():
+            self._content.put(data, digest)
+        blobs = dict.fromkeys((*documents, image.config.digest, *(x.digest for x in image.layers)))
+        return Pulled(top.digest, image.config.digest, fetched.digest, diff_ids, tuple(blobs))
+
+    def unpack_stored(self, digest: str, diff_id: str, check: Callable[[], None]) -> None:
+        """Unpack a layer whose blob is in the content store already."""
+        if self._catalog.layer(diff_id) is None:
+            self._unpack(self._content.pieces(digest), diff_id, check)
+
+    # documents
+
+    def _choose(
+        self, registry: Registry, top: Fetched, reference: Reference, wanted: str
+    ) -> tuple[Fetched, Manifest]:
+        document = manifest.decode(top.data, top.media_type)
+        if isinstance(document, Manifest):
+            return top, document
+        target = platform.parse(wanted) if wanted else platform.host()
+        entry = _pick(document, target)
+        if entry is None:
+            raise NotFound(
+                f"no matching manifest for {target} in the manifest list entries", subject=reference.familiar
+            )
+        chosen = registry.manifest(entry.digest)
+        document = manifest.decode(chosen.data, entry.media_type or chosen.media_type)
+        if isinstance(document, Index):
+            raise InvalidArgument("an index within an index is not supported", subject="manifest")
+        return chosen, document
+
+    def _config_document(
+        self, registry: Registry, descriptor: Descriptor, check: Callable[[], None]
+    ) -> bytes:
+        if self._content.has(descriptor.digest):
+            return self._content.read(descriptor.digest, manifest.MAX_MANIFEST)
+        data = b""
+        for piece in registry.blob(descriptor):
+            check()
+            data += piece
+            if len(data) > descriptor.size:
+                break
+        if len(data) != descriptor.size:
+            raise DataLoss(
+                f"the image configuration has {'more than' if len(data) > descriptor.size else 'only'} "
+                f"{min(len(data), descriptor.size)} bytes, its descriptor says {descriptor.size}",
+                subject=descriptor.digest,
+            )
+        self._content.put(data, descriptor.digest)
+        return data
+
+    # layers
+
+    def _layers(
+        self,
+        registry: Registry,
+        wanted: list[tuple[Descriptor, str]],
+        report: Report,
+        check: Callable[[], None],
+    ) -> None:
+        stop = threading.Event()
+
+        def checked() -> None:
+            check()
+            if stop.is_set():
+                raise Cancelled("another layer of the image failed")
+
+        missing = []
+        for descriptor, diff_id in dict(wanted).items():
+            short = digests.short(descriptor.digest)
+            if self._content.has(descriptor.digest) and self._catalog.layer(diff_id):
+                report(Progress("Already exists", short))
+            else:
+                report(Progress("Pulling fs layer", short))
+                missing.append((descriptor, diff_id))
+        if not missing:
+            return
+        workers = min(len(missing), self._config.downloads + self._config.unpacks)
+        with ThreadPoolExecutor(workers, "nagaya-pull") as pool:
+            jobs = [pool.submit(self._layer, registry, d, i, report, checked) for d, i in missing]
+            try:
+                wait(jobs, return_when=FIRST_EXCEPTION)
+            finally:
+                stop.set()
+                for job in jobs:
+                    job.cancel()
+        errors = [e for job in jobs if not job.cancelled() and (e := job.exception()) is not None]
+        # the layer that failed, rather than those that were stopped because of it
+        for error in sorted(errors, key=lambda e: isinstance(e, Cancelled)):
+            raise error
+
+    def _layer(
+        self,
+        registry: Registry,
+        descriptor: Descriptor,
+        diff_id: str,
+        report: Report,
+        check: Callable[[], None],
+    ) -> None:
+        """Have the layer, by our own work or that of a pull which is at it."""
+        digest = descriptor.digest
+        while True:
+            with self._mutex:
+                if self._content.has(digest) and self._catalog.layer(diff_id):
+                    break
+                flight = self._flights.get(digest)
+                mine = flight is None
+                if flight is None:
+                    flight = self._flights[digest] = _Flight()
+                flight.listeners.append(report)
+            if not mine:
+                while not flight.ended.wait(_POLL):
+                    check()
+                if flight.error is not None and not isinstance(flight.error, _PERSONAL):
+                    raise flight.error
+                continue
+            try:
+                self._fetch(registry, descriptor, diff_id, flight, check)
+            except NagayaError as error:
+                flight.error = error
+                raise
+            except BaseException:
+                flight.error = Cancelled("the pull was interrupted")
+                raise
+            finally:
+                with self._mutex:
+                    del self._flights[digest]
+                flight.ended.set()
+        report(Progress("Pull complete", digests.short(digest)))
+
+    def _fetch(
+        self,
+        registry: Registry,
+        descriptor: Descriptor,
+        diff_id: str,
+        flight: _Flight,
+        check: Callable[[], None],
+    ) -> None:
+        short = digests.short(descriptor.digest)
+
+        def report(status: str, current: int = 0) -> None:
+            for listener in tuple(flight.listeners):
+                listener(Progress(status, short, current, descriptor.size if current else 0))
+
+        if self._content.has(descriptor.digest):
+            with self._unpacks:
+                self._unpack(self._content.pieces(descriptor.digest), diff_id, check)
+            return
+        try:
+            self._fetch_once(registry, descriptor, diff_id, report, check)
+        except _StaleError:
+            # what an earlier try had left was not the blob's: it is gone now
+            self._fetch_once(registry, descriptor, diff_id, report, check)
+
+    def _fetch_once(
+        self,
+        registry: Registry,
+        descriptor: Descriptor,
+        diff_id: str,
+        report: Callable[..., None],
+        check: Callable[[], None],
+    ) -> None:
+        ingest = self._content.ingest(descriptor.digest, descriptor.size)
+        failed = threading.Event()
+
+        def checked() -> None:
+            check()
+            if failed.is_set():
+                raise Cancelled("unpacking failed")
+
+        def download() -> None:
+            # whoever follows the blob raises what is told here
+            try:
+                with self._downloads:
+                    self._download(registry, descriptor, ingest, report, checked)
+            except NagayaError as error:
+                ingest.fail(error)
+            except Exception as error:
+                ingest.fail(InternalError(f"{type(error).__name__}: {error}", step="download layer"))
+
+        thread = threading.Thread(target=download, name="nagaya-download")
+        thread.start()
+        try:
+            if self._catalog.layer(diff_id) is None:
+                with self._unpacks:
+                    self._unpack(_told(ingest.follow(check), report), diff_id, check)
+            else:  # only the blob is missing
+                for _ in ingest.follow(check):
+                    pass
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            thread.join()
+            ingest.close()
+
+    def _download(
+        self,
+        registry: Registry,
+        descriptor: Descriptor,
+        ingest: Ingest,
+        report: Callable[..., None],
+        check: Callable[[], None],
+    ) -> None:
+        told = 0.0
+        left = self._config.retries
+        while ingest.offset < descriptor.size:
+            before = ingest.offset
+            try:
+                for piece in registry.blob(descriptor, ingest.offset):
+                    check()
+                    ingest.write(piece)
+                    if time.monotonic() >= told:
+                        told = time.monotonic() + _REPORT
+                        report("Downloading", ingest.offset)
+                if ingest.offset < descriptor.size:
+                    raise Unavailable(
+                        f"the registry ended the blob after {ingest.offset} of {descriptor.size} bytes",
+                        subject=descriptor.digest,
+                        step="download layer",
+                    )
+            except Unavailable:
+                left = self._config.retries if ingest.offset > before else left - 1
+                if left < 0:
+                    raise
+                self._pause(check)
+        report("Verifying Checksum")
+        try:
+            ingest.commit()
+        except DataLoss as error:
+            if ingest.resumed:
+                raise _StaleError(str(error)) from None
+            raise
+        report("Download complete")
+
+    def _pause(self, check: Callable[[], None]) -> None:
+        end = time.monotonic() + self._config.backoff
+        while time.monotonic() < end:
+            check()
+            time.sleep(min(_POLL, self._config.backoff))
+
+    def _unpack(self, blob: Iterable[bytes], diff_id: str, check: Callable[[], None]) -> None:
+        """Unpack, verify, sync, and tell the catalog; or leave nothing."""
+        name, home = self._snapshots.new_layer()
+        committed = False
+        try:
+            seen = digests.hasher(diff_id)
+            limits = self._config.limits
+            with streams.Ahead(streams.pieces(blob)) as pieces:
+                bounded = streams.hashed(streams.limited(pieces, limits.size), seen.update)
+                unpacked = layers.unpack(bounded, home, limits, check)
+            actual = f"{digests.parse(diff_id)[0]}:{seen.hexdigest()}"
+            if actual != diff_id:
+                raise DataLoss(
+                    f"the layer's diff id is {actual}, the configuration says {diff_id}",
+                    subject=diff_id,
+                    step="unpack layer",
+                )
+            row = LayerRow(diff_id, name, unpacked.size, unpacked.entries)
+            committed = self._commit(row, home, unpacked.opaque_root)
+        finally:
+            os.close(home)
+            if not committed:
+                self._snapshots.drop_layer(name)
+
+    def _commit(self, row: LayerRow, home: int, opaque: bool) -> bool:
+        """False when another blob with the same files was quicker."""
+        self._snapshots.sync_layer(row.diff_id, home, opaque_root=opaque)
+        with self._mutex:
+            if self._catalog.layer(row.diff_id) is not None:
+                return False
+            self._catalog.put_layer(row)
+        return True
+
+
+class _StaleError(DataLoss):
+    """A resumed blob turned out wrong; another try starts from nothing."""
+
+
+def _told(pieces: Iterator[bytes], report: Callable[..., None]) -> Iterator[bytes]:
+    """The same pieces, with "Extracting" told as they are consumed."""
+    done, told = 0, 0.0
+    for piece in pieces:
+        yield piece
+        done += len(piece)
+        if time.monotonic() >= told:
+            told = time.monotonic() + _REPORT
+            report("Extracting", done)
+
+
+def _pick(index: Index, target: Platform) -> Descriptor | None:
+    """The entry that fits best; attestations and the like (artifacts) never do."""
+    entries = [
+        e
+        for e in index.manifests
+        if not e.artifact_type and not (e.annotations or {}).get("vnd.docker.reference.type")
+    ]
+    chosen = platform.choose([e.platform for e in entries], target)
+    return entries[chosen] if chosen >= 0 else None
+
+
+def _wrong_platform(reference: Reference, wanted: str, actual: Platform) -> NotFound:
+    return NotFound(
+        f"image with reference {reference.familiar} was found but does not match the specified platform: "
+        f"wanted {platform.parse(wanted)}, actual: {actual}",
+        subject=reference.familiar,
+    )

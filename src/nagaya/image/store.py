@@ -1,0 +1,396 @@
+"""The image room's face: names to images, images to directories that a container can stand on.
+
+Pulling is in pull.py, what `rmi` may take away in removal.py. All methods block and may be called
+from any thread. A row of the catalog always names files that are there; files without a row are
+rubbish, and `recover` removes them at start (docs/adr/0004-images.md).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from nagaya.errors import InvalidArgument, NagayaError, NotFound, ResourceExhausted
+from nagaya.image import builtin, removal
+from nagaya.image.auth import RegistryAuth
+from nagaya.image.catalog import Catalog, ImageRow, NameRow
+from nagaya.image.content import ContentStore
+from nagaya.image.pull import Progress, Puller, Report
+from nagaya.image.removal import Removed, Use
+from nagaya.image.snapshots import Snapshots
+from nagaya.image.streams import check_cancel
+from nagaya.image.transport import RegistryConfig
+from nagaya.oci import digest as digests
+from nagaya.oci import imageconfig, manifest, platform, reference
+from nagaya.oci.imageconfig import ContainerDefaults, ImageConfig
+from nagaya.oci.reference import Reference
+
+_PARTIAL_LIFE = 24 * 3600.0  # seconds that an interrupted download waits to be taken up again
+_CACHED = 256  # decoded configurations
+
+
+class Image(msgspec.Struct, frozen=True):
+    """An image that is here. id: digest of its configuration. names: canonical."""
+
+    id: str
+    manifest: str
+    names: tuple[str, ...]
+    document: ImageConfig
+    size: int  # bytes of the files of all its layers
+    stored: int  # nanoseconds since the epoch
+
+    @property
+    def config(self) -> ContainerDefaults | None:
+        """What a container gets from it."""
+        return self.document.config
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One step in an image's history, newest first. diff_id "" when it made no layer."""
+
+    id: str
+    created: str
+    created_by: str
+    comment: str
+    size: int
+    tags: tuple[str, ...]
+
+
+class ImageStore:
+    """Images below ROOT/content and ROOT/snapshots; rows in `catalog`."""
+
+    def __init__(self, root: str, catalog: Catalog, config: RegistryConfig | None = None) -> None:
+        self._catalog = catalog
+        self._content = ContentStore(f"{root}/content")
+        self._snapshots = Snapshots(f"{root}/snapshots", catalog)
+        self._puller = Puller(self._content, self._snapshots, catalog, config or RegistryConfig())
+        self._mutex = threading.RLock()  # of what must not change while garbage is told from the rest
+        self._leases: Counter[str] = Counter()
+        self._documents: dict[str, ImageConfig] = {}
+        self._builtin_lock = threading.Lock()
+        self._builtin: tuple[tuple[str, int, int], str] | None = None
+
+    # pull
+
+    def pull(
+        self,
+        name: str,
+        wanted: str = "",
+        auth: RegistryAuth | None = None,
+        report: Report = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> Image:
+        """Fetch what `name` refers to ("busybox", "host:5000/a/b@sha256:...") and keep it under it.
+
+        wanted: a platform, "" for this host's. auth None: what docker's own configuration says.
+        report is called from several threads. Raises what `Puller.pull` raises, InvalidArgument for
+        a bad name or platform, Cancelled; what arrived is then kept for the next try, unless the
+        disk is full.
+        """
+        asked = reference.parse_tagged(name)
+        if wanted:
+            platform.parse(wanted)
+        if _is_builtin(asked):
+            report(Progress(f"Pulling from {asked.path}"))
+            image = self.resolve(name)
+            report(Progress(f"Digest: {image.manifest}"))
+            report(Progress(f"Status: Image is up to date for {asked.familiar}"))
+            return image
+        leased: list[str] = []
+
+        def lease(wanted: Iterable[str]) -> None:
+            with self._mutex:
+                found = list(wanted)
+                leased.extend(found)
+                self._leases.update(found)
+
+        try:
+            pulled = self._puller.pull(asked, wanted, auth, report, lambda: check_cancel(cancel), lease)
+            names = [asked.with_digest(pulled.digest).canonical]
+            if asked.tag and not asked.digest:
+                names.append(asked.canonical)
+            with self._mutex:
+                newer = any(self._image_id(n) != pulled.id for n in names)
+                self._catalog.put_image(
+                    ImageRow(pulled.id, pulled.manifest, pulled.diff_ids, pulled.blobs, time.time_ns()),
+                    [NameRow(n, pulled.id) for n in names],
+                )
+        except ResourceExhausted:
+            # a full disk is not kept full for the sake of a next try
+            self._release(leased)
+            leased.clear()
+            self._collect()
+            self._content.sweep_ingest(set(self._leases), time.time())
+            raise
+        finally:
+            self._release(leased)
+        report(Progress(f"Digest: {pulled.digest}"))
+        what = "Downloaded newer image" if newer else "Image is up to date"
+        report(Progress(f"Status: {what} for {asked.familiar}"))
+        return self._image(pulled.id)
+
+    def _release(self, leased: list[str]) -> None:
+        with self._mutex:
+            self._leases.subtract(leased)
+            self._leases = +self._leases
+
+    # lookup
+
+    def resolve(self, text: str, wanted: str = "") -> Image:
+        """The image that a user means by a name, a whole id, or the beginning of one.
+
+        Raises InvalidArgument (not a reference), NotFound("No such image: x:tag").
+        """
+        image_id = self._find(text)
+        if image_id is None:
+            raise NotFound(f"No such image: {_shown(text)}", subject=text)
+        image = self._image(image_id)
+        if wanted and not platform.fits(image.document.platform, platform.parse(wanted)):
+            raise NotFound(
+                f"image with reference {text} was found but does not match the specified platform: "
+                f"wanted {platform.parse(wanted)}, actual: {image.document.platform}",
+                subject=text,
+            )
+        return image
+
+    def list(self) -> Sequence[Image]:
+        """All images, newest first."""
+        names = self._names()
+        found = [self._load(row, names.get(row.id, ())) for row in self._catalog.images()]
+        return sorted(found, key=lambda image: image.stored, reverse=True)
+
+    def raw_config(self, image: Image) -> bytes:
+        """The configuration document as it came. Raises DataLoss, NotFound."""
+        return self._content.read(image.id, manifest.MAX_MANIFEST)
+
+    def history(self, image: Image) -> Sequence[Change]:
+        """How the image came to be, newest first."""
+        sizes = [self._layer_size(d) for d in image.document.diff_ids]
+        changes: list[Change] = []
+        for entry in image.document.history or ():
+            size = 0 if entry.empty_layer or not sizes else sizes.pop(0)
+            changes.append(
+                Change(
+                    "<missing>", entry.created or "", entry.created_by or "", entry.comment or "", size, ()
+                )
+            )
+        changes += [Change("<missing>", "", "", "", size, ()) for size in sizes]
+        changes.reverse()
+        if changes:
+            tags = tuple(n for n in image.names if "@" not in n)
+            changes[0] = msgspec.structs.replace(changes[0], id=image.id, tags=tags)
+        return changes
+
+    # change
+
+    def tag(self, text: str, target: str) -> Image:
+        """Give the image another name. Raises NotFound, InvalidArgument."""
+        name = reference.parse_tagged(target)
+        if name.digest:
+            raise InvalidArgument("refusing to create a tag with a digest reference", subject=target)
+        image = self.resolve(text)
+        self._catalog.put_name(NameRow(name.canonical, image.id))
+        return self._image(image.id)
+
+    def remove(self, text: str, uses: Sequence[Use], *, force: bool = False) -> Sequence[Removed]:
+        """Take away a name, and with the last one the image with all that nothing else needs.
+
+        uses: which containers use which image. Raises NotFound, FailedPrecondition as dockerd does.
+        """
+        image_id = self.resolve(text).id
+        with self._mutex:
+            image = self._image(image_id)
+            plan = removal.plan(image.id, image.names, _by_name(text, image), uses, force=force)
+            removed = [Removed(untagged=reference.parse(n).familiar) for n in plan.names]
+            if not plan.image:
+                self._catalog.delete_names(plan.names)
+                return removed
+            self._catalog.delete_image(image.id)
+            self._documents.pop(image.id, None)
+            removed.append(Removed(deleted=image.id))
+        gone = self._collect()
+        chain = removal.chain_ids(image.document.diff_ids)
+        removed += [
+            Removed(deleted=c)
+            for c, d in reversed(list(zip(chain, image.document.diff_ids, strict=True)))
+            if d in gone
+        ]
+        return removed
+
+    # containers
+
+    def prepare(self, snapshot_id: str, image_id: str) -> dict[str, Any]:
+        """A writable layer above the image: see `Snapshots.prepare`. Raises NotFound when the image
+        has gone meanwhile."""
+        with self._mutex:
+            row = self._catalog.image(image_id)
+            if row is None:
+                raise NotFound(f"No such image: {image_id}", subject=image_id)
+            return self._snapshots.prepare(snapshot_id, row.layers)
+
+    def snapshot(self, snapshot_id: str) -> dict[str, Any]:
+        """What `prepare` answered. Raises NotFound, DataLoss."""
+        return self._snapshots.rootfs(snapshot_id)
+
+    def remove_snapshot(self, snapshot_id: str) -> None:
+        """Remove a container's writable layer. An unknown id does nothing."""
+        self._snapshots.remove(snapshot_id)
+
+    def usage(self, snapshot_id: str) -> int:
+        """Bytes that the container has written. Raises NotFound."""
+        return self._snapshots.usage(snapshot_id)
+
+    # rubbish
+
+    def recover(self) -> None:
+        """Remove what a crash left: call it once, before anything else is asked."""
+        self._collect()
+        rows = {row.directory for row in self._catalog.layers()}
+        for name in self._snapshots.layer_names():
+            if name not in rows:
+                self._snapshots.drop_layer(name)
+        known = {row.id for row in self._catalog.snapshots()}
+        for name in self._snapshots.names():
+            if name not in known:
+                self._snapshots.drop(name)
+        self._content.sweep_ingest(set(), time.time() - _PARTIAL_LIFE)
+
+    def _collect(self) -> set[str]:
+        """Remove blobs and layers that nothing refers to; return the diff ids that went."""
+        with self._mutex:
+            images = self._catalog.images()
+            blobs = {b for row in images for b in row.blobs} | set(self._leases)
+            layers = {d for row in images for d in row.layers} | set(self._leases)
+            layers |= {d for row in self._catalog.snapshots() for d in row.layers}
+            unused = [row for row in self._catalog.layers() if row.diff_id not in layers]
+            for row in unused:
+                self._catalog.delete_layer(row.diff_id)
+            for digest in self._content.digests():
+                if digest not in blobs:
+                    self._content.delete(digest)
+        for row in unused:
+            self._snapshots.drop_layer(row.directory)
+        return {row.diff_id for row in unused}
+
+    # the inside
+
+    def _find(self, text: str) -> str | None:
+        if digests.is_digest(text):
+            return text if self._catalog.image(text) else None
+        try:
+            named = reference.parse_tagged(text)
+        except InvalidArgument:
+            if not _is_hex(text):
+                raise
+        else:
+            if _is_builtin(named):
+                self._assemble()
+            if named.digest:
+                named = named.with_digest(named.digest)
+            if (found := self._image_id(named.canonical)) is not None:
+                return found
+        short = text.removeprefix("sha256:")
+        if not _is_hex(short):
+            return None
+        matches = [r.id for r in self._catalog.images() if digests.parse(r.id)[1].startswith(short)]
+        if len(matches) > 1:
+            raise InvalidArgument(
+                f"the image id {text} is ambiguous: it begins {len(matches)} ids", subject=text
+            )
+        return matches[0] if matches else None
+
+    def _image_id(self, name: str) -> str | None:
+        row = self._catalog.name(name)
+        return row.image if row else None
+
+    def _image(self, image_id: str) -> Image:
+        row = self._catalog.image(image_id)
+        if row is None:
+            raise NotFound(f"No such image: {image_id}", subject=image_id)
+        return self._load(row, self._names().get(image_id, ()))
+
+    def _names(self) -> Mapping[str, Sequence[str]]:
+        found: dict[str, list[str]] = {}
+        for row in self._catalog.names():
+            found.setdefault(row.image, []).append(row.name)
+        return found
+
+    def _load(self, row: ImageRow, names: Sequence[str]) -> Image:
+        document = self._documents.get(row.id)
+        if document is None:
+            document = imageconfig.decode(self._content.read(row.id, manifest.MAX_MANIFEST))
+            if len(self._documents) >= _CACHED:
+                self._documents.clear()
+            self._documents[row.id] = document
+        size = sum(self._layer_size(d) for d in row.layers)
+        return Image(row.id, row.manifest, tuple(names), document, size, row.stored)
+
+    def _layer_size(self, diff_id: str) -> int:
+        row = self._catalog.layer(diff_id)
+        return row.size if row else 0
+
+    def _assemble(self) -> None:
+        """Make the built-in image when it is not here, or busybox was upgraded since."""
+        with self._builtin_lock:
+            there = self._image_id(f"{builtin.NAME}:latest")
+            try:
+                stamp = builtin.stamp()
+            except NagayaError:
+                if there is None:
+                    raise
+                return
+            if self._builtin == (stamp, there):
+                return
+            built = builtin.build()
+            config, top = digests.of(built.config), digests.of(built.manifest)
+            layer = digests.of(built.layer)
+            if there != config:
+                self._keep(built, config, top, layer)
+            self._builtin = (stamp, config)
+
+    def _keep(self, built: builtin.Built, config: str, top: str, layer: str) -> None:
+        leased = [config, top, layer]
+        with self._mutex:
+            self._leases.update(leased)
+        try:
+            for data, digest in ((built.layer, layer), (built.config, config), (built.manifest, top)):
+                self._content.put(data, digest)
+            self._puller.unpack_stored(layer, layer, lambda: None)
+            with self._mutex:
+                self._catalog.put_image(
+                    ImageRow(config, top, (layer,), (config, top, layer), time.time_ns()),
+                    [NameRow(f"{builtin.NAME}:latest", config), NameRow(f"{builtin.NAME}@{top}", config)],
+                )
+        finally:
+            self._release(leased)
+
+
+def _is_builtin(named: Reference) -> bool:
+    return named.canonical == f"{builtin.NAME}:latest"
+
+
+def _is_hex(text: str) -> bool:
+    return 0 < len(text) <= 64 and not set(text) - set("0123456789abcdef")
+
+
+def _by_name(text: str, image: Image) -> str:
+    """The canonical name by which a user means the image, "" when it was an id."""
+    try:
+        named = reference.parse_tagged(text)
+    except InvalidArgument:
+        return ""
+    if named.digest:
+        named = named.with_digest(named.digest)
+    return named.canonical if named.canonical in image.names else ""
+
+
+def _shown(text: str) -> str:
+    try:
+        return reference.parse_tagged(text).familiar
+    except InvalidArgument:
+        return text
