@@ -33,7 +33,8 @@ def test_output_and_exit_code(cli: Cli) -> None:
 )
 def test_commands_that_do_not_start(cli: Cli, command: list[str], status: int, word: str) -> None:
     said = cli("run", "--rm", IMAGE, *command)
-    assert said.status == status
+    # docker 20.10 knows one of the words for a directory only
+    assert said.status == status or (cli.name == "docker20" and command == ["/etc"] and said.status == 125)
     assert said.out == ""
     first = said.err.splitlines()[0]
     assert first.startswith(("docker: Error response from daemon: ", "nagaya: Error response from daemon: "))

@@ -31,12 +31,12 @@ def run(given: Given, client: Client) -> int:
     """The container's exit code; 125, 126 or 127 when it did not come to life."""
     if given["detach"]:
         reference = life.make(client, given, detach=True)
+        print(reference, flush=True)  # it is there, also when it does not start
         try:
             client.call("POST", life.path(reference) + "/start")
         except NagayaError as error:
             note(f"nagaya: {error}")
             return life.start_status(error)
-        print(reference)
         return 0
     attach = {word.lower() for word in given["attach"]} or {"stdout", "stderr", "stdin"}
     stdin = given["interactive"] and "stdin" in attach
