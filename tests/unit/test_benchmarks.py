@@ -1,0 +1,71 @@
+"""What the benchmarks count: a run that failed is no time, peers that are absent get a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import measure
+import stage
+
+
+def peer(name: str, run: Callable[[], None] = lambda: None, *times: float) -> measure.Peer:
+    return measure.Peer(name, run, list(times))
+
+
+def test_peers_take_turns_and_warm_up() -> None:
+    order: list[str] = []
+    peers = [peer(name, lambda name=name: order.append(name)) for name in "ab"]  # type: ignore[misc]
+    contest = measure.Contest("x", peers)
+    contest.play(3, warmups=1)
+    assert order == list("abababab")
+    assert [len(one.times) for one in peers] == [3, 3]
+
+
+def test_a_failed_run_takes_its_peer_out_with_all_its_times() -> None:
+    runs = 0
+
+    def breaks() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 3:
+            raise measure.Failed("exit code 1: no cgroups")
+
+    contest = measure.Contest("x", [peer("ours"), peer("theirs", breaks)])
+    contest.play(5, warmups=0)
+    ours, theirs = contest.result()["rows"]
+    assert ours["runs"] == 5
+    assert theirs == {"peer": "theirs", "left_out": "exit code 1: no cgroups"}
+    assert runs == 3, "it has no more turns"
+    text = measure.table([contest.result()])
+    assert "Left out: theirs: exit code 1: no cgroups" in text and "| theirs" not in text
+
+
+def test_medians_ratios_and_times_for_each() -> None:
+    contest = measure.Contest("x", [peer("ours", lambda: None, 4, 8, 6), peer("b", lambda: None, 12, 12)], 2)
+    ours, other = contest.result()["rows"]
+    assert (ours["median_ms"], ours["min_ms"], ours["p90_ms"]) == (3, 2, 4)
+    assert (other["median_ms"], other["ours_over_theirs"]) == (6, 0.5)
+    assert "| ours | 3.0 | 2.0 | 4.0 |  |" in measure.table([contest.result()])
+    told = json.loads(measure.dump([contest.result()], {"cpu": "z"}))
+    assert told["machine"] == {"cpu": "z"} and told["results"][0]["rows"][1]["ours_over_theirs"] == 0.5
+
+
+def test_a_command_counts_by_its_exit_code(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    run = stage.Command(
+        tmp_path,
+        "/bin/sh",
+        "-c",
+        f"echo {{n}} >>{seen}; [ {{n}} -lt 3 ] || echo why >&2; exit $(({{n}} / 3))",
+    )
+    run()
+    run()
+    with pytest.raises(measure.Failed, match="exit code 1: why"):
+        run()
+    assert seen.read_text().split() == ["1", "2", "3"]
+    with pytest.raises(measure.Failed, match="nagt-no-such-program is not installed"):
+        stage.need("nagt-no-such-program")
