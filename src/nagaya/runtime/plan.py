@@ -342,11 +342,15 @@ def plan_container(
     plan.userns = "user" in plan.namespaces
     plan.mappings = (linux.get("uidMappings") or [], linux.get("gidMappings") or [])
     plan.time_offsets = linux.get("timeOffsets") or {}
+    made = 0
     for kind in new:
-        if kind not in ("cgroup", "time"):
-            plan.clone |= NAMESPACES[kind]
-    if "time" in new:
-        plan.clone |= ns.CLONE_NEWTIME
+        made |= NAMESPACES[kind]
+    # what a user namespace is to own is made by its root, or the mqueue file system belongs to nobody;
+    # a cgroup namespace's root is where the process is, so it comes when that is settled
+    later = ns.CLONE_NEWCGROUP
+    if plan.userns:
+        later |= ns.CLONE_NEWNS | ns.CLONE_NEWNET | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS
+    plan.clone = made & ~later
     plan.stage = plan.userns and bool(joins)
     plan.late = bool(plan.namespaces.get("pid"))
     if plan.stage:
@@ -358,8 +362,9 @@ def plan_container(
     steps.append(Placed("placed"))
     if plan.userns:
         steps.append(MappedRoot("user namespace root"))
-    if "cgroup" in new:
-        steps.append(Unshare("new cgroup namespace", ns.CLONE_NEWCGROUP))
+    if made & later:
+        names = [kind for kind, flag in NAMESPACES.items() if made & later & flag]
+        steps.append(Unshare(f"new {' '.join(names)} namespace", made & later))
     if not no_new_keyring:
         steps.append(Keyring("session keyring"))
     if "network" in new:

@@ -110,7 +110,7 @@ def unshare(context: Context, step: plan.Unshare) -> None:
     """unshare(2). A tiny memory limit must not be charged with Python's preparations: once the
     namespace's root is set, go back out, to return right before the exec."""
     ns.unshare(step.flags)
-    if context.leave_fd >= 0:
+    if step.flags & ns.CLONE_NEWCGROUP and context.leave_fd >= 0:
         write_join(context.leave_fd)
 
 
