@@ -49,7 +49,7 @@ async def start(engine: EngineService, request: Request) -> Answer:
 
 async def inspect(engine: EngineService, request: Request) -> Response:
     """GET /exec/{id}/json"""
-    session = engine.inspect_exec(request.params["id"])
+    session = await engine.settled_exec(request.params["id"])
     config = session.config
     return json_response(
         {
@@ -92,7 +92,7 @@ def _console(size: list[int] | None, tty: bool) -> tuple[int, int] | None:
 
 
 ROUTES = (
-    Route("POST", "/containers/{id}/exec", create),
+    Route("POST", "/containers/{id:path}/exec", create),
     Route("POST", "/exec/{id}/start", start),
     Route("GET", "/exec/{id}/json", inspect),
     Route("POST", "/exec/{id}/resize", resize),

@@ -177,8 +177,8 @@ def _system_cpu_ns() -> int:
 
 
 ROUTES = (
-    Route("POST", "/containers/{id}/attach", attach),
-    Route("POST", "/containers/{id}/wait", wait, cancel=True),
-    Route("GET", "/containers/{id}/logs", logs),
-    Route("GET", "/containers/{id}/stats", stats),
+    Route("POST", "/containers/{id:path}/attach", attach),
+    Route("POST", "/containers/{id:path}/wait", wait, cancel=True),
+    Route("GET", "/containers/{id:path}/logs", logs),
+    Route("GET", "/containers/{id:path}/stats", stats),
 )

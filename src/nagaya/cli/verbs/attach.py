@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nagaya.cli import life
 from nagaya.cli.flags import Flag
+from nagaya.cli.output import note
 from nagaya.cli.stream import Session, container_session, require_terminal
 from nagaya.errors import FailedPrecondition
 
@@ -45,4 +46,8 @@ def run(given: Given, client: Client) -> int:
     streams = client.hijack(path + "/attach", query)
     with Session(config["Tty"], stdin, given["detach-keys"]) as session:
         container_session(session, client, path, sig_proxy=given["sig-proxy"], tty=config["Tty"], kill=path)
-        return 0 if session.copy(streams) else life.outcome(waiting.json())
+        detached = session.copy(streams)
+    if detached:
+        note("read escape sequence")
+        return 0
+    return life.outcome(waiting.json())
