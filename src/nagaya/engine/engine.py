@@ -244,6 +244,9 @@ class Engine:
     def inspect_exec(self, exec_id: str) -> Exec:
         return self._execs.get(exec_id)
 
+    async def settled_exec(self, exec_id: str) -> Exec:
+        return await self._execs.settled(exec_id)
+
     async def resize_exec(self, exec_id: str, height: int, width: int) -> None:
         await self._execs.resize(exec_id, height, width)
 

@@ -160,8 +160,8 @@ def reset_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
-def stat_fields(pid: int) -> tuple[str, int] | None:
-    """(state letter, start time in ticks) of /proc/PID/stat (proc(5)); None when it is gone."""
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat from the third on (proc(5)); None when it is gone."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -173,4 +173,17 @@ def stat_fields(pid: int) -> tuple[str, int] | None:
     finally:
         os.close(fd)
     tail = data[data.rfind(b")") + 2 :].split()  # the name may hold spaces and parentheses
-    return (tail[0].decode(), int(tail[19])) if len(tail) > 19 else None
+    return tail if len(tail) > 19 else None
+
+
+def stat_fields(pid: int) -> tuple[str, int] | None:
+    """(state letter, start time in ticks) of a process; None when it is gone."""
+    fields = _stat(pid)
+    return (fields[0].decode(), int(fields[19])) if fields else None
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process has begun to exit (PF_EXITING among its flags) or is gone. The kernel sets the
+    flag before it closes the process's files: whoever has read their end sees it."""
+    fields = _stat(pid)
+    return fields is None or fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 4)
