@@ -53,7 +53,7 @@ def test_pull_list_tag_and_remove(cli: Cli, tmp_path: Path) -> None:
         assert said.err.startswith(
             f"Unable to find image '{reference}' locally\n1: Pulling from some/multi\n"
         )
-        assert cli("run", "--rm", "--pull", "always", "-q", reference).status == 0
+        assert cli("run", "--rm", "--pull", "always", reference).status == 0
         said = cli("run", "--rm", "--pull", "never", repository + ":no")
         assert said.status == 125 and f"No such image: {repository}:no" in said.err
         said = cli("run", "--rm", repository + ":no")
@@ -102,7 +102,7 @@ def test_the_built_in_image_s_table(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["pull", "UPPER/case"], "invalid reference format"),
+        (["pull", "a/UPPER"], "invalid reference format"),
         (["pull", "a//b"], "invalid reference format"),
         (["pull", "name:"], "invalid reference format"),
         (["pull", "x@sha256:abc"], "invalid "),

@@ -35,7 +35,8 @@ def net(request: pytest.FixtureRequest, house: House) -> Iterator[Cli]:
     left = found("ps", "-aq").out.split()
     if left:
         found("rm", "-f", *left)
-    assert house.leaks() == []
+    # the kernel takes network namespaces apart behind everybody's back
+    wait_for(lambda: house.leaks() == [], 20, "a clean house")
 
 
 def sh(house: House, *argv: str) -> str:
@@ -50,6 +51,12 @@ def fetch(house: House, url: str) -> str:
     command = ["curl", "-s", "--max-time", "5", "--retry", "40", "--retry-delay", "0", "--retry-connrefused",
                "--retry-max-time", "30", url]  # fmt: skip
     return sh(house, *command).strip()
+
+
+def page(address: str) -> str:
+    """A script for a container's shell that gets a page. (Debian's static busybox has a broken wget.)"""
+    request = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} 80"
+    return f"for i in 1 2 3 4 5 6 7 8 9; do {request} && break; sleep 0.2; done"
 
 
 @contextmanager
@@ -98,7 +105,7 @@ def test_the_bridge_gives_an_address_and_takes_it_back(house: House, net: Cli) -
     bridge = about["Networks"]["bridge"]
     assert about["IPAddress"] == bridge["IPAddress"] and bridge["Gateway"] == "10.231.0.1"
     assert bridge["IPPrefixLen"] == 24 and re.fullmatch("([0-9a-f]{2}:){5}[0-9a-f]{2}", bridge["MacAddress"])
-    sh(house, "ping", "-c", "1", "-W", "5", bridge["IPAddress"])
+    sh(house, "busybox", "ping", "-c", "1", "-W", "5", bridge["IPAddress"])
     assert bridge["IPAddress"] in net.ok("exec", "box", "cat", "/etc/hosts")
     assert net.ok("exec", "box", "ping", "-c", "1", "-W", "5", "10.231.0.1").count("1 packets received") == 1
 
@@ -106,8 +113,7 @@ def test_the_bridge_gives_an_address_and_takes_it_back(house: House, net: Cli) -
 def test_two_containers_reach_each_other(house: House, net: Cli) -> None:
     net.ok("run", "-d", "--name", "web", "--hostname", "web-host", IMAGE, *SERVER)
     address = net.ok("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "web")
-    script = f"for i in 1 2 3 4 5 6 7 8 9; do wget -q -T 5 -O - http://{address}/ && break; sleep 0.2; done"
-    assert net.ok("run", "--rm", IMAGE, "sh", "-c", script) == "web-host"
+    assert net.ok("run", "--rm", IMAGE, "sh", "-c", page(address)).endswith("web-host")
 
 
 def test_published_ports(house: House, net: Cli) -> None:
@@ -159,7 +165,7 @@ def test_traffic_to_the_world_carries_the_host_s_address(house: House, net: Cli)
         script = f"ping -c 1 -W 10 {OUTSIDE}.2"
         assert "1 packets received" in net.ok("run", "--rm", IMAGE, "sh", "-c", script)
         assert subprocess.run(
-            [*enter, "ping", "-c", "1", "-W", "1", "10.231.0.1"], capture_output=True
+            [*enter, "busybox", "ping", "-c", "1", "-W", "1", "10.231.0.1"], capture_output=True
         ).returncode
 
 
@@ -182,9 +188,9 @@ def test_none_and_host_and_another_s(house: House, net: Cli) -> None:
     said = net.ok("run", "--rm", "--network", "host", IMAGE, "hostname")
     assert said == subprocess.run(["hostname"], capture_output=True, text=True).stdout.strip()
     net.ok("run", "-d", "--name", "web", IMAGE, *SERVER)
-    script = "for i in 1 2 3 4 5 6 7 8 9; do wget -q -O - http://127.0.0.1/ && break; sleep 0.2; done"
     web = net.ok("exec", "web", "hostname")
-    assert net.ok("run", "--rm", "--network", "container:web", IMAGE, "sh", "-c", script) == web
+    shown = net.ok("run", "--rm", "--network", "container:web", IMAGE, "sh", "-c", page("127.0.0.1"))
+    assert shown.endswith(web)
     if net.name != "nagaya":  # which has no such verb yet
         names = net.ok("network", "ls", "--format", "{{.Name}}").split()
         assert sorted(names) == ["bridge", "host", "none"]
@@ -197,7 +203,8 @@ def test_a_port_that_a_listener_of_the_host_has(house: House, net: Cli) -> None:
     try:
         wait_for(lambda: ":8090" in sh(house, "ss", "-ltn"), 20, "the listener")
         said = net("run", "--rm", "-p", "8090:80", IMAGE, "true")
-        assert said.status == 125 and "8090" in said.err and "address already in use" in said.err
+        assert said.status == 125 and "8090" in said.err
+        assert "address already in use" in said.err or "port is already allocated" in said.err
     finally:
         listener.kill()
         listener.communicate()

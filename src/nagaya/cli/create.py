@@ -9,6 +9,7 @@ from nagaya.linux import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -140,7 +141,21 @@ _PLAIN = {
     "volume-driver": "VolumeDriver",
     "volumes-from": "VolumesFrom",
 }
-_SIZES = {"memory": "Memory", "memory-reservation": "MemoryReservation", "shm-size": "ShmSize"}
+SIZES = {
+    "memory": "Memory",
+    "memory-reservation": "MemoryReservation",
+    "memory-swap": "MemorySwap",
+    "shm-size": "ShmSize",
+}
+
+
+def value_of(given: Given, name: str, parse: Callable[[str], int]) -> int:
+    """What a flag's text means. Raises UsageError that names the flag."""
+    try:
+        return parse(given[name])
+    except UsageError as error:
+        flag = next(flag for flag in CREATE_FLAGS if flag.name == name)
+        raise flag.refuse(given[name], str(error)) from None
 
 
 def body(given: Given, *, detach: bool = False) -> dict[str, Any]:
@@ -198,9 +213,7 @@ def _host(given: Given, bindings: dict[str, Any]) -> dict[str, Any]:
     added, dropped = values.capabilities(given["cap-add"], given["cap-drop"])
     options, masked = _security(given["security-opt"])
     host: dict[str, Any] = {key: given[flag] for flag, key in _PLAIN.items()}
-    host |= {key: values.size(given[flag]) for flag, key in _SIZES.items() if flag in given.changed}
-    if "memory-swap" in given.changed:
-        host["MemorySwap"] = values.size(given["memory-swap"])
+    host |= {key: value_of(given, flag, values.size) for flag, key in SIZES.items() if flag in given.changed}
     if "memory-swappiness" in given.changed:
         host["MemorySwappiness"] = given["memory-swappiness"]
     host |= {
@@ -295,7 +308,9 @@ def _endpoints(given: Given) -> dict[str, Any]:
 
 def _health(given: Given) -> dict[str, Any] | None:
     names = {"health-interval": "Interval", "health-timeout": "Timeout", "health-start-period": "StartPeriod"}
-    check: dict[str, Any] = {key: values.duration(given[flag]) for flag, key in names.items() if given[flag]}
+    check: dict[str, Any] = {
+        key: value_of(given, flag, values.duration) for flag, key in names.items() if given[flag]
+    }
     if given["health-cmd"]:
         check["Test"] = ["CMD-SHELL", given["health-cmd"]]
     if given["health-retries"]:

@@ -71,8 +71,8 @@ def human_duration(seconds: float) -> str:
 
 
 def ago(epoch: float) -> str:
-    """The age of a moment: "3 minutes ago"; "N/A" for none."""
-    return human_duration(time.time() - epoch) + " ago" if epoch > 0 else "N/A"
+    """The age of a moment: "3 minutes ago"."""
+    return human_duration(time.time() - epoch) + " ago"
 
 
 def _scaled(number: float, base: float, units: Sequence[str], precision: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nagaya.cli.output import write
-from nagaya.errors import NagayaError
+from nagaya.errors import InvalidArgument, NagayaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,12 +18,15 @@ _DONE = ("Pull complete", "Already exists", "Download complete")
 
 
 def split(reference: str) -> tuple[str, str]:
-    """(name, tag or digest) of a reference; the tag is "latest" when it names none."""
+    """(name, tag or digest) of a reference; the tag is "latest" when it names none.
+    Raises InvalidArgument."""
     name, at, digest = reference.partition("@")
     if at:
         return name, digest
     head, colon, tag = reference.rpartition(":")
     if colon and "/" not in tag:
+        if not tag:
+            raise InvalidArgument("invalid reference format")
         return head, tag
     return reference, "latest"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nagaya.cli import progress
 from nagaya.cli.flags import Flag
 from nagaya.cli.life import tagged
-from nagaya.cli.output import note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def run(given: Given, client: Client) -> int:
     """Show the progress, and the image's name at the end."""
     name = given.args[0]
     if tagged(name) != name and not given["quiet"]:
-        note("Using default tag: latest")
+        print("Using default tag: latest", flush=True)
     progress.pull(client, name, given["platform"], quiet=given["quiet"])
     print(tagged(name))
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nagaya.cli import life, values
-from nagaya.cli.create import CREATE_FLAGS
+from nagaya.cli.create import CREATE_FLAGS, SIZES, value_of
 from nagaya.cli.flags import UsageError
 from nagaya.cli.output import note
 
@@ -25,7 +25,7 @@ _PLAIN = {
     "cpuset-mems": "CpusetMems",
     "pids-limit": "PidsLimit",
 }
-_SIZES = {"memory": "Memory", "memory-reservation": "MemoryReservation", "memory-swap": "MemorySwap"}
+_SIZES = {flag: key for flag, key in SIZES.items() if flag != "shm-size"}
 FLAGS = tuple(flag for flag in CREATE_FLAGS if flag.name in {*_PLAIN, *_SIZES, "cpus", "restart"})
 ARGS = (1, None)
 
@@ -33,7 +33,9 @@ ARGS = (1, None)
 def body(given: Given) -> dict[str, Any]:
     """The JSON of POST /containers/{id}/update: only what was given. Raises UsageError for nothing."""
     found: dict[str, Any] = {key: given[flag] for flag, key in _PLAIN.items() if flag in given.changed}
-    found |= {key: values.size(given[flag]) for flag, key in _SIZES.items() if flag in given.changed}
+    found |= {
+        key: value_of(given, flag, values.size) for flag, key in _SIZES.items() if flag in given.changed
+    }
     if "cpus" in given.changed:
         found["NanoCpus"] = values.nano_cpus(given["cpus"])
     if "restart" in given.changed:

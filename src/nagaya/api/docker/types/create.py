@@ -18,6 +18,7 @@ from nagaya.api.docker.types.structs import (
     LogConfigBody,
     NetworkingConfigBody,
 )
+from nagaya.engine import signals
 from nagaya.engine.model import ContainerConfig, CreateRequest, ExecConfig, LogConfig
 from nagaya.errors import InvalidArgument
 
@@ -168,6 +169,8 @@ def _check_config(body: CreateBody) -> None:
         raise InvalidArgument(f"invalid hostname: {hostname}", subject="Hostname")
     if any(c in (body.Domainname or "") for c in "\0\n/ "):
         raise InvalidArgument(f"invalid domainname: {body.Domainname!r}", subject="Domainname")
+    if body.StopSignal:
+        signals.number(body.StopSignal)
     if (body.StopTimeout or 0) < -1:
         raise InvalidArgument(f"invalid stop timeout: {body.StopTimeout}", subject="StopTimeout")
     test = body.Healthcheck.Test if body.Healthcheck is not None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -109,7 +109,8 @@ def _comment(document: Mapping[str, Any]) -> str:
 
 
 def select(images: Iterable[ImageSummary], filters: Filters) -> list[ImageSummary]:
-    """The images that the filters mean, newest first. Raises InvalidArgument, NotFound."""
+    """The images that the filters mean, newest first, of a `reference` filter with the names that match.
+    Raises InvalidArgument, NotFound."""
     filters.check(IMAGE_FILTERS)
     found = sorted(images, key=lambda image: image.created, reverse=True)
     dangling = filters.boolean("dangling")
@@ -117,18 +118,29 @@ def select(images: Iterable[ImageSummary], filters: Filters) -> list[ImageSummar
     since = [_named(found, value).created for value in filters.values("since")]
     return [
         image
-        for image in found
-        if (dangling is None or dangling is not bool(image.tags))
+        for image in map(_named_so(filters), found)
+        if image is not None
+        and (dangling is None or dangling is not bool(image.tags))
         and all(image.created < moment for moment in before)
         and all(image.created > moment for moment in since)
         and filters.matches_labels(image_labels(image))
-        and filters.matches_any(
-            "reference",
-            lambda value, image=image: any(  # type: ignore[misc]
-                reference_matches(value, name) for name in (*image.tags, *image.digests)
-            ),
-        )
     ]
+
+
+def _named_so(filters: Filters) -> Callable[[ImageSummary], ImageSummary | None]:
+    """An image with those of its names that a `reference` filter means; None when there are none."""
+    patterns = filters.values("reference")
+
+    def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(n for n in names if any(reference_matches(pattern, n) for pattern in patterns))
+
+    def restrict(image: ImageSummary) -> ImageSummary | None:
+        if not patterns:
+            return image
+        tags, digests = chosen(image.tags), chosen(image.digests)
+        return msgspec.structs.replace(image, tags=tags, digests=digests) if tags or digests else None
+
+    return restrict
 
 
 def reference_matches(pattern: str, reference: str) -> bool:

@@ -251,11 +251,12 @@ def mount_points(container: Container, root: str) -> list[Json]:
     return points
 
 
-def _port_map(ports: Iterable[PortBinding]) -> dict[str, list[Json]]:
+def _port_map(ports: Iterable[PortBinding], everywhere: str = "") -> dict[str, list[Json]]:
+    """`everywhere`: how a binding of all addresses is shown."""
     result: dict[str, list[Json]] = {}
     for port in ports:
         result.setdefault(f"{port.container_port}/{port.protocol}", []).append(
-            {"HostIp": port.host_ip, "HostPort": str(port.host_port) if port.host_port else ""}
+            {"HostIp": port.host_ip or everywhere, "HostPort": str(port.host_port) if port.host_port else ""}
         )
     return result
 
@@ -267,7 +268,7 @@ def network_settings(container: Container, run: str) -> Json:
     if running:
         ports.update(dict.fromkeys(container.config.exposed_ports))
         for endpoint in container.endpoints:
-            ports.update(_port_map(endpoint.ports))
+            ports.update(_port_map(endpoint.ports, "0.0.0.0"))
     bridge = next((e for e in container.endpoints if e.network == "bridge"), Endpoint("bridge"))
     return {
         "Bridge": "",
