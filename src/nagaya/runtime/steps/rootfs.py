@@ -168,6 +168,11 @@ def _bind(context: Context, step: plan.Mount) -> None:
     if step.options.rec_set or step.options.rec_clear:
         m.mount_setattr(tree, attr_set=step.options.rec_set, attr_clr=step.options.rec_clear, recursive=True)
     where = target(context.rootfd, step.destination, paths.is_dir(tree))
+    if paths.is_dir(where) != paths.is_dir(tree):
+        raise KernelError(
+            "not a directory: are you trying to mount a directory onto a file (or vice-versa)?",
+            errno=errno.ENOTDIR,
+        )
     m.move_mount(tree, where)
     os.close(where)
     for flags in step.options.propagation:
