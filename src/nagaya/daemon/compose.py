@@ -65,6 +65,7 @@ async def open_engine(config: Config) -> Engine:
 async def close_engine(engine: Engine) -> None:
     """Leave the containers running, and everything else in order."""
     await engine.close()
+    await asyncio.to_thread(engine.world.network.drain)  # interfaces of containers that are just gone
     await engine.world.supervisor.close()
     engine.world.ledger.close()
 
