@@ -1,166 +1,29 @@
-"""nagaya-oci: the low-level runtime's command line, with runc's verbs, flags, output and exit codes."""
+"""Where the launcher of nagaya-oci comes in: `command` is the command, `codecache` gets it loaded fast."""
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
-
-from nagaya import __version__
-from nagaya.errors import InvalidArgument, NagayaError
-from nagaya.runtime.arguments import FLAG, TEXT, Option, describe, parse
-from nagaya.runtime.log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-NAME = "nagaya-oci"
-
-VERBS = {
-    "create": "create a container",
-    "delete": "delete any resources held by the container often used with detached container",
-    "events": "display container events such as OOM notifications, cpu, memory, and IO usage statistics",
-    "exec": "execute new process inside the container",
-    "features": "show the enabled features",
-    "kill": "kill sends the specified signal (default: SIGTERM) to the container's init process",
-    "list": "lists containers started by nagaya-oci with the given root",
-    "pause": "pause suspends all processes inside the container",
-    "plan": "print the steps that would make a container of a bundle, without doing any",
-    "ps": "ps displays the processes running inside a container",
-    "resume": "resumes all processes that have been previously paused",
-    "run": "create and run a container",
-    "spec": "create a new specification file",
-    "start": "executes the user defined process in a created container",
-    "state": "output the state of a container",
-    "update": "update container resource constraints",
-}
-
-OPTIONS = [
-    Option("debug", FLAG, "enable debug logging"),
-    Option("log", TEXT, "set the log file to write logs to (default is '/dev/stderr')"),
-    Option("log-format", TEXT, "set the log format ('text' (default), or 'json')", "text"),
-    Option("root", TEXT, "root directory for storage of container state", "/run/nagaya-oci"),
-    Option("criu", TEXT, "accepted and ignored"),
-    Option("systemd-cgroup", FLAG, 'enable systemd cgroup support, cgroupsPath is "slice:prefix:name"'),
-    Option("rootless", TEXT, "accepted; rootless is found out", "auto"),
-    Option("help h", FLAG, "show help"),
-    Option("version v", FLAG, "print the version"),
-]
+    from typing import NoReturn
 
 
-class Settings:
-    """The global options."""
+def main(argv: list[str]) -> NoReturn:
+    """Run one command and exit with its code. argv is without the program's name."""
+    import gc
 
-    __slots__ = ("log", "root", "systemd_cgroup")
+    # a process this short has nothing worth collecting
+    gc.disable()
+    from nagaya.runtime.codecache import Finder
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        form = values["log-format"] or "text"
-        if form not in ("text", "json"):
-            raise InvalidArgument(f"invalid log-format: {form}", subject="--log-format")
-        path = "" if values["log"] in ("", "/dev/stderr") else values["log"]
-        self.log = Log(path, form, values["debug"])
-        self.root = os.path.abspath(values["root"])
-        self.systemd_cgroup: bool = values["systemd-cgroup"]
+    finder = Finder(__file__[: -len("/runtime/main.py")])
+    sys.meta_path.insert(0, finder)
+    from nagaya.runtime.command import main as command
 
-    @property
-    def driver(self) -> str:
-        """The cgroup driver's name."""
-        return "systemd" if self.systemd_cgroup else "cgroupfs"
-
-
-def main(argv: list[str]) -> int:
-    """Run one command; returns the exit code. argv is without the program's name."""
-    try:
-        values, rest = parse(argv, OPTIONS)
-        settings = Settings(values)
-    except NagayaError as error:
-        _say(2, f"Incorrect Usage. {error}\n")
-        return 1
-    if values["version"]:
-        _say(1, version())
-        return 0
-    if values["help"] or not rest or rest[0] in ("help", "h"):
-        _say(1, usage())
-        return 0
-    name, arguments = rest[0], rest[1:]
-    if name not in VERBS:
-        settings.log.message("error", f"No help topic for '{name}'")
-        return 3
-    verb = _load(name)
-    if "--help" in arguments[:1] or "-h" in arguments[:1]:
-        _say(
-            1,
-            f"NAME:\n   {NAME} {name} - {VERBS[name]}\n\nUSAGE:\n   {NAME} {name} {verb.USAGE}\n\nOPTIONS:\n",
-        )
-        _say(1, describe(verb.OPTIONS) + "\n")
-        return 0
-    try:
-        try:
-            options, positional = parse(arguments, verb.OPTIONS)
-        except InvalidArgument as error:
-            _say(2, f"Incorrect Usage: {error}\n\n{NAME} {name} {verb.USAGE}\n\n")
-            settings.log.message("error", str(error))
-            return 1
-        low, high = verb.ARITY
-        if not low <= len(positional) <= high:
-            wanted = f"exactly {low}" if low == high else f"a minimum of {low}"
-            _say(2, f"Incorrect Usage.\n\n{NAME} {name} {verb.USAGE}\n\n")
-            settings.log.message("error", f'{NAME}: "{name}" requires {wanted} argument(s)')
-            return 1
-        code: int = verb.main(settings, options, positional)
-        return code
-    except NagayaError as error:
-        settings.log.message("error", _failure(name, error))
-        return 255 if name == "exec" else 1
-    except OSError as error:
-        text = f"{error.filename}: {os.strerror(error.errno or 0).lower()}" if error.filename else str(error)
-        settings.log.message("error", text)
-        return 1
-
-
-# errors found before there is a process to start
-_BEFORE_THE_START = (
-    "invalid_argument",
-    "already_exists",
-    "failed_precondition",
-    "not_found",
-    "unimplemented",
-)
-
-
-def _failure(name: str, error: NagayaError) -> str:
-    text = str(error)
-    if name not in ("create", "run", "exec"):
-        return text
-    if error.code not in _BEFORE_THE_START:
-        text = f"unable to start container process: {text}"
-    return f"exec failed: {text}" if name == "exec" else f"{NAME} {name} failed: {text}"
-
-
-def _load(name: str) -> Any:
-    # each verb is imported only when it is asked for: what `state` needs is a tenth of what `run` does
-    module = f"nagaya.runtime.verbs.{name}"
-    __import__(module)
-    return sys.modules[module]
-
-
-def _say(fd: int, text: str) -> None:
-    os.write(fd, text.encode())
-
-
-def version() -> str:
-    """What --version prints, in the form that dockerd and podman parse."""
-    from nagaya.oci.runtime import VERSION
-
-    return f"{NAME} version {__version__}\nspec: {VERSION}\npython: {sys.version.split()[0]}\n"
-
-
-def usage() -> str:
-    """The help text."""
-    width = max(len(name) for name in VERBS)
-    verbs = "\n".join(f"   {name:<{width}}  {text}" for name, text in VERBS.items())
-    return (
-        f"NAME:\n   {NAME} - Open Container Initiative runtime\n\nUSAGE:\n"
-        f"   {NAME} [global options] command [command options] [arguments...]\n\n"
-        f"VERSION:\n   {__version__}\n\nCOMMANDS:\n{verbs}\n\nGLOBAL OPTIONS:\n{describe(OPTIONS)}\n"
-    )
+    code = command(argv)
+    if finder.stale:
+        finder.renew()
+    # nothing is buffered; taking the interpreter down would cost 2 ms
+    posix._exit(code)

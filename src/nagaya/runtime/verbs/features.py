@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nagaya.runtime.arguments import Option
-    from nagaya.runtime.main import Settings
+    from nagaya.runtime.command import Settings
 
 USAGE = ""
 ARITY = (0, 0)

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nagaya.runtime.main import Settings
+    from nagaya.runtime.command import Settings
 
 _SPEC_LIMIT = 16 << 20
 _BUFFER = 1 << 16

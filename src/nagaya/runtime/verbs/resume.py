@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nagaya.runtime.arguments import Option
-    from nagaya.runtime.main import Settings
+    from nagaya.runtime.command import Settings
 
 USAGE = "<container-id>"
 ARITY = (1, 1)

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nagaya.runtime.main import Settings
+    from nagaya.runtime.command import Settings
 
 USAGE = "[command options] <container-id>"
 ARITY = (1, 1)
