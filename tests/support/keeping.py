@@ -206,6 +206,11 @@ class Keeping:
         found = [child for child in children_of(keeper) if _cmdline(child) == own]
         return found[0] if own and len(found) == 1 else 0
 
+    async def io(self) -> int:
+        """The pid of io, once no builder is in the way."""
+        await until(self.io_pid, "io")
+        return self.io_pid()
+
     async def kill_keeper(self) -> None:
         """SIGKILL; returns when the client has started another and given it everything."""
         adoptions, pid = self.client.adoptions, self.keeper_pid
@@ -214,8 +219,7 @@ class Keeping:
 
     async def kill_io(self) -> int:
         """SIGKILL; returns the pid of the next one."""
-        await until(self.io_pid, "io")
-        former = self.io_pid()
+        former = await self.io()
         os.kill(former, signal.SIGKILL)
         await until(lambda: self.io_pid() not in (0, former), "another io")
         return self.io_pid()
@@ -288,6 +292,7 @@ class Keeping:
 
     async def exit(self, token: str, timeout: float = 30.0) -> Exit:
         """How the process of the token ended, once it has."""
+
         # told, or over already when we connected
         def ended() -> Exit | None:
             entry = self.client.entries.get(token)

@@ -5,6 +5,7 @@ The client itself is `engine/supervisor.py`.
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import errno
 import logging
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CONNECT = 10.0  # seconds for a new keeper to answer
 _BATCH = 64  # packets read in one turn of the loop
 _MOST_REPLY = 16 << 20
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
@@ -45,11 +47,12 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct):
-    """A builder's answer. The caller owns the fds."""
+    """A builder's answer. The caller owns the fds; with an error there are none."""
 
     result: dict[str, Any]
     trace: list[list[Any]]
     fds: list[int] = []
+    error: NagayaError | None = None
 
 
 class Started(msgspec.Struct):
@@ -166,6 +169,47 @@ class Link:
             except (NagayaError, msgspec.DecodeError) as error:
                 log.error("bad message of the supervisor: %s", error)
                 seqpacket.close_all(packet.fds)
+
+
+async def reach_keeper(command: list[str], run_dir: str) -> _socket.socket:
+    """A connection to the keeper of the directory, which is started when none answers. Raises Unavailable."""
+    loop = asyncio.get_running_loop()
+    path = f"{run_dir}/supervisor.sock"
+    deadline = loop.time() + CONNECT
+    retry_at = 0.0
+    while True:
+        try:
+            sock = seqpacket.connect(path)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+                raise Unavailable(
+                    f"cannot reach the supervisor: {error.strerror}", subject=path, errno=error.errno or 0
+                ) from None
+        now = loop.time()
+        if now > deadline:
+            raise Unavailable("the supervisor does not answer", subject=path, step="start supervisor")
+        if now >= retry_at:  # the first one may have met the lock of a keeper that was still dying
+            retry_at = now + 2.0
+            spawn_keeper(command, run_dir)
+        await asyncio.sleep(0.005)
+    if seqpacket.peer_uid(sock) != os.geteuid():
+        sock.close()
+        raise Unavailable("the supervisor belongs to another user", subject=path)
+    return sock
+
+
+def memfd_of(name: str, data: bytes) -> int:
+    """A memfd that holds the data: what it says stays out of the memory of who passes it on."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(fd, left) :]
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def spawn_keeper(command: list[str], run_dir: str) -> None:

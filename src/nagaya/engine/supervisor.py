@@ -9,7 +9,6 @@ Callbacks are called from it: `on_exit` may come before `run` of the same token 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nagaya.engine.keeper import (
+    CONNECT,
     Entry,
     Exit,
     Link,
@@ -27,8 +27,9 @@ from nagaya.engine.keeper import (
     Started,
     default_command,
     exit_of,
+    memfd_of,
+    reach_keeper,
     read_reply,
-    spawn_keeper,
     status_of,
 )
 from nagaya.errors import (
@@ -50,15 +51,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CONNECT = 10.0  # seconds for a new keeper to answer
-
 
 class Supervisor:
     """One connection to the keeper of a run directory.
 
     on_exit(Exit); on_detached(token, serial, reason): an attached client has gone ("keys": by detach
-    keys, "gone": it hung up, "end": output ended, "restart": io died); on_dropped(token, lines, errno):
-    log lines that could not be written.
+    keys, "gone": it hung up, "slow": it read nothing for too long, "end": output ended, "restart": io
+    died); on_dropped(token, lines, errno): log lines that could not be written.
     """
 
     def __init__(
@@ -123,38 +122,16 @@ class Supervisor:
         self._state = []
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        path = f"{self._run_dir}/supervisor.sock"
-        deadline = loop.time() + _CONNECT
-        retry_at = 0.0
-        while True:
-            try:
-                sock = seqpacket.connect(path)
-                break
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
-                    raise Unavailable(
-                        f"cannot reach the supervisor: {error.strerror}", subject=path, errno=error.errno or 0
-                    ) from None
-            now = loop.time()
-            if now > deadline:
-                raise Unavailable("the supervisor does not answer", subject=path, step="start supervisor")
-            if now >= retry_at:  # the first one may have met the lock of a keeper that was still dying
-                retry_at = now + 2.0
-                spawn_keeper(self._command, self._run_dir)
-            await asyncio.sleep(0.005)
-        if seqpacket.peer_uid(sock) != os.geteuid():
-            sock.close()
-            raise Unavailable("the supervisor belongs to another user", subject=path)
+        sock = await reach_keeper(self._command, self._run_dir)
         former, self._state = self._state, []
         old_entries, old_held = self.entries, self.held
         self.entries, self.held = {}, {}
-        self._greeted = loop.create_future()
+        self._greeted = asyncio.get_running_loop().create_future()
         self._link = Link(sock, self._dispatch, self._lost)
         try:
             self._send("hello", version=VERSION)
             hello_pid = self.keeper_pid
-            async with asyncio.timeout(_CONNECT):
+            async with asyncio.timeout(CONNECT):
                 await self._greeted
         except BaseException as error:
             # what we hold is needed by the next attempt
@@ -164,7 +141,7 @@ class Supervisor:
             self.entries, self.held, self._state = old_entries, old_held, former
             self._disconnect(Unavailable("the supervisor did not finish its greeting"))
             if isinstance(error, TimeoutError):
-                raise Unavailable("the supervisor does not answer", subject=path, step="hello") from None
+                raise Unavailable("the supervisor does not answer", step="hello") from None
             raise
         finally:
             self._greeted = None
@@ -253,7 +230,7 @@ class Supervisor:
             raise Unavailable("no supervisor", step=kind)
         self._link.send(kind, passing, **fields)
 
-    async def _connected(self, timeout: float = _CONNECT) -> None:
+    async def _connected(self, timeout: float = CONNECT) -> None:
         if not self._ready.is_set():
             try:
                 async with asyncio.timeout(timeout):
@@ -283,7 +260,7 @@ class Supervisor:
             case "started":
                 entry = self._note_entry(said, fds)
                 if entry.token in self._abandoned:
-                    self._kill(entry.pidfd)
+                    self._abandon(entry)
                 waiting = self._starting.get(entry.token)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(entry)
@@ -409,16 +386,19 @@ class Supervisor:
         try:
             reply = await self._request(request, timeout, token=token, stdio=stdio, stdin=stdin, log=settings)
             pidfds = reply.fds
-            async with asyncio.timeout(_CONNECT):
+            if reply.error is not None:
+                await asyncio.wait([started], timeout=CONNECT)  # "failed": the token is free again
+                raise reply.error
+            async with asyncio.timeout(CONNECT):
                 entry = await started
         except BaseException as error:
             # Whatever was or will be made must not go on behind the caller's back.
             for pidfd in pidfds:
                 self._kill(pidfd)
-            if token in self.entries and started.done():
-                self._abandoned.add(token)
-                self._kill(self.entries[token].pidfd)
-            elif not isinstance(error, NagayaError) or isinstance(error, DeadlineExceeded):
+            entry_made = self.entries.get(token)
+            if started.done() and entry_made is not None:
+                self._abandon(entry_made)
+            elif not started.done() and entry_made is None and _undecided(error):
                 self._abandoned.add(token)
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded("the supervisor did not report the process", subject=token) from None
@@ -432,21 +412,21 @@ class Supervisor:
         """An operation without a process of its own (start, kill, delete, ps, netns ...). Raises what
         the builder reports; Unavailable; DeadlineExceeded."""
         await self._connected()
-        return await self._request(request, timeout, token="", stdio="none", stdin=False, log=None)
+        reply = await self._request(request, timeout, token="", stdio="none", stdin=False, log=None)
+        if reply.error is not None:
+            raise reply.error
+        return reply
 
     async def _request(self, request: Mapping[str, Any], timeout: float, **spawn: Any) -> Reply:
         loop = asyncio.get_running_loop()
         serial = self._next_serial()
         refusal: asyncio.Future[NagayaError] = loop.create_future()
         self._refusals[serial] = refusal
-        memfd = os.memfd_create("nagaya-request", os.MFD_CLOEXEC)
+        memfd = memfd_of("nagaya-request", msgspec.json.encode(request))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
         try:
             try:
-                data = memoryview(msgspec.json.encode(request))
-                while data:
-                    data = data[os.write(memfd, data) :]
                 self._send("spawn", [memfd, theirs.fileno()], serial=serial, **spawn)
             finally:
                 os.close(memfd)
@@ -470,10 +450,8 @@ class Supervisor:
             ours.close()
             del self._refusals[serial]
         answer = msgspec.json.decode(raw)
-        if not answer.get("ok"):
-            seqpacket.close_all(fds)
-            raise from_wire(answer.get("error", {}))
-        return Reply(answer.get("result", {}), answer.get("trace", []), fds)
+        error = None if answer.get("ok") else from_wire(answer.get("error", {}))
+        return Reply(answer.get("result", {}), answer.get("trace", []), fds, error)
 
     async def attach(
         self,
@@ -504,8 +482,7 @@ class Supervisor:
             await self._connected()
             self._attached[serial] = token
             if preface:
-                fds.append(os.memfd_create("nagaya-preface", os.MFD_CLOEXEC))
-                os.write(fds[1], preface)
+                fds.append(memfd_of("nagaya-preface", preface))
             self._send(
                 "attach",
                 fds,
@@ -519,7 +496,7 @@ class Supervisor:
                 detach_keys=detach_keys,
                 preface=len(preface),
             )
-            async with asyncio.timeout(_CONNECT):
+            async with asyncio.timeout(CONNECT):
                 await done
         except BaseException as error:
             self._attached.pop(serial, None)
@@ -591,6 +568,15 @@ class Supervisor:
         await self._connected()
         self._send("quit")
 
+    def _abandon(self, entry: Entry) -> None:
+        """End a process that nobody will hear of, and forget it."""
+        if entry.exit is None and entry.pid:
+            self._abandoned.add(entry.token)
+            self._kill(entry.pidfd)
+        else:
+            self._abandoned.discard(entry.token)
+            self._forget(entry.token)
+
     @staticmethod
     def _kill(pidfd: int) -> None:
         try:
@@ -598,3 +584,8 @@ class Supervisor:
                 pidfd_send_signal(pidfd, signal.SIGKILL)
         except NagayaError:
             pass  # it has ended
+
+
+def _undecided(error: BaseException) -> bool:
+    """After this error of `run` a process may still come to be."""
+    return isinstance(error, DeadlineExceeded) or not isinstance(error, NagayaError)

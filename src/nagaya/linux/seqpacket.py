@@ -70,10 +70,13 @@ def receive(sock: socket, size: int = MAX_PACKET, *, wait: bool = False) -> Pack
 
     Raises OSError when the connection broke.
     """
+    flags = MSG_CMSG_CLOEXEC | (0 if wait else MSG_DONTWAIT)
     try:
-        data, ancillary, flags, _ = sock.recvmsg(
-            size, _CONTROL, MSG_CMSG_CLOEXEC | (0 if wait else MSG_DONTWAIT)
-        )
+        try:
+            data, ancillary, flags, _ = sock.recvmsg(size, _CONTROL, flags)
+        except ConnectionResetError:
+            # The peer closed with something unread: told once, ahead of what it had sent before.
+            data, ancillary, flags, _ = sock.recvmsg(size, _CONTROL, flags)
     except BlockingIOError:
         return None
     fds: list[int] = []

@@ -2,7 +2,9 @@
 
 A client that reads slowly gets a buffer of BUFFER bytes; when it is full, the streams it watches are
 not read until it is half empty (dockerd blocks the container in the same way). A client that goes away
-frees them at once.
+frees them at once, and so that nobody waits for ever, one that takes nothing at all is cut off: after
+PATIENCE_SHARED when others watch the same stream, after PATIENCE when it alone is waited for, which may
+be a person who reads the output page by page.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 BUFFER = 1 << 20
+PATIENCE = 600.0
+PATIENCE_SHARED = 10.0
 _CHUNK = 32768
 _LINGER = 5.0  # seconds that a finished client has to close its side
 
@@ -35,6 +39,7 @@ class Client:
         "deadline",
         "finishing",
         "input_open",
+        "moved",
         "preface",
         "serial",
         "sock",
@@ -55,6 +60,7 @@ class Client:
         self.preface = preface
         self.finishing = False
         self.deadline = 0.0  # > 0: everything was sent, and the write side shut down
+        self.moved = 0.0  # when it last took something, or had nothing to take
         self._mux: bool = request["mux"]
         self._keys = keys
         self._detector = Detector(keys)
@@ -94,6 +100,7 @@ class Client:
             if sent == len(data):
                 return
             data = data[sent:]
+            self.moved = time.monotonic()
         self._pending += data
 
     def push(self) -> None:
@@ -101,6 +108,7 @@ class Client:
         try:
             while self._pending:
                 del self._pending[: self.sock.send(self._pending, MSG_DONTWAIT | MSG_NOSIGNAL)]
+                self.moved = time.monotonic()
         except BlockingIOError:
             return
         if self.finishing and not self.deadline:
@@ -131,17 +139,24 @@ class Client:
         """As `receive`, for input that came with the request."""
         return self._detector.feed(data)
 
-    def close(self) -> None:
+    def close(self, *, shut: bool = True) -> None:
         """Let go of the client."""
         try:
-            self.sock.shutdown(SHUT_RDWR)  # other duplicates of the socket must not keep it open
+            if shut:
+                self.sock.shutdown(SHUT_RDWR)  # other duplicates of the socket must not keep it open
         except OSError:
             pass
         self.sock.close()
 
 
 class Input:
-    """The container's stdin: what clients typed and it has not read yet."""
+    """The container's stdin: what clients typed and it has not read yet.
+
+    While something waits, clients are not read. What those had sent who have gone is taken at once,
+    up to MOST bytes, so that they need not be kept.
+    """
+
+    MOST = 4 << 20
 
     __slots__ = ("_pending", "closing", "fd")
 
@@ -157,7 +172,7 @@ class Input:
 
     def write(self, data: bytes) -> None:
         """Pass on input. A container that closed its stdin gets nothing, and that is no error."""
-        if self.fd < 0:
+        if self.fd < 0 or len(self._pending) > self.MOST:
             return
         self._pending += data
         self.push()

@@ -6,6 +6,8 @@ Request: argv; env, cwd, pid_file, console_socket, timeout.
   create passes it on. Without a token its output is captured and returned.
 * pid_file: where argv tells the runtime to write the init's pid; when the runtime has succeeded, that
   process is what the token stands for. Without it the daemon says so later (`watch`).
+* mount: {"path", "overlay"}: the container's root, mounted there before the runtime is executed. Whoever
+  asked for it takes it away, also after a failure.
 * console_socket: where argv tells the runtime to send the terminal; the keeper gets it.
 """
 
@@ -17,7 +19,8 @@ import time
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 
 from nagaya.errors import DeadlineExceeded, InternalError, InvalidArgument
-from nagaya.linux import namespaces, seqpacket
+from nagaya.linux import mounts, namespaces, process, seqpacket
+from nagaya.runtime.steps.rootfs import mount_overlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ def spawn(request: dict[str, Any], job: Job) -> dict[str, Any]:
     if pid_file:
         job.keeper()
     begin = time.monotonic_ns()
+    if request.get("mount"):
+        _mount(request["mount"])
     console = _listen(str(request.get("console_socket") or ""))
     stdio, output = job.stdio, -1
     opened: list[int] = []
@@ -48,6 +53,9 @@ def spawn(request: dict[str, Any], job: Job) -> dict[str, Any]:
         opened = [write_end]
     elif stdio[0] < 0:
         stdio = (0, 1, 1)
+    # A process that ends at once stays, as our zombie, until its pidfd is open; with our own end it becomes
+    # the keeper's.
+    process.set_child_subreaper(True)
     pid, pidfd = namespaces.clone3(namespaces.CLONE_PIDFD)
     if not pid:
         _execute(argv, request, stdio)
@@ -61,6 +69,14 @@ def spawn(request: dict[str, Any], job: Job) -> dict[str, Any]:
     if first:
         job.launched(first, namespaces.pidfd_open(first), master)
     return {"code": code, "output": text.decode("utf-8", "replace"), "pid": first}
+
+
+def _mount(wanted: dict[str, Any]) -> None:
+    tree = mount_overlay(wanted["overlay"])
+    try:
+        mounts.move_mount(tree, mounts.AT_FDCWD, wanted["path"])
+    finally:
+        os.close(tree)
 
 
 def _execute(argv: list[str], request: dict[str, Any], stdio: tuple[int, int, int]) -> None:

@@ -16,7 +16,7 @@ from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll
 
 from nagaya.errors import FailedPrecondition, NagayaError
 from nagaya.linux import json, seqpacket, splice
-from nagaya.supervisor.attach import Client, Input, make_client
+from nagaya.supervisor.attach import PATIENCE, PATIENCE_SHARED, Client, Input, make_client
 from nagaya.supervisor.journal import Journal
 from nagaya.supervisor.logfile import LogFile
 from nagaya.supervisor.streams import STDERR, STDOUT, Pump, Stream
@@ -71,6 +71,7 @@ class Io:
         self._clients: dict[int, Client] = {}
         self._masks: dict[int, int] = {}
         self._ending: list[Client] = []
+        self._stalling: list[Client] = []  # too much waits for them: their streams wait too
         self._faulty: list[tuple[str, Stream]] = []
         self._next_report = 0.0
 
@@ -103,22 +104,36 @@ class Io:
     # what must happen by time
 
     def _timeout(self) -> float:
-        times = [c.deadline for c in self._ending if c.deadline]
+        times = [c.deadline or c.moved + PATIENCE for c in self._ending]
+        times += [c.moved + self._patience(c) for c in self._stalling]
         if self._faulty:
             times.append(self._next_report)
         return max(0.0, min(times) - time.monotonic()) if times else -1
 
     def _periodic(self) -> None:
-        if not self._ending and not self._faulty:
+        if not self._ending and not self._faulty and not self._stalling:
             return
         now = time.monotonic()
-        for client in [c for c in self._ending if c.deadline and c.deadline <= now]:
-            self._remove(client)
+        for client in self._ending[:]:
+            if (client.deadline or client.moved + PATIENCE) <= now:
+                self._remove(client)
+        for client in self._stalling[:]:
+            if client.moved + self._patience(client) <= now:
+                # epoll tells of room only when most of the socket's buffer is free: try
+                self._client_ready(client, EPOLLOUT)
+                if client.moved < now:
+                    self._remove(client, "slow")
         if self._faulty and now >= self._next_report:
             self._next_report = now + _REPORT
             faulty, self._faulty = self._faulty, []
             for token, stream in faulty:
                 self._report(token, stream)
+
+    def _patience(self, client: Client) -> float:
+        container = self._containers.get(client.token)
+        others = container.clients if container else []
+        shared = any(c is not client and set(c.wants) & set(client.wants) for c in others)
+        return PATIENCE_SHARED if shared else PATIENCE
 
     def _report(self, token: str, stream: Stream) -> None:
         if stream.dropped:
@@ -183,7 +198,8 @@ class Io:
 
     def _drop(self, token: str) -> None:
         for client in self._waiting.pop(token, []):
-            self._finish(client)
+            # the daemon may hold the connection, too, to say into it why nothing ran
+            self._remove(client, "end", shut=False)
         container = self._containers.pop(token, None)
         if container is None:
             return
@@ -241,6 +257,8 @@ class Io:
                 continue
             self._arm(client)
             if client.full:
+                if client not in self._stalling:
+                    self._stalling.append(client)
                 for number in client.wants:
                     self._pause(container, number)
         return len(data)
@@ -301,6 +319,8 @@ class Io:
         try:
             if events & EPOLLOUT:
                 client.push()
+                if client.roomy and client in self._stalling:
+                    self._stalling.remove(client)
                 if container:
                     self._unpause(container)
             if events & EPOLLIN:
@@ -311,10 +331,9 @@ class Io:
                         return
                 elif container:
                     self._typed(container, client, data, detached, ended)
-            elif events & EPOLLHUP and client.input_open and container and container.input_waits:
-                self._unwatch(client.sock.fileno())  # its last input is read when the container wants it
-                return
             elif events & (EPOLLHUP | EPOLLERR):
+                if container and client.input_open:
+                    self._last_input(container, client)
                 self._remove(client, "gone")
                 return
         except OSError:
@@ -332,6 +351,15 @@ class Io:
             if client.stdin_once:
                 self._close_when_written(container)
         self._settle(container)
+
+    def _last_input(self, container: _Container, client: Client) -> None:
+        """Its input had to wait for the container, and it has gone: what it had sent is not lost."""
+        ended = False
+        while not ended and client.input_open:
+            data, detached, ended = client.receive()
+            if not data and not ended:
+                return
+            self._typed(container, client, data, detached, ended)
 
     def _close_when_written(self, container: _Container) -> None:
         # A terminal has no end of file of its own: dockerd leaves it open as well.
@@ -372,6 +400,8 @@ class Io:
         container = self._containers.get(client.token)
         if container and client in container.clients:
             container.clients.remove(client)
+        if client in self._stalling:
+            self._stalling.remove(client)
         self._ending.append(client)
         self._tell("detached", serial=client.serial, token=client.token, reason=reason)
         try:
@@ -383,13 +413,15 @@ class Io:
         if container:
             self._unpause(container)
 
-    def _remove(self, client: Client, reason: str = "gone") -> None:
+    def _remove(self, client: Client, reason: str = "gone", *, shut: bool = True) -> None:
         fd = client.sock.fileno()
         if self._clients.pop(fd, None) is None:
             return
         self._unwatch(fd)
-        client.close()
+        client.close(shut=shut)
         container = self._containers.get(client.token)
+        if client in self._stalling:
+            self._stalling.remove(client)
         if client in self._ending:
             self._ending.remove(client)
             return

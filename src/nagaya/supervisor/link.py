@@ -27,39 +27,48 @@ class Link:
         self._queue: list[tuple[bytes, list[int]]] = []
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> bool:
-        """Send or queue a packet; False when the peer is gone or does not read any more."""
+        """Send or queue a packet; False when the peer does not read any more. One that has gone is
+        noticed where it is read, after its last words."""
         try:
             if not self._queue and seqpacket.send(self.sock, data, fds):
                 return True
-            if len(self._queue) >= _MOST:
-                return False
-            # duplicates: the caller may close its own before there is room
-            copies: list[int] = []
-            try:
-                for fd in fds:
-                    copies.append(os.dup(fd))
-            except OSError:
-                seqpacket.close_all(copies)
-                return False
-            self._queue.append((data, copies))
-            self._arm(self.fd, True)
+        except (BrokenPipeError, ConnectionResetError):
+            return True
         except OSError:
             return False
+        if len(self._queue) >= _MOST:
+            return False
+        # duplicates: the caller may close its own before there is room
+        copies: list[int] = []
+        try:
+            for fd in fds:
+                copies.append(os.dup(fd))
+        except OSError:
+            seqpacket.close_all(copies)
+            return False
+        self._queue.append((data, copies))
+        self._arm(self.fd, True)
         return True
 
     def flush(self) -> None:
-        """There is room: send on. Raises OSError when the peer is gone."""
-        while self._queue:
-            data, fds = self._queue[0]
-            if not seqpacket.send(self.sock, data, fds):
-                return
-            seqpacket.close_all(fds)
-            del self._queue[0]
+        """There is room: send on."""
+        try:
+            while self._queue:
+                data, fds = self._queue[0]
+                if not seqpacket.send(self.sock, data, fds):
+                    return
+                seqpacket.close_all(fds)
+                del self._queue[0]
+        except OSError:
+            self._clear()
         self._arm(self.fd, False)
 
-    def close(self) -> None:
-        """Close the connection, and what was queued."""
+    def _clear(self) -> None:
         for _, fds in self._queue:
             seqpacket.close_all(fds)
         self._queue = []
+
+    def close(self) -> None:
+        """Close the connection, and what was queued."""
+        self._clear()
         self.sock.close()

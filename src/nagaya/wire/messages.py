@@ -100,7 +100,7 @@ TO_DAEMON: Table = {
     "exit": {"token": _STR, "status": _MAYBE_INT, "time_ns": _INT},
     "refused": {"serial": _INT, "error": ((dict,), REQUIRED)},
     "attached": {"serial": _INT, "error": _MAYBE_DICT},
-    "detached": {"serial": _INT, "token": _STR, "reason": _STR},  # "keys" | "gone" | "end"
+    "detached": {"serial": _INT, "token": _STR, "reason": _STR},  # "keys" "gone" "slow" "end"
     "stdin_closed": {"token": _STR},  # close your duplicate, or the container sees no end of file
     "dropped": {"token": _STR, "lines": _INT, "errno": _INT},  # log lines that could not be written
     "io_restarted": {"count": _INT, "serials": _LIST},  # serials: attachments that ended with the old io
