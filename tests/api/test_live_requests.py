@@ -207,6 +207,7 @@ def test_what_is_no_http(server: Dockerd | House, data: bytes) -> None:
     with Connection(server.socket, 20) as connection:
         try:
             connection.sock.sendall(data)
+            connection.sock.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it had enough
         try:

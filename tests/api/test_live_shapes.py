@@ -17,12 +17,11 @@ pytestmark = pytest.mark.root
 IMAGE = "nagaya/busybox"
 API = "/v1.41"
 
-# what Docker 20.10 shows and no Docker since 25, or only one with another storage or network driver
+# what newer Dockers do not show either, and facts about runc, Go and containerd
 GONE = re.compile(
-    r"HostConfig\.KernelMemory(TCP)?|.*\.GraphDriver\.Data|GraphDriver\.Data|Container|ContainerConfig(\..*)?|"
-    r"Config\.NetworkDisabled|(\[\]\.)?VirtualSize|KernelMemory(TCP)?|BridgeNf.*|ClusterAdvertise|ClusterStore|"
-    r"Components\[\]\.Details\..*|RegistryConfig\.AllowNondistributable.*|.*Commit\.Expected|Options\..*|"
-    r"Plugins\..*|Runtimes\..*|Ip6?tables|IPv4Forwarding|NEventsListener|OSVersion"
+    r"(HostConfig\.)?KernelMemory(TCP)?|Config\.NetworkDisabled|Container|ContainerConfig|BridgeNfIp6?tables|"
+    r"RegistryConfig\.AllowNondistributableArtifacts.*|\w+Commit\.Expected|Runtimes\.io\.containerd\..*|"
+    r"Components\[\]\.Details\.(BuildTime|GitCommit|GoVersion)|BuilderSize"
 )
 BODY = {
     "Image": IMAGE,
@@ -30,7 +29,6 @@ BODY = {
     "Env": ["A=1"],
     "Labels": {"a": "b"},
     "ExposedPorts": {"80/tcp": {}},
-    "Healthcheck": {"Test": ["NONE"]},
     "StopSignal": "SIGINT",
     "StopTimeout": 3,
     "HostConfig": {
@@ -41,7 +39,7 @@ BODY = {
         "NanoCpus": 500_000_000,
         "PidsLimit": 50,
         "CapAdd": ["NET_ADMIN"],
-        "Ulimits": [{"Name": "nofile", "Soft": 5, "Hard": 6}],
+        "Ulimits": [{"Name": "nofile", "Soft": 500, "Hard": 600}],
         "Dns": ["9.9.9.9"],
         "ExtraHosts": ["a:10.0.0.1"],
         "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 1},
@@ -211,5 +209,18 @@ def plain(message: str) -> str:
     return re.sub("[0-9a-f]{64}", "ID", message).removeprefix("Error: ").rstrip(".\n").lower()
 
 
-SAME: Mapping[str, str] = {}
+SAME: Mapping[str, str] = {
+    "you cannot remove a running container id. "
+    "stop the container before attempting removal or force remove": (
+        'cannot remove container "box": container is running: '
+        "stop the container before removing or force remove"
+    ),
+    "invalid reference format: repository name must be lowercase": (
+        "invalid reference format: repository name (library/upper) must be lowercase"
+    ),
+    "no such image: nosuch: no such image: nosuch:latest": "no such image: nosuch:latest",
+    "invalid character 'x' looking for beginning of value": (
+        "invalid filter: json is malformed: invalid character (byte 0)"
+    ),
+}
 """Message of dockerd 20.10: what newer ones, and ours, say for it."""

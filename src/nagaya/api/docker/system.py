@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from nagaya.api.docker.networks import volume_document, volume_users
 from nagaya.api.docker.respond import json_line, json_response
 from nagaya.api.docker.types.events import EVENT_FILTERS, event_document, event_matches
 from nagaya.api.docker.types.filters import Filters
+from nagaya.api.docker.types.image import summary
 from nagaya.api.docker.types.info import info_document
 from nagaya.api.docker.types.times import parse_timestamp
 from nagaya.api.docker.version import API_VERSION, MIN_API_VERSION
@@ -118,25 +120,12 @@ async def disk_usage(engine: EngineService, request: Request) -> Response:
     images = await engine.list_images()
     containers = engine.list_containers()
     volumes = volume_users(engine)
-    used: dict[str, int] = {}
-    for container in containers:
-        used[container.image_digest] = used.get(container.image_digest, 0) + 1
+    used = Counter(container.image_digest for container in containers)
     return json_response(
         {
             "LayersSize": sum(image.size for image in images),
             "Images": [
-                {
-                    "Id": image.id,
-                    "ParentId": image.parent,
-                    "RepoTags": list(image.tags),
-                    "RepoDigests": list(image.digests),
-                    "Created": image.created // 1_000_000_000,
-                    "Size": image.size,
-                    "SharedSize": 0,
-                    "Labels": None,
-                    "Containers": used.get(image.id, 0),
-                }
-                for image in images
+                {**summary(image, used[image.id], request.version), "SharedSize": 0} for image in images
             ],
             "Containers": await summaries(engine, containers, size=True),
             "Volumes": [

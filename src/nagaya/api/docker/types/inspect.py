@@ -244,7 +244,7 @@ def mount_points(container: Container, root: str) -> list[Json]:
         else:
             point["Source"] = mount.source
         point["Destination"] = mount.target
-        point["Mode"] = "ro" if mount.read_only and _is_bind(mount) else ""
+        point["Mode"] = "ro" if mount.read_only and (_is_bind(mount) or mount.type == "volume") else ""
         point["RW"] = not mount.read_only
         point["Propagation"] = (mount.propagation or "rprivate") if mount.type == "bind" else ""
         points.append(point)

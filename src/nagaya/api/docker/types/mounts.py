@@ -50,6 +50,13 @@ def _target(path: str, kind: str) -> str:
     return clean
 
 
+def _bind_target(raw: str, path: str, kind: str) -> str:
+    try:
+        return _target(path, kind)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"invalid volume specification: '{raw}': {error.message}") from None
+
+
 def _volume_name(name: str) -> str:
     if not _VOLUME_NAME.fullmatch(name):
         raise InvalidArgument(
@@ -87,7 +94,7 @@ def parse_bind(raw: str) -> MountSpec:
             raise InvalidArgument(f"invalid volume specification: '{raw}'")
         return MountSpec(
             type="bind",
-            target=_target(target, "bind"),
+            target=_bind_target(raw, target, "bind"),
             source=posixpath.normpath("/" + source.lstrip("/")),
             read_only="ro" in options,
             propagation=propagation,
@@ -97,7 +104,7 @@ def parse_bind(raw: str) -> MountSpec:
         raise InvalidArgument(f"invalid volume specification: '{raw}'")
     return MountSpec(
         type="volume",
-        target=_target(target, "volume"),
+        target=_bind_target(raw, target, "volume"),
         source=_volume_name(source) if source else "",
         read_only="ro" in options,
         no_copy="nocopy" in options,
