@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 # child -> parent
 PID = "pid"  # [PID, pid]: the first process, cloned by a stage; the stage exits
-PLACED = "placed"  # [PLACED]: joined its namespaces, now wants ids, cgroups: answered by GO
 HOOKS = "hooks"  # [HOOKS]: namespaces and mounts are there, root not changed yet: answered by GO
 READY = "ready"  # [READY, trace, warnings] + pty master: all is prepared but the exec: answered by GO
 ERROR = "error"  # [ERROR, error.to_wire()]
 # parent -> child
+PLACE = "place"  # [PLACE, joins, leaves] + fds: ids are mapped, cgroups made, and these are their files
 GO = "go"
-STOP = "stop"  # undo: exit without exec
 
 _LIMIT = 1 << 17
+_CONTROL = 512  # for some hundred fds: a file per cgroup hierarchy
 
 
 class Channel:
@@ -56,7 +56,7 @@ class Channel:
     def receive(self) -> tuple[list[Any], list[int]] | None:
         """(message, fds), or None at the end of file."""
         try:
-            data, control, _flags, _from = self._socket.recvmsg(_LIMIT, 64, _socket.MSG_CMSG_CLOEXEC)
+            data, control, _flags, _from = self._socket.recvmsg(_LIMIT, _CONTROL, _socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return None
         fds: list[int] = []

@@ -22,6 +22,7 @@ from nagaya.runtime.launching import (
     abandon,
     await_exec,
     compile_filter,
+    place,
     prepare,
     receive_pid,
     spawn,
@@ -168,17 +169,10 @@ def _make(
             "no_pivot": no_pivot,
             "config": spec,
         }
+        manager = cgroups.manager(linux.get("cgroupsPath") or "", cgroup_driver, container_id=identifier)
+        record["cgroup"] = manager.to_state()
         store.save(path, record)
         trace.add("state directory", path, begin)
-
-        begin = monotonic_ns()
-        manager = cgroups.manager(linux.get("cgroupsPath") or "", cgroup_driver, container_id=identifier)
-        manager.create()
-        record["cgroup"] = manager.to_state()
-        resources = linux.get("resources")
-        if resources:
-            manager.set(resources)
-        trace.add("cgroups", " ".join(sorted(set(manager.paths.values()))), begin)
 
         ours, theirs = channel.pair()
         context = Context(identifier, theirs)
@@ -186,10 +180,8 @@ def _make(
         context.preserve_fds = preserve_fds
         context.attach = path
         context.userns = job.userns
-        context.wait_placed = bool(job.clone & ns.CLONE_NEWUSER)
         context.cgroup_paths = manager.paths
         context.state = oci_state(record, "creating", 0)
-        _cgroup_fds(context, manager, linux, job, fds)
         if waits:
             os.mkfifo(f"{path}/{store.FIFO}", 0o600)
             context.fifo = os.open(f"{path}/{store.FIFO}", os.O_RDWR | os.O_CLOEXEC)
@@ -206,6 +198,12 @@ def _make(
         launch.seccomp = compile_filter(linux.get("seccomp"), trace)
         hook_table: dict[str, Any] = spec.get("hooks") or {}
         spawn(launch, hook_table.get("startContainer") or [])
+        begin = monotonic_ns()
+        manager.create()
+        if linux.get("resources"):
+            manager.set(linux["resources"])
+        _place(launch, manager, linux, fds)
+        trace.add("cgroups", " ".join(sorted(set(manager.paths.values()))), begin)
         prepare(launch, record, hook_table)
         if not job.late:
             _settle(launch, record, path, pid_file)
@@ -243,26 +241,22 @@ def _rootfs_path(spec: dict[str, Any], bundle: str) -> str:
     return path if path.startswith("/") else f"{bundle}/{path}"
 
 
-def _cgroup_fds(
-    context: Context, manager: cgroups.Manager, linux: dict[str, Any], job: plan.Plan, fds: list[int]
-) -> None:
-    """Open the files by which the first process joins its cgroups, and when."""
+def _place(launch: Launch, manager: cgroups.Manager, linux: dict[str, Any], fds: list[int]) -> None:
+    """Open the files by which the first process joins its cgroups, each in its time."""
     limit = ((linux.get("resources") or {}).get("memory") or {}).get("limit") or 0
-    if not 0 < limit < _TINY_MEMORY:
-        context.join_fds = manager.join_fds()
-        fds.extend(context.join_fds)
-        return
-    if "cgroup" in job.namespaces:
-        # the new cgroup namespace must have all of ours as its roots: join, then step out of memory's
-        context.join_fds = manager.join_fds()
-        context.leave_fd = _own_memory_fd()
-        if context.leave_fd >= 0:
-            fds.append(context.leave_fd)
-    else:
-        context.join_fds = manager.join_fds(memory=False)
-    fds.extend(context.join_fds)
-    context.memory_fds = manager.join_fds(memory=True)
-    fds.extend(context.memory_fds)
+    tiny = 0 < limit < _TINY_MEMORY
+    # a new cgroup namespace must have all of ours as its roots: join, then step out of memory's
+    inside = "cgroup" in launch.job.namespaces
+    joins = manager.join_fds(memory=False if tiny and not inside else None)
+    fds.extend(joins)
+    leave, memory = -1, []
+    if tiny:
+        memory = manager.join_fds(memory=True)
+        fds.extend(memory)
+        if inside:
+            leave = _own_memory_fd()
+            fds.extend([leave] if leave >= 0 else [])
+    place(launch, joins, leave, memory)
 
 
 def _own_memory_fd() -> int:

@@ -190,9 +190,7 @@ def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) 
         if received is None:
             raise InternalError("the first process died while it prepared itself", step="init")
         (kind, *rest), fds = received
-        if kind == channel.PLACED:
-            _map_ids(launch.child, launch.job)
-        elif kind == channel.HOOKS:
+        if kind == channel.HOOKS:
             document = oci_state(record, "creating", launch.child)
             begin = monotonic_ns()
             for name in ("prestart", "createRuntime"):
@@ -210,6 +208,15 @@ def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) 
         else:
             raise InternalError(f"unexpected message {kind!r}", step="init")
         launch.channel.send(channel.GO)
+
+
+def place(launch: Launch, joins: list[int], leave: int, memory: list[int]) -> None:
+    """Map ids, and hand over the files by which the first process joins its cgroups. joins: at once;
+    leave: back out of the memory cgroup then, -1 not to; memory: right before the exec."""
+    if launch.job.clone & ns.CLONE_NEWUSER:
+        _map_ids(launch.child, launch.job)
+    leaves = [leave] if leave >= 0 else []
+    launch.channel.send(channel.PLACE, len(joins), len(leaves), fds=[*joins, *leaves, *memory])
 
 
 def _map_ids(pid: int, job: plan.Plan) -> None:

@@ -46,7 +46,6 @@ class Context:
         "stdio",
         "trace",
         "userns",
-        "wait_placed",
     )
 
     def __init__(self, identifier: str, end: channel.Channel) -> None:
@@ -65,7 +64,6 @@ class Context:
         self.memory_fds: list[int] = []  # the same, to be written right before the exec
         self.leave_fd = -1  # back out of the memory cgroup meanwhile
         self.userns = False
-        self.wait_placed = False
         self.may_set_groups = True
         self.state: dict[str, Any] = {}  # the OCI state, as hooks get it
         self.stdio: tuple[int, int, int] = (0, 1, 2)
