@@ -20,7 +20,7 @@ TREES = {path: ast.parse(path.read_text()) for path in MODULES}
 FAST_ROOMS = ("errors", "linux", "oci.runtime", "wire", "runtime", "supervisor")
 FAST_IMPORTS = frozenset(
     "__future__ os posix sys _ctypes _json struct _struct select errno stat _stat time _socket fcntl _fcntl"
-    " _signal marshal termios".split()
+    " _signal marshal termios gc".split()
 )
 
 

@@ -7,6 +7,7 @@ terminal of what it made. The table of operations is a parameter; `operations.py
 
 from __future__ import annotations
 
+import gc
 import os
 from _socket import MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET, socket
 from _struct import pack
@@ -78,6 +79,7 @@ def work(
 
     nofile: the (soft, hard) limit to give back, which the keeper raised for itself.
     """
+    gc.disable()  # it lives for milliseconds
     keep = {request_fd, reply_fd, *stdio}
     if notice is not None:
         keep.add(notice.fileno())
