@@ -65,11 +65,16 @@ def moment(text: str) -> str:
     if text[0].isdecimal() and "-" in text[:5]:
         import datetime
 
+        # the fraction apart: datetime knows microseconds only, and a float not even those
+        head, dot, rest = text.partition(".")
+        digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
         try:
-            when = datetime.datetime.fromisoformat(text)
+            when = datetime.datetime.fromisoformat(head + rest[len(digits) :])
         except ValueError:
             raise UsageError(f'invalid time "{text}"') from None
-        return f"{when.timestamp():.9f}"
+        if dot and not digits:
+            raise UsageError(f'invalid time "{text}"')
+        return f"{int(when.timestamp())}.{digits[:9]:0<9}"
     import time
 
     return f"{time.time() - duration(text) / 1e9:.9f}"
