@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from nagaya.engine import creation, launch, limits, names, networks, signals, volumes
+from nagaya.engine import creation, launch, limits, names, networks, runtimes, signals, volumes
 from nagaya.engine.exits import Exits
 from nagaya.engine.failures import Failure, start_failure
 from nagaya.engine.launch import Launch
@@ -123,13 +123,7 @@ class Containers:
                 prepared = await self._wire(container, peers, plan, steps)
             mark = time.monotonic_ns()
             world.journal.point("start: before run")
-            started = await world.supervisor.run(
-                container.id,
-                prepared.request,
-                stdio=prepared.stdio,
-                stdin=container.config.open_stdin,
-                log=prepared.log,
-            )
+            started = await runtimes.of(world, container).run(container, prepared)
             world.journal.point("start: ran")
             steps.append(_step("engine", "ask the supervisor", f"pid {started.pid}", mark))
         except Exception as error:
@@ -168,9 +162,7 @@ class Containers:
         if not networks.wants_bridge(container):
             operation, prepared = await world.job(_begin_plain, world, container, peers)
             steps.append(
-                _step(
-                    "engine", "compose config.json", f"{len(prepared.request['spec']['mounts'])} mounts", mark
-                )
+                _step("engine", "compose config.json", f"{len(prepared.spec['mounts'])} mounts", mark)
             )
             return operation, None, prepared
         operation, plan, fds = await world.job(_begin_bridge, world, container)
@@ -352,17 +344,7 @@ class Containers:
 
     async def ask(self, container: Container, op: str, **more: Any) -> Any:
         """One operation of the runtime on the container."""
-        world = self._world
-        reply = await world.supervisor.call(
-            {
-                "op": op,
-                "root": world.settings.runtime_root(),
-                "id": container.id,
-                "cgroup_driver": world.settings.cgroup_driver,
-                **more,
-            }
-        )
-        return reply.result
+        return await runtimes.of(self._world, container).ask(container, op, **more)
 
     # the rest
 
@@ -508,9 +490,7 @@ def _wire(
     wired = msgspec.structs.replace(container, endpoints=(endpoint,))
     prepared = launch.prepare(world, wired, peers, world.settings.netns(container.id), plan.gateway)
     world.journal.point("start: composed")
-    steps.append(
-        _step("engine", "compose config.json", f"{len(prepared.request['spec']['mounts'])} mounts", mark)
-    )
+    steps.append(_step("engine", "compose config.json", f"{len(prepared.spec['mounts'])} mounts", mark))
     return prepared, endpoint, steps
 
 

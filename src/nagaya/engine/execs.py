@@ -6,18 +6,21 @@ on (their parent is the keeper), and their exits are taken from it and dropped.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import time
 
-from nagaya.engine import launch, names
+from nagaya.engine import launch, names, runtimes
 from nagaya.engine.failures import exec_failure
 from nagaya.engine.keeper import Exit
 from nagaya.engine.model import Exec, ExecConfig
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, NotFound
+from nagaya.linux.process import is_ending
 
 _KEPT = 256  # finished sessions that can still be inspected
+_SETTLE = 5.0  # seconds that a start or an end may take
 _KEPT_NS = 300 * 1_000_000_000
 
 
@@ -39,6 +42,17 @@ class Execs:
         if found is None:
             raise NotFound(f"No such exec instance: {exec_id}", subject=exec_id)
         return found
+
+    async def settled(self, exec_id: str) -> Exec:
+        """A session, once it has started; one that is just ending, which its clients have seen already by
+        the end of its output, with its exit code. Raises NotFound."""
+        session = self.get(exec_id)
+        deadline = time.monotonic() + _SETTLE
+        while session.running and (not session.pid or is_ending(session.pid)):
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.002)
+        return session
 
     async def create(self, ref: str, config: ExecConfig) -> str:
         """Note what is to be run. Raises FailedPrecondition when the container does not run."""
@@ -96,14 +110,9 @@ class Execs:
                     detach_keys=config.detach_keys,
                     preface=preface,
                 )
-            request = await world.job(launch.prepare_exec, world, container, config)
-            request["console"] = list(console) if console else None
-            started = await world.supervisor.run(
-                exec_id,
-                request,
-                stdio="pty" if config.tty else "pipes",
-                stdin=config.attach_stdin,
-                log=None,
+            process = await world.job(launch.prepare_exec, world, container, config)
+            started = await runtimes.of(world, container).exec(
+                container, exec_id, process, stdin=config.attach_stdin, console=console
             )
         except BaseException as error:
             if fd is not None:
@@ -115,7 +124,8 @@ class Execs:
                 raise
             failure = exec_failure(error, config.command[0])
             session.exit_code = failure.exit_code
-            await world.supervisor.release(exec_id)
+            # in a task: it ends the client's connection, into which the caller writes the error first
+            world.task(world.supervisor.release(exec_id), f"release {exec_id[:12]}")
             raise failure.error from error
         if session.running:  # else its exit came first
             session.pid = started.pid

@@ -11,12 +11,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from nagaya.engine import launch, networks, oom, restart
+from nagaya.engine import launch, networks, oom, restart, runtimes
 from nagaya.engine.keeper import Exit
 from nagaya.engine.model import Container
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
-from nagaya.errors import NagayaError, NotFound
+from nagaya.errors import NagayaError
 
 UNKNOWN_EXIT = 255
 
@@ -77,17 +77,7 @@ class Exits:
         world = self._world
         if container.endpoints or held:
             await self._clean_network(container)
-        request = {
-            "op": "delete",
-            "root": world.settings.runtime_root(),
-            "id": container.id,
-            "force": True,
-            "cgroup_driver": world.settings.cgroup_driver,
-        }
-        try:
-            await world.supervisor.call(request)
-        except NotFound:
-            pass  # the attempt ended before the runtime had made it, or a crash after
+        await runtimes.of(world, container).delete(container.id)
         await world.job(launch.remove_bundle, world, container.id)
 
     async def _clean_network(self, container: Container) -> None:

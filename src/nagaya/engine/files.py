@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 
 def write(path: str, text: str, mode: int = 0o644) -> None:
@@ -12,3 +13,17 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
+
+
+def remove(path: str) -> None:
+    """Delete a file, if it is there."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_flat(directory: str) -> None:
+    """Delete a directory of ours that has only files in it. May be repeated."""
+    with suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,7 +24,9 @@ _encode = msgspec.json.Encoder().encode
 class Launch(NamedTuple):
     """What is needed to run a container."""
 
-    request: dict[str, Any]
+    bundle: str
+    spec: dict[str, Any]
+    rootfs: dict[str, Any]
     stdio: str
     log: dict[str, Any] | None
 
@@ -212,17 +213,8 @@ def prepare(
     bundle = settings.bundle(container.id)
     os.makedirs(bundle, mode=0o700, exist_ok=True)
     files.write(f"{bundle}/config.json", _encode(document).decode(), 0o600)
-    request = {
-        "op": "run",
-        "root": settings.runtime_root(),
-        "id": container.id,
-        "bundle": bundle,
-        "spec": document,
-        "rootfs": rootfs,
-        "console": None,
-        "cgroup_driver": settings.cgroup_driver,
-    }
-    return Launch(request, "pty" if config.tty else "pipes", log_settings(settings, container.id, config.log))
+    stdio = "pty" if config.tty else "pipes"
+    return Launch(bundle, document, rootfs, stdio, log_settings(settings, container.id, config.log))
 
 
 def reference_network(container: Container) -> bool:
@@ -232,31 +224,18 @@ def reference_network(container: Container) -> bool:
 
 
 def prepare_exec(world: World, container: Container, config: ExecConfig) -> dict[str, Any]:
-    """The builder's request for an exec session. Blocking. Raises InvalidArgument."""
+    """The `process` of an exec session. Blocking. Raises InvalidArgument."""
     rootfs = world.images.snapshot(container.id)
     who = user.resolve(
         config.user or container.config.user,
         container.config.group_add if not config.user else (),
         LayeredRoot([rootfs["upper"], *rootfs["lower"]]),
     )
-    return {
-        "op": "exec",
-        "root": world.settings.runtime_root(),
-        "id": container.id,
-        "process": spec.exec_process(
-            container,
-            config,
-            who,
-            capabilities=capabilities(world, container, privileged=config.privileged),
-        ),
-        "cgroup_driver": world.settings.cgroup_driver,
-    }
+    return spec.exec_process(
+        container, config, who, capabilities=capabilities(world, container, privileged=config.privileged)
+    )
 
 
 def remove_bundle(world: World, container_id: str) -> None:
     """Delete RUN/bundles/ID. May be repeated."""
-    bundle = world.settings.bundle(container_id)
-    with suppress(FileNotFoundError):
-        os.unlink(f"{bundle}/config.json")
-    with suppress(OSError):
-        os.rmdir(bundle)
+    files.remove_flat(world.settings.bundle(container_id))

@@ -57,9 +57,9 @@ def log_settings(settings: Settings, container_id: str, config: LogConfig) -> di
         size = _size(options.pop("max-size"))
     if "max-file" in options:
         text = options.pop("max-file")
-        if not text.isdigit() or int(text) < 1:
+        if not (text.isascii() and text[:6].isdigit()) or int(text[:6]) < 1:
             raise InvalidArgument("max-file cannot be less than 1", subject="LogConfig")
-        count = int(text)
+        count = int(text[:6])
     for name in options:
         if name not in (
             "labels",

@@ -13,13 +13,13 @@ import logging
 import os
 import time
 
-from nagaya.engine import creation, launch, names, networks, restart
+from nagaya.engine import creation, launch, names, networks, restart, runtimes
 from nagaya.engine.containers import Containers, remove_files
 from nagaya.engine.journal import Operation
 from nagaya.engine.keeper import Exit
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
-from nagaya.errors import NagayaError, NotFound
+from nagaya.errors import NagayaError
 
 log = logging.getLogger(__name__)
 
@@ -142,22 +142,12 @@ def _settle_network(world: World, alive: set[str]) -> None:
 async def _sweep(world: World, running: set[str]) -> None:
     """What lies below RUN for containers that do not run: runtime state with its cgroup, namespace
     pins, bundles; and snapshots and directories without a container."""
-    settings = world.settings
-    for name in _ids(settings.runtime_root()) - running:
-        try:
-            await world.supervisor.call(
-                {
-                    "op": "delete",
-                    "root": settings.runtime_root(),
-                    "id": name,
-                    "force": True,
-                    "cgroup_driver": settings.cgroup_driver,
-                }
-            )
-        except NotFound:
-            pass
-        except NagayaError as error:
-            log.error("leftover of container %s stays: %s", name[:12], error)
+    for directory, runtime in runtimes.every(world):
+        for name in _ids(directory) - running:
+            try:
+                await runtime.delete(name)
+            except NagayaError as error:
+                log.error("leftover of container %s stays: %s", name[:12], error)
     await world.job(_sweep_files, world, running)
 
 

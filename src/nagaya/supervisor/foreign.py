@@ -33,8 +33,9 @@ _TIMEOUT = 60.0
 
 
 def spawn(request: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Run a foreign runtime. Returns {"code", "output", "pid"}; a code other than 0 is no error of
-    ours. Raises InvalidArgument, DeadlineExceeded (the runtime is killed)."""
+    """Run a foreign runtime. Returns {"code", "output", "pid"}; without a pid_file a code other than 0
+    is no error of ours. Raises InvalidArgument, DeadlineExceeded (the runtime is killed), and
+    InternalError when it should have made a process and failed: then the token is free again."""
     argv = request.get("argv")
     if not isinstance(argv, list) or not argv or not all(isinstance(a, str) for a in argv):
         raise InvalidArgument("argv must be a list of words", subject="argv")
@@ -65,6 +66,9 @@ def spawn(request: dict[str, Any], job: Job) -> dict[str, Any]:
     code = os.waitstatus_to_exitcode(status)
     code = 128 - code if code < 0 else code
     job.trace.append(["foreign runtime", argv[0], begin, time.monotonic_ns() - begin])
+    if code and pid_file:
+        seqpacket.close_all([master] if master >= 0 else [])
+        raise InternalError(f"ended with code {code}", step=argv[0])
     first = _pid_of(pid_file) if code == 0 else 0
     if first:
         job.launched(first, namespaces.pidfd_open(first), master)

@@ -467,7 +467,8 @@ class Keeper:
         if status == 0:
             self._open(entry)  # of a foreign runtime: its init comes with `watch`
         else:
-            self._forget(entry)
+            # clients that wait for it stay: they are told why before the daemon releases the token
+            self._forget(entry, drop=False)
             self.tell("failed", token=entry.token)
 
     # exits
@@ -538,11 +539,12 @@ class Keeper:
             entry.announced = True
             self.tell("exit", token=entry.token, status=entry.status, time_ns=entry.time_ns)
 
-    def _forget(self, entry: Entry) -> None:
+    def _forget(self, entry: Entry, *, drop: bool = True) -> None:
         del self._entries[entry.token]
         self._by_pid.pop(entry.pid, None)
         self.ignore(entry.fds.get("pidfd", -1))
-        self._io.send("drop", token=entry.token)
+        if drop:
+            self._io.send("drop", token=entry.token)
         self._slots.give(entry.slots)
         entry.close()
 
