@@ -66,6 +66,12 @@ def loads(text: str | bytes) -> Any:
         raise InvalidArgument(f"invalid JSON: {error}") from None
     except RecursionError:
         raise InvalidArgument("invalid JSON: nested too deeply") from None
+    except SystemError:
+        # Python 3.11's scanner raises nothing while the module that defines its error is not loaded.
+        # Only for broken text, which no process reads that has changed its root.
+        import json.decoder  # noqa: F401
+
+        return loads(source)
     if source[end:].strip(_SPACE):
         raise InvalidArgument(f"invalid JSON: more text after the value at {_place(source, end)}")
     return value
