@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundles import Bundle, bundle, nagaya_oci
+from bundles import Bundle, bundle, forget, nagaya_oci
 
 
 @pytest.fixture(scope="session")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> str:
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """nagaya-oci."""
-    return nagaya_oci(tmp_path_factory.mktemp("env"))
+    launcher = nagaya_oci(tmp_path_factory.mktemp("env"))
+    yield launcher
+    forget(launcher)
 
 
 @pytest.fixture(params=[os.environ["OCI_RUNTIME"]] if "OCI_RUNTIME" in os.environ else ["nagaya-oci", "runc"])

@@ -33,6 +33,16 @@ def nagaya_oci(directory: Path) -> str:
     return str(shutil.copy(SOURCE.parent / "scripts" / "nagaya-oci", directory / "bin" / "nagaya-oci"))
 
 
+def forget(launcher: str) -> None:
+    """Remove the read-only bind that the runtime made of the interpreter beside the launcher."""
+    base = Path(launcher).parents[1]
+    bound = Path(f"/run/nagaya/exe{base}/bin/python3")
+    if any(line.split()[4] == str(bound) for line in Path("/proc/self/mountinfo").read_text().splitlines()):
+        subprocess.run(["umount", "--lazy", str(bound)], check=True)
+    if bound.parents[1].is_dir():
+        shutil.rmtree(bound.parents[1])
+
+
 def make_rootfs(path: Path) -> Path:
     """A small root file system: busybox, its applets as links, /etc/passwd."""
     for name in ("bin", "etc", "proc", "sys", "dev", "tmp"):

@@ -89,7 +89,14 @@ def test_the_wheel_has_all_launchers_and_they_differ_in_name_and_room_only() -> 
     texts = {
         p.read_text().replace(f"# {p.name}:", "# NAME:").replace(f"nagaya.{ROOMS[p.name]}.main", "ROOM")
         for p in LAUNCHERS
+        if p.name != "nagaya-oci"
     }
+    # what enters containers starts from its read-only bind: two lines more
+    lines = (ROOT / "scripts" / "nagaya-oci").read_text().splitlines(keepends=True)
+    more = [n for n, line in enumerate(lines) if "/run/nagaya/exe" in line or "selfbind" in line]
+    assert len(more) == 2
+    text = "".join(line for n, line in enumerate(lines) if n not in more)
+    texts.add(text.replace("# nagaya-oci:", "# NAME:").replace("nagaya.runtime.main", "ROOM"))
     assert len(texts) == 1
     assert all(os.access(p, os.X_OK) for p in LAUNCHERS)
 

@@ -7,6 +7,7 @@ import sys
 
 from nagaya import __version__
 from nagaya.errors import InvalidArgument, NagayaError
+from nagaya.runtime import selfbind
 from nagaya.runtime.arguments import FLAG, TEXT, Option, describe, parse
 from nagaya.runtime.log import Log
 
@@ -107,6 +108,8 @@ def main(argv: list[str]) -> int:
             _say(2, f"Incorrect Usage.\n\n{NAME} {name} {verb.USAGE}\n\n")
             settings.log.message("error", f'{NAME}: "{name}" requires {wanted} argument(s)')
             return 1
+        if name in ("create", "run", "exec"):
+            selfbind.ensure()
         code: int = verb.main(settings, options, positional)
         return code
     except NagayaError as error:

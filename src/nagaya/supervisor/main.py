@@ -9,6 +9,7 @@ import time
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, NagayaError
 from nagaya.linux import process, seqpacket
+from nagaya.runtime import selfbind
 from nagaya.supervisor.keeper import Keeper
 
 TYPE_CHECKING = False
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
     except InvalidArgument as error:
         os.write(2, f"nagaya-supervisor: {error}\n".encode())
         return 2
+    selfbind.ensure()
     try:
         return serve(run, OPERATIONS, root)
     except NagayaError as error:
