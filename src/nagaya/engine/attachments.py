@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import nullcontext
 
 from nagaya.engine import logs
 from nagaya.engine.model import AttachRequest, Container
 from nagaya.engine.world import World
-from nagaya.errors import FailedPrecondition
+from nagaya.errors import FailedPrecondition, NotFound
 from nagaya.wire.streams import STDERR, STDOUT, frame
 
 
@@ -26,19 +27,25 @@ async def attach(world: World, ref: str, request: AttachRequest, fd: int) -> Non
         if request.logs:
             await _replay(world, container, request, fd)
         if request.stream and (request.stdin or request.stdout or request.stderr):
-            handed, fd = fd, -1
-            slot.attached = True
-            await world.supervisor.attach(
-                container.id,
-                handed,
-                stdin=request.stdin and container.config.open_stdin,
-                stdout=request.stdout,
-                stderr=request.stderr,
-                mux=not container.config.tty,
-                stdin_once=container.config.stdin_once,
-                detach_keys=request.detach_keys,
-                preface=request.preface,
-            )
+            # What has just ended is still being cleared away: a client that comes for the next start must
+            # not join it.
+            running = container.state in ("running", "paused")
+            async with nullcontext() if running else slot.lock:
+                if world.roster.get(container.id) is None:
+                    raise NotFound(f"No such container: {container.id}", subject=container.id)
+                handed, fd = fd, -1
+                slot.attached = True
+                await world.supervisor.attach(
+                    container.id,
+                    handed,
+                    stdin=request.stdin and container.config.open_stdin,
+                    stdout=request.stdout,
+                    stderr=request.stderr,
+                    mux=not container.config.tty,
+                    stdin_once=container.config.stdin_once,
+                    detach_keys=request.detach_keys,
+                    preface=request.preface,
+                )
             world.bus.container(container, "attach")
     finally:
         if fd >= 0:
