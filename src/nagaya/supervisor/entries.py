@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nagaya.wire.messages import Message
 
 _OUTPUTS = {"pipes": 2, "pty": 1, "none": 0}
+_NAMES = ("pidfd", "stdin", "stdout", "stderr", "tty")
 
 
 class Entry:
@@ -117,13 +118,24 @@ class Slots:
         self._free += slots
 
 
-def check_entry(entry: Message) -> None:
+def check_entry(entry: Message, fds: list[int]) -> None:
     """Refuse what an adopted entry cannot be. Raises InvalidArgument."""
     if entry["stdio"] not in _OUTPUTS:
         raise InvalidArgument(f"unknown stdio {entry['stdio']!r}", subject="stdio")
     for slot in entry["slots"]:
         if type(slot) is not int or not 0 <= slot < MAX_SLOTS:
             raise InvalidArgument(f"bad slot {slot!r}", subject="slots")
+    names = entry["fds"]
+    if not all(type(name) is str and name in _NAMES for name in names) or len(set(names)) != len(fds):
+        raise InvalidArgument("descriptors and their names do not match", subject="fds")
+    if "pidfd" in names and not is_pidfd(fds[names.index("pidfd")]):
+        raise InvalidArgument("the pidfd is none", subject="fds")
+
+
+def is_pidfd(fd: int) -> bool:
+    """Is it one (pidfd_open(2), proc(5): fdinfo has a field Pid)?"""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        return b"\nPid:" in file.read()
 
 
 def make_stdio(entry: Entry, stdin: bool) -> tuple[int, int, int]:

@@ -28,7 +28,7 @@ from nagaya.errors import (
 from nagaya.linux import json, namespaces, seqpacket, tty
 from nagaya.supervisor import builder, children
 from nagaya.supervisor.children import IoProcess
-from nagaya.supervisor.entries import Entry, Slots, check_entry, make_stdio, outputs
+from nagaya.supervisor.entries import Entry, Slots, check_entry, is_pidfd, make_stdio, outputs
 from nagaya.supervisor.link import Link
 from nagaya.wire.messages import FROM_BUILDER, FROM_IO, STDIO, TO_DAEMON, TO_KEEPER, VERSION, check, message
 
@@ -269,14 +269,17 @@ class Keeper:
             raise InvalidArgument("restore needs three descriptors")
         self._io.restore(fds[0], fds[1], fds[2])
         fds.clear()
-        self._adopting = request["entries"]
+        self._adopting = max(0, request["entries"])
 
     def _do_adopt(self, link: Link, request: Message, fds: list[int]) -> None:
-        self._adopting = max(0, self._adopting - 1)
+        if not self._adopting:
+            raise FailedPrecondition("nothing is being restored", subject=request["token"])
+        self._adopting -= 1
         try:
-            check_entry(request)
-            if request["token"] in self._entries or len(request["fds"]) != len(fds):
-                raise InvalidArgument("cannot be adopted", subject=request["token"])
+            check_entry(request, fds)
+            self._check_log(request["log"])
+            if request["token"] in self._entries:
+                raise AlreadyExists("the token is taken", subject=request["token"])
             entry = Entry(request["token"], request["stdio"], request["log"])
             entry.ready = True
             entry.pid = request["pid"]
@@ -330,8 +333,8 @@ class Keeper:
         seqpacket.close_all(self._held.pop(request["token"], []))
 
     def _do_watch(self, link: Link, request: Message, fds: list[int]) -> None:
-        if len(fds) != 1:
-            raise InvalidArgument("watch needs a pidfd")
+        if len(fds) != 1 or not is_pidfd(fds[0]) or request["pid"] <= 0:
+            raise InvalidArgument("watch needs a pidfd", subject=request["token"])
         entry = self._entries.get(request["token"])
         if entry is None:
             entry = self._entries[request["token"]] = Entry(request["token"], "none", None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from errno import ENOSPC
+from errno import EIO, ENOSPC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _RETRY = 1.0  # seconds until a file that could not be opened is tried again
 class LogFile:
     """A log of both streams of a container. Errors are OSError; the caller counts what was lost."""
 
-    __slots__ = ("_fd", "_retry", "max_file", "max_size", "path")
+    __slots__ = ("_error", "_fd", "_retry", "max_file", "max_size", "path")
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.path = str(settings["path"])
@@ -29,6 +29,7 @@ class LogFile:
         self.max_file = max(1, int(settings.get("max_file") or DEFAULT_MAX_FILE))
         self._fd = -1
         self._retry = 0.0
+        self._error = 0
 
     @property
     def chunk(self) -> int:
@@ -81,11 +82,13 @@ class LogFile:
     def _open(self) -> None:
         now = time.monotonic()
         if now < self._retry:
-            raise OSError(ENOSPC, "log file could not be opened a moment ago")
-        self._retry = now + _RETRY
+            raise OSError(self._error, os.strerror(self._error), self.path)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        self._fd = os.open(self.path, flags, 0o640)
-        self._retry = 0.0
+        try:
+            self._fd = os.open(self.path, flags, 0o640)
+        except OSError as error:
+            self._retry, self._error = now + _RETRY, error.errno or EIO
+            raise
 
     def _rotate(self) -> None:
         if self.max_file == 1:
