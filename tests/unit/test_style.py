@@ -99,6 +99,23 @@ def test_system_calls_have_one_seam(path: Path) -> None:
         assert not [n.lineno for n in imported if "ctypes" in ast.unparse(n)]
 
 
+INSIDE = [PACKAGE / "runtime" / "init.py", *sorted((PACKAGE / "runtime" / "steps").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=name_of)
+def test_nothing_is_imported_once_the_root_is_the_image_s(path: Path) -> None:
+    """CVE-2019-14271's way: whatever these functions import would be looked for in the image."""
+    loaded_by_the_parent = {"nagaya.linux.seccomp"}
+    imports = (ast.Import, ast.ImportFrom)
+    functions = [n for n in ast.walk(TREES[path]) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    late = {node for function in functions for node in ast.walk(function) if isinstance(node, imports)}
+    for node in late:
+        names = [a.name for a in node.names]
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{name}" for name in names]
+        assert set(names) <= loaded_by_the_parent, f"line {node.lineno}"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_is_left_unfinished(path: Path) -> None:
     text = path.read_text()

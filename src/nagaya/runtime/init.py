@@ -13,7 +13,7 @@ from time import monotonic_ns
 
 from nagaya.errors import InternalError, KernelError, NagayaError
 from nagaya.linux import namespaces as ns
-from nagaya.linux import process
+from nagaya.linux import process, tty
 from nagaya.runtime import channel, hooks, plan
 from nagaya.runtime.steps import PERFORM, identity
 from nagaya.runtime.steps.context import Context
@@ -179,8 +179,6 @@ def _prepare(
 
 
 def _terminal() -> None:
-    from nagaya.linux import tty
-
     tty.set_controlling(0)
 
 

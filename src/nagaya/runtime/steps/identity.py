@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from fcntl import F_DUPFD_CLOEXEC, fcntl  # here, not where it is used: there the root is the image's
 
 from nagaya.errors import (
     CommandNotExecutable,
@@ -112,8 +113,6 @@ def stdio(context: Context, uid: int) -> None:
 
 
 def _above(fd: int) -> int:
-    from fcntl import F_DUPFD_CLOEXEC, fcntl
-
     return int(fcntl(fd, F_DUPFD_CLOEXEC, 10))
 
 
