@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from nagaya.errors import DataLoss, KernelError, NagayaError, NotFound, ResourceExhausted
 from nagaya.oci import digest as digests
@@ -125,17 +125,18 @@ class ContentStore:
                     found.append(digest)
         return found
 
-    def sweep_ingest(self, keep: set[str], older_than: float) -> None:
-        """Delete partial arrivals not touched since `older_than` (seconds since the epoch), and all
-        left-overs of `put`, except those of the digests in `keep`."""
-        names = {"-".join(digests.parse(d)) for d in keep}
+    def discard(self, unwanted: Iterable[str]) -> None:
+        """Delete what has arrived of these blobs so far. Nobody may be at one of them."""
+        for digest in unwanted:
+            _discard(f"{self._directory}/ingest/{'-'.join(digests.parse(digest))}")
+
+    def sweep_ingest(self, older_than: float) -> None:
+        """Delete arrivals that nobody has touched since `older_than` (seconds since the epoch), and
+        left-overs of `put`. Nobody may be at any."""
         with os.scandir(f"{self._directory}/ingest") as entries:
             for entry in entries:
-                try:
-                    if entry.name not in names and entry.stat(follow_symlinks=False).st_mtime < older_than:
-                        os.unlink(entry.path)
-                except FileNotFoundError:
-                    continue
+                if entry.name.startswith("put-") or entry.stat(follow_symlinks=False).st_mtime < older_than:
+                    _discard(entry.path)
 
     def _publish(self, path: str, digest: str) -> None:
         target = self.path(digest)

@@ -160,7 +160,10 @@ class Puller:
         self, registry: Registry, descriptor: Descriptor, check: Callable[[], None]
     ) -> bytes:
         if self._content.has(descriptor.digest):
-            return self._content.read(descriptor.digest, manifest.MAX_MANIFEST)
+            try:
+                return self._content.read(descriptor.digest, manifest.MAX_MANIFEST)
+            except DataLoss:
+                self._content.delete(descriptor.digest)  # damaged here: this pull repairs it
         data = b""
         for piece in registry.blob(descriptor):
             check()
@@ -193,7 +196,8 @@ class Puller:
                 raise Cancelled("another layer of the image failed")
 
         missing = []
-        for descriptor, diff_id in dict(wanted).items():
+        # the same layer twice is one piece of work
+        for descriptor, diff_id in {(d.digest, diff_id): (d, diff_id) for d, diff_id in wanted}.values():
             short = digests.short(descriptor.digest)
             if self._content.has(descriptor.digest) and self._catalog.layer(diff_id):
                 report(Progress("Already exists", short))

@@ -22,10 +22,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from nagaya.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
+from nagaya.errors import AlreadyExists, DataLoss, InvalidArgument, KernelError, NotFound
 from nagaya.image import trees
 from nagaya.image.catalog import Catalog, SnapshotRow
 from nagaya.image.content import disk_error
+from nagaya.linux import sync
 
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
 _DIRECTORY = re.compile(r"[0-9a-f]{8}")
@@ -68,6 +69,8 @@ class Snapshots:
             self._barrier.sync(fd)
         except OSError as error:
             raise disk_error(error, "sync layer", diff_id) from None
+        except KernelError as error:  # delayed allocation: a full disk may be found out only now
+            raise disk_error(OSError(error.errno, error.message), "sync layer", diff_id) from None
 
     def drop_layer(self, name: str) -> None:
         """Remove a layer's directory; its row is gone already, or never was."""
@@ -202,7 +205,7 @@ class _Barrier:
                     return
                 self._begun += 1
                 number = self._begun
-            trees.syncfs(fd)
+            sync.syncfs(fd)
             with self._mutex:
                 self._finished = number
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from nagaya.errors import InvalidArgument, NagayaError, NotFound, ResourceExhausted
+from nagaya.errors import Cancelled, InvalidArgument, NagayaError, NotFound, Unavailable
 from nagaya.image import builtin, removal
 from nagaya.image.auth import RegistryAuth
 from nagaya.image.catalog import Catalog, ImageRow, NameRow
@@ -32,6 +32,7 @@ from nagaya.oci.reference import Reference
 
 _PARTIAL_LIFE = 24 * 3600.0  # seconds that an interrupted download waits to be taken up again
 _CACHED = 256  # decoded configurations
+_WORTH_RESUMING = (Unavailable, Cancelled)
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -89,8 +90,8 @@ class ImageStore:
 
         wanted: a platform, "" for this host's. auth None: what docker's own configuration says.
         report is called from several threads. Raises what `Puller.pull` raises, InvalidArgument for
-        a bad name or platform, Cancelled; what arrived is then kept for the next try, unless the
-        disk is full.
+        a bad name or platform, Cancelled. After Unavailable and Cancelled what arrived is kept for
+        the next try; after any other error nothing stays.
         """
         asked = reference.parse_tagged(name)
         if wanted:
@@ -120,12 +121,14 @@ class ImageStore:
                     ImageRow(pulled.id, pulled.manifest, pulled.diff_ids, pulled.blobs, time.time_ns()),
                     [NameRow(n, pulled.id) for n in names],
                 )
-        except ResourceExhausted:
-            # a full disk is not kept full for the sake of a next try
+        except NagayaError as error:
             self._release(leased)
+            if not isinstance(error, _WORTH_RESUMING):
+                # what a registry lied about, or a full disk, is not kept for a next try
+                self._collect()
+                with self._mutex:
+                    self._content.discard(d for d in leased if d not in self._leases)
             leased.clear()
-            self._collect()
-            self._content.sweep_ingest(set(self._leases), time.time())
             raise
         finally:
             self._release(leased)
@@ -250,15 +253,18 @@ class ImageStore:
     def recover(self) -> None:
         """Remove what a crash left: call it once, before anything else is asked."""
         self._collect()
-        rows = {row.directory for row in self._catalog.layers()}
-        for name in self._snapshots.layer_names():
-            if name not in rows:
-                self._snapshots.drop_layer(name)
+        rows = self._catalog.layers()
+        there = self._snapshots.layer_names()
+        for name in set(there) - {row.directory for row in rows}:
+            self._snapshots.drop_layer(name)
+        for row in rows:
+            if row.directory not in there:  # somebody tidied up: the next pull brings it again
+                self._catalog.delete_layer(row.diff_id)
         known = {row.id for row in self._catalog.snapshots()}
         for name in self._snapshots.names():
             if name not in known:
                 self._snapshots.drop(name)
-        self._content.sweep_ingest(set(), time.time() - _PARTIAL_LIFE)
+        self._content.sweep_ingest(time.time() - _PARTIAL_LIFE)
 
     def _collect(self) -> set[str]:
         """Remove blobs and layers that nothing refers to; return the diff ids that went."""

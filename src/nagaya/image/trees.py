@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 from nagaya.errors import FailedPrecondition, KernelError
 from nagaya.linux import paths
-from nagaya.linux.ffi import syscall
 
 _HERE = paths.RESOLVE_BENEATH | paths.RESOLVE_NO_SYMLINKS | paths.RESOLVE_NO_XDEV
 _ROUNDS = 1000
@@ -110,17 +109,6 @@ def usage(directory: int) -> tuple[int, int]:
         finally:
             os.close(fd)
     return size, count
-
-
-def syncfs(fd: int) -> None:
-    """syncfs(2): everything of fd's file system is on its disk, or KernelError (also for earlier
-    write-back errors, Linux >= 5.8)."""
-    syscall("syncfs", fd)
-
-
-def sync_directory(fd: int) -> None:
-    """fsync(2) of a directory: its names are on the disk."""
-    os.fsync(fd)
 
 
 def _mounted(name: str) -> FailedPrecondition:
