@@ -7,6 +7,8 @@ disagrees with what it is.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from nagaya.errors import InvalidArgument, Unimplemented
@@ -77,7 +79,7 @@ class _Document(msgspec.Struct, rename="camel"):
     layers: list[Descriptor] | None = None
     manifests: list[Descriptor] | None = None
     artifact_type: str | None = None
-    fs_layers: msgspec.Raw | None = None
+    fs_layers: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Document)
