@@ -23,8 +23,9 @@ DOCKER = next((p for p in ("/usr/local/bin/docker", "/usr/bin/docker") if os.acc
 
 
 def python_main(module: str) -> list[str]:
-    """argv that runs `module.main(sys.argv[1:])` from this source tree as the launchers do."""
-    path = [str(SOURCE), *(p for p in sys.path if p.endswith("site-packages"))]
+    """argv that runs `module.main(sys.argv[1:])` from this source tree, or of tests/support, as the
+    launchers do."""
+    path = [str(SOURCE), str(Path(__file__).parent), *(p for p in sys.path if p.endswith("site-packages"))]
     code = f"import sys; sys.path[1:1] = {path!r}; from {module} import main; sys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-I", "-S", "-c", code]
 
@@ -52,6 +53,7 @@ class House:
         self.cgroup_parent = f"nagt-{self.tag}"
         self.table = f"nagt_{self.tag}"
         self.extra = list(arguments)
+        self.program = python_main("nagaya.daemon.main")
         if config:
             path = self.base / "nagayad.toml"
             path.write_text(config)
@@ -85,7 +87,7 @@ class House:
     def daemon_argv(self) -> list[str]:
         """The daemon's command line."""
         return [
-            *python_main("nagaya.daemon.main"),
+            *self.program,
             *("--root", str(self.root), "--run", str(self.run_dir), "--docker-socket", str(self.socket)),
             *("--bridge", self.bridge, "--bip", "10.231.0.1/24", "--nft-table", self.table),
             *("--cgroup-parent", self.cgroup_parent, *self.extra),
@@ -201,7 +203,7 @@ class House:
         for parent in Path("/sys/fs/cgroup").glob(f"*/{self.cgroup_parent}/*"):
             if parent.is_dir():
                 found.append(f"cgroup {parent}")
-        for directory in ("ns", "bundles", "runtime"):
+        for directory in ("ns", "bundles", "runtime", "foreign/*"):
             found += [f"run {p}" for p in (self.run_dir / directory).glob("*") if p.name != "lock"]
         found += [f"container {p}" for p in (self.root / "containers").glob("*")]
         links = subprocess.run(

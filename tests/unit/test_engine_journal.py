@@ -111,11 +111,10 @@ def test_operations_are_pending_until_done(path: str) -> None:
     journal.failpoint = seen.append
     first = journal.begin("create", "a", {"volumes": ["v"]})
     second = journal.begin("start", "b")
-    journal.advance(second, "wired")
     found = journal.pending()
-    assert [(o.number, o.kind, o.subject, o.step, o.data) for o in found] == [
-        (first, "create", "a", "begun", {"volumes": ["v"]}),
-        (second, "start", "b", "wired", {}),
+    assert [(o.number, o.kind, o.subject, o.data) for o in found] == [
+        (first, "create", "a", {"volumes": ["v"]}),
+        (second, "start", "b", {}),
     ]
     with pytest.raises(ZeroDivisionError), ledger.write():
         journal.done(first)

@@ -3,7 +3,6 @@
 An operation is a row of the ledger's `operations` for as long as it is under way:
 
     begin(kind, subject, data)  before the first effect: data says what is needed to undo or finish it
-    advance(number, step)       after a step whose effect changes what recovery has to do
     done(number)                in the same transaction as the ledger row that makes it true
 
 Recovery (recovery.py) reads `pending()` before the sockets accept and finishes or undoes each.
@@ -27,7 +26,6 @@ class Operation(msgspec.Struct, frozen=True):
     number: int
     kind: str
     subject: str
-    step: str
     data: dict[str, object]
     begun: int
 
@@ -49,18 +47,12 @@ class Journal:
         self.point(f"{kind}: before begin")
         with self._ledger.write() as db:
             cursor = db.execute(
-                "INSERT INTO operations(kind, subject, step, data, begun) VALUES(?,?,'begun',?,?)",
+                "INSERT INTO operations(kind, subject, data, begun) VALUES(?,?,?,?)",
                 (kind, subject, msgspec.json.encode(data or {}), time.time_ns()),
             )
             number = cursor.lastrowid or 0
         self.point(f"{kind}: begun")
         return number
-
-    def advance(self, number: int, step: str) -> None:
-        """Note that a step has taken effect."""
-        with self._ledger.write() as db:
-            db.execute("UPDATE operations SET step=? WHERE number=?", (step, number))
-        self.point(f"advanced to {step}")
 
     def done(self, number: int) -> None:
         """Forget the operation: it is finished, or undone. Joins an open transaction."""
@@ -69,17 +61,14 @@ class Journal:
 
     def pending(self) -> list[Operation]:
         """What was under way, oldest first."""
-        rows = self._ledger.read(
-            "SELECT number, kind, subject, step, data, begun FROM operations ORDER BY number"
-        )
+        rows = self._ledger.read("SELECT number, kind, subject, data, begun FROM operations ORDER BY number")
         return [
             Operation(
                 int(str(number)),
                 str(kind),
                 str(subject),
-                str(step),
                 msgspec.json.decode(data if isinstance(data, bytes) else str(data)),
                 int(str(begun)),
             )
-            for number, kind, subject, step, data, begun in rows
+            for number, kind, subject, data, begun in rows
         ]

@@ -3,7 +3,7 @@
 Schema, version 1 (`PRAGMA user_version`):
 
     containers  id PK | name UNIQUE | state | document (JSON of model.Container) | trace (JSON of steps)
-    operations  number PK | kind | subject | step | data (JSON) | begun     the journal (journal.py)
+    operations  number PK | kind | subject | data (JSON) | begun     the journal (journal.py)
     volumes     name PK | created | anonymous | labels (JSON)
     endpoints   container, network PK | document (JSON)                     who is in which network
     addresses   network, address PK | owner                                 unique: no address twice
@@ -36,7 +36,7 @@ _MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE containers(id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL,
                             document BLOB NOT NULL, trace BLOB NOT NULL DEFAULT '[]') WITHOUT ROWID;
     CREATE TABLE operations(number INTEGER PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL,
-                            step TEXT NOT NULL, data BLOB NOT NULL, begun INTEGER NOT NULL);
+                            data BLOB NOT NULL, begun INTEGER NOT NULL);
     CREATE TABLE volumes(name TEXT PRIMARY KEY, created INTEGER NOT NULL, anonymous INTEGER NOT NULL,
                          labels BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE endpoints(container TEXT NOT NULL, network TEXT NOT NULL, document BLOB NOT NULL,

@@ -53,7 +53,7 @@ async def recover(world: World, containers: Containers) -> None:
             world.roster.discard(container.id)
 
     alive = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
-    await world.job(_settle_network, world, alive)
+    await world.job(_settle_network, world, alive - {slot.container.id for slot, _ in ended})
     for slot, exit in ended:
         await containers.exits.container_exited(slot, exit)
     # after the exits: what they cleaned up is no leftover
@@ -88,9 +88,7 @@ async def _start(containers: Containers, slot: Slot) -> None:
 
 async def _settle(world: World, operation: Operation, slots: dict[str, Slot]) -> None:
     """Finish or undo one operation that a crash interrupted."""
-    log.warning(
-        "settling an interrupted %s of %s (%s)", operation.kind, operation.subject[:12], operation.step
-    )
+    log.warning("settling an interrupted %s of %s", operation.kind, operation.subject[:12])
     slot = slots.get(operation.subject)
     anonymous = operation.data.get("volumes", [])
     given = [str(v) for v in anonymous] if isinstance(anonymous, list) else []

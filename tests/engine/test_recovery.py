@@ -1,0 +1,210 @@
+"""kill -9 at every point of the journal, then a restart: done or undone, and nothing left between."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from house import SOURCE, House, python_main, wait_for
+from rawhttp import call
+
+pytestmark = pytest.mark.root
+
+# the state of the container after crash and restart; None: there is none
+POINTS: dict[str, str | None] = {
+    "create: before begin": None,
+    "create: begun": None,
+    "create: snapshot": None,
+    "create: directory": None,
+    "create: volume": None,
+    "create: done": "created",
+    "start: before begin": "created",
+    "start: planned": "created",
+    "start: pinned": "created",
+    "start: connected": "created",
+    "start: published": "created",
+    "start: begun": "created",
+    "start: composed": "created",
+    "start: before run": "created",
+    "start: ran": "running",
+    "start: done": "running",
+    "exit: seen": "exited",
+    "exit: noted": "exited",
+    "remove: before begin": "exited",
+    "remove: begun": None,
+    "remove: snapshot": None,
+    "remove: directory": None,
+    "remove: done": None,
+}
+
+
+def test_every_point_is_tried() -> None:
+    found = set()
+    for path in (SOURCE / "nagaya/engine").glob("*.py"):
+        text = path.read_text()
+        found |= set(re.findall(r'\.point\("([^"]+)"\)', text))
+        for kind in re.findall(r'journal\.begin\("([^"]+)"', text):
+            found |= {f"{kind}: before begin", f"{kind}: begun"}
+    assert found == set(POINTS)
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    with House() as started:
+        yield started
+
+
+def ask(house: House, method: str, path: str, body: Any = None) -> Any:
+    """The answer's document; OSError when the daemon dies of the request."""
+    reply = call(house.socket, method, path, body)
+    assert reply.status < 300, reply
+    return json.loads(reply.body) if reply.body else None
+
+
+def live(house: House, name: str) -> None:
+    """A container's whole life, as far as it goes."""
+    ask(
+        house,
+        "POST",
+        f"/containers/create?name={name}",
+        {
+            "Image": "nagaya/busybox",
+            "Cmd": ["sleep", "1000"],
+            "Volumes": {"/v": {}},
+            "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "18080"}]}},
+        },
+    )
+    ask(house, "POST", f"/containers/{name}/start")
+    ask(house, "POST", f"/containers/{name}/kill")
+    ask(house, "POST", f"/containers/{name}/wait")
+    ask(house, "DELETE", f"/containers/{name}?v=1")
+
+
+def state(house: House, name: str) -> str | None:
+    listed = ask(house, "GET", "/containers/json?all=1")
+    found = {c["Names"][0]: c["State"] for c in listed}
+    return found.get(f"/{name}")
+
+
+def rows(house: House, table: str) -> list[Any]:
+    with sqlite3.connect(house.root / "ledger.db") as ledger:
+        found = ledger.execute(f"SELECT * FROM {table}").fetchall()
+    ledger.close()
+    return found
+
+
+def nothing_left(house: House) -> None:
+    assert house.leaks() == []
+    for table in ("containers", "operations", "volumes", "endpoints", "addresses", "snapshots"):
+        assert rows(house, table) == [], table
+    assert [p.name for p in (house.root / "snapshots").iterdir()] == ["l"]
+    assert list((house.root / "volumes").iterdir()) == []
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_kill_at(house: House, point: str) -> None:
+    name = re.sub("[^a-z]+", "-", point)
+    if house.daemon is not None and house.daemon.poll() is None:
+        house.stop_daemon()
+    program, house.program = house.program, [*python_main("crashing"), point]
+    try:
+        house.start()
+        daemon = house.daemon
+        assert daemon is not None
+        with pytest.raises((OSError, ValueError, AssertionError)):
+            live(house, name)
+        assert daemon.wait(20) == -signal.SIGKILL, house.tail()
+    finally:
+        house.program = program
+    house.start()
+    assert state(house, name) == POINTS[point]
+    assert rows(house, "operations") == []
+    if POINTS[point] is None:
+        nothing_left(house)
+        live(house, name)  # the name is free, and all works
+    else:
+        if POINTS[point] == "running":
+            assert house.ok("exec", name, "cat", "/proc/1/comm") == "sleep"
+            assert "18080" in house.ok("port", name)
+        elif POINTS[point] == "created":
+            ask(house, "POST", f"/containers/{name}/start")
+            assert house.ok("exec", name, "cat", "/proc/1/comm") == "sleep"
+        else:
+            assert house.ok("inspect", "-f", "{{.State.ExitCode}}", name) == "137"
+        ask(house, "DELETE", f"/containers/{name}?force=1&v=1")
+    nothing_left(house)
+
+
+def _removed(cgroup: Path) -> bool:
+    try:
+        cgroup.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_reboot(house: House) -> None:
+    """RUN is empty, no process lives: containers are exited, and policies apply."""
+    for policy in ("no", "always", "unless-stopped", "on-failure"):
+        house.ok("run", "-d", "--name", policy, "--restart", policy, "nagaya/busybox", "sleep", "1000")
+    house.ok("run", "-d", "--name", "stopped", "--restart", "unless-stopped", "nagaya/busybox", "sleep", "9")
+    house.ok("stop", "-t", "0", "stopped")
+    pids = [int(p) for p in house.ok("inspect", "-f", "{{.State.Pid}}", "no", "always").split()]
+    keeper = house.supervisor_pid()
+    house.kill_daemon()
+    os.kill(keeper, signal.SIGKILL)
+    for path in Path("/sys/fs/cgroup/pids").glob(f"{house.cgroup_parent}/*/cgroup.procs"):
+        for pid in path.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+    wait_for(lambda: not any(Path(f"/proc/{p}/exe").exists() for p in pids), 10, "the end of all")
+    for path in Path("/sys/fs/cgroup").glob(f"*/{house.cgroup_parent}/*/"):
+        wait_for(lambda path=path: _removed(path), 10, f"the end of {path}")  # type: ignore[misc]
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if str(house.run_dir) in line:
+            subprocess.run(["umount", "-l", line.split()[4]], check=True)
+    subprocess.run(["rm", "-r", "--one-file-system", str(house.run_dir)], check=True)
+    house.start()
+
+    def settled() -> bool:
+        up = [n for n in ("always", "unless-stopped", "on-failure") if state(house, n) == "running"]
+        return len(up) == 3 and state(house, "no") == state(house, "stopped") == "exited"
+
+    wait_for(settled, 20, "the policies")
+    assert house.ok("inspect", "-f", "{{.State.ExitCode}}", "no") == "255"  # nobody saw it
+    house.ok("rm", "-f", "no", "always", "unless-stopped", "on-failure", "stopped")
+    nothing_left(house)
+
+
+def test_sigterm_stops_no_container(house: House) -> None:
+    house.ok("run", "-d", "--name", "stays", "nagaya/busybox", "sleep", "1000")
+    pid = house.ok("inspect", "-f", "{{.State.Pid}}", "stays")
+    house.stop_daemon()  # asserts exit status 0
+    assert not (house.run_dir / "nagayad.pid").exists()
+    assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+    house.start()
+    assert house.ok("inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "stays") == f"{pid} running"
+    house.ok("rm", "-f", "stays")
+    nothing_left(house)
+
+
+def test_a_ledger_of_the_future_is_refused_in_one_line(house: House) -> None:
+    house.stop_daemon()
+    with sqlite3.connect(house.root / "ledger.db") as ledger:
+        (version,) = ledger.execute("PRAGMA user_version").fetchone()
+        ledger.execute("PRAGMA user_version=999")
+    ledger.close()
+    result = subprocess.run(house.inside(house.daemon_argv()), capture_output=True, text=True, timeout=60)
+    with sqlite3.connect(house.root / "ledger.db") as ledger:
+        ledger.execute(f"PRAGMA user_version={version}")
+    ledger.close()
+    house.start()
+    assert result.returncode == 1
+    assert result.stderr == "nagayad: the ledger has schema version 999, newer than this nagaya's 1\n"
