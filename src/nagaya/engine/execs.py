@@ -146,8 +146,9 @@ class Execs:
         await self._world.supervisor.release(session.id)
 
     async def resize(self, exec_id: str, height: int, width: int) -> None:
-        """Set the size of its terminal. Raises FailedPrecondition when it does not run."""
-        session = self.get(exec_id)
+        """Set the size of its terminal, which one that is just starting does not have yet. Raises
+        FailedPrecondition when it does not run."""
+        session = await self.settled(exec_id)
         if not session.running:
             raise FailedPrecondition(f"exec process is not started: {exec_id}")
         await self._world.supervisor.resize(exec_id, height, width)
