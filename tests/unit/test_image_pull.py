@@ -305,7 +305,7 @@ def test_a_token_for_somebody(registry: FakeRegistry, store: ImageStore) -> None
 def test_basic_credentials_of_the_request_and_of_the_file(registry: FakeRegistry, tmp_path: Path) -> None:
     registry.image(BASE)
     basic(registry, "me:secret")
-    with pytest.raises(NotFound, match="pull access denied for .*may require 'docker login'"):
+    with pytest.raises(NotFound, match=r"pull access denied for .*may require 'docker login'"):
         store_at(tmp_path / "1").pull(registry.name())
     with pytest.raises(Unauthenticated, match="pull access denied"):
         store_at(tmp_path / "1").pull(registry.name(), auth=RegistryAuth("me", "wrong"))
@@ -527,7 +527,7 @@ def test_a_wrong_name_asks_nobody(store: ImageStore, name: str, words: str) -> N
 
 
 def test_a_wrong_platform_asks_nobody(registry: FakeRegistry, store: ImageStore) -> None:
-    with pytest.raises(InvalidArgument, match="invalid platform|unknown operating system"):
+    with pytest.raises(InvalidArgument, match=r"invalid platform|unknown operating system"):
         store.pull(registry.name(), "a/b/c/d")
     assert registry.asked == []
 
