@@ -47,7 +47,7 @@ class Channel:
         data = dumps(message).encode()
         control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"={len(fds)}i", *fds))] if fds else []
         try:
-            self._socket.sendmsg([data], control)
+            self._socket.sendmsg([data], control, _socket.MSG_NOSIGNAL)
         except OSError as error:
             raise InternalError(
                 f"the other process is gone: {error.strerror}", step="send " + str(message[0])
@@ -56,9 +56,10 @@ class Channel:
     def receive(self) -> tuple[list[Any], list[int]] | None:
         """(message, fds), or None at the end of file."""
         try:
-            data, control, _flags, _from = self._socket.recvmsg(_LIMIT, _CONTROL, _socket.MSG_CMSG_CLOEXEC)
+            data, control, _, _ = self._socket.recvmsg(_LIMIT, _CONTROL, _socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
-            return None
+            # it ended without reading all of ours; its own last words are behind this error
+            data, control, _, _ = self._socket.recvmsg(_LIMIT, _CONTROL, _socket.MSG_CMSG_CLOEXEC)
         fds: list[int] = []
         for level, kind, payload in control:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:

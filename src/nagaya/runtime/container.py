@@ -26,6 +26,7 @@ from nagaya.runtime.launching import (
     prepare,
     receive_pid,
     spawn,
+    tell,
     write_pid_file,
 )
 from nagaya.runtime.lifecycle import (
@@ -208,7 +209,7 @@ def _make(
         if not job.late:
             _settle(launch, record, path, pid_file)
         manager.settle()
-        launch.channel.send(channel.GO)
+        tell(launch, channel.GO)
         if job.late:
             receive_pid(launch)
             _settle(launch, record, path, pid_file)
@@ -337,7 +338,7 @@ def exec_process(
         launch.seccomp = compile_filter((spec.get("linux") or {}).get("seccomp"), trace)
         spawn(launch, [])
         prepare(launch, record, {})
-        launch.channel.send(channel.GO)
+        tell(launch, channel.GO)
         if job.late:
             receive_pid(launch)
         if pid_file:

@@ -17,6 +17,7 @@ from nagaya.runtime.steps.namespaces import enter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from nagaya.runtime.steps.context import Context
@@ -169,6 +170,15 @@ def _receive(launch: Launch) -> tuple[list[Any], list[int]] | None:
     return received
 
 
+def tell(launch: Launch, kind: str, *message: Any, fds: Sequence[int] = ()) -> None:
+    """Send a message. When the first process has ended, raises what it said last, if anything."""
+    try:
+        launch.channel.send(kind, *message, fds=fds)
+    except InternalError:
+        _receive(launch)
+        raise
+
+
 def receive_pid(launch: Launch) -> None:
     """The stage, or the process that dropped everything, reports whom it cloned, and exits."""
     received = _receive(launch)
@@ -207,7 +217,7 @@ def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) 
             return
         else:
             raise InternalError(f"unexpected message {kind!r}", step="init")
-        launch.channel.send(channel.GO)
+        tell(launch, channel.GO)
 
 
 def place(launch: Launch, joins: list[int], leave: int, memory: list[int]) -> None:
@@ -216,7 +226,7 @@ def place(launch: Launch, joins: list[int], leave: int, memory: list[int]) -> No
     if launch.job.clone & ns.CLONE_NEWUSER:
         _map_ids(launch.child, launch.job)
     leaves = [leave] if leave >= 0 else []
-    launch.channel.send(channel.PLACE, len(joins), len(leaves), fds=[*joins, *leaves, *memory])
+    tell(launch, channel.PLACE, len(joins), len(leaves), fds=[*joins, *leaves, *memory])
 
 
 def _map_ids(pid: int, job: plan.Plan) -> None:

@@ -1,0 +1,378 @@
+"""The security history of low-level runtimes, each row a test (docs/design.md, "What must never happen").
+
+Named after the first CVE of its kind. What the tests guard lies outside of the container: `victim`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bundles import Bundle, bundle, forget, nagaya_oci
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    launcher = nagaya_oci(tmp_path_factory.mktemp("env"))
+    yield launcher
+    forget(launcher)
+
+
+@pytest.fixture
+def box(ours: str) -> Iterator[Bundle]:
+    tag = f"nagt-{uuid.uuid4().hex[:10]}"
+    with bundle(ours, Path(tempfile.mkdtemp(prefix=f"{tag}-")), tag) as made:
+        yield made
+
+
+@pytest.fixture
+def victim() -> Iterator[Path]:
+    """A directory of the host with a file in it; it must be as it was afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="nagt-victim-"))
+    (path / "ptmx").write_text("decoy")
+    yield path
+    assert [p.name for p in path.rglob("*")] == ["ptmx"]
+    assert (path / "ptmx").read_text() == "decoy"
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def swap() -> Iterator[Callable[[Path, Path], None]]:
+    """Start a thread that exchanges two paths as fast as it can, until the test is over."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def start(first: Path, second: Path) -> None:
+        third = first.with_name(first.name + ".swap")
+
+        def race() -> None:
+            while not stop.is_set():
+                for source, target in ((first, third), (second, first), (third, second)):
+                    try:
+                        os.rename(source, target)
+                    except OSError:
+                        continue
+                time.sleep(0)
+
+        threads.append(threading.Thread(target=race))
+        threads[-1].start()
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def mounted(*paths: Path) -> list[str]:
+    """The host's mounts that have to do with one of the paths."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in mounts if any(str(path) in line for path in paths)]
+
+
+# F2: descriptors and the runtime's own executable ----------------------------------------------------
+
+
+def interpreter(box: Bundle) -> Path:
+    return Path(os.path.realpath(Path(box.runtime).parent / "python3"))
+
+
+def test_cve_2019_5736_the_entrypoint_is_the_runtimes_executable(box: Bundle) -> None:
+    before = interpreter(box).read_bytes()
+    (box.rootfs / "evil").write_text("#!/proc/self/exe\n")
+    (box.rootfs / "evil").chmod(0o755)
+    box.run("/evil")
+    box.id += "b"
+    box.start()
+    box.call("exec", box.id, "/evil")
+    assert interpreter(box).read_bytes() == before
+
+
+def test_cve_2019_5736_a_joining_process_has_nothing_writable(box: Bundle) -> None:
+    before = interpreter(box).stat()
+    assert box.run("true").returncode == 0
+    bound = f"/run/nagaya/exe{Path(box.runtime).parent}/python3"
+    line = next(m for m in Path("/proc/self/mountinfo").read_text().splitlines() if m.split()[4] == bound)
+    assert "ro" in line.split()[5].split(",")
+    assert os.path.samestat(os.stat(bound), before)
+    with pytest.raises(OSError, match="Read-only file system"):
+        os.chmod(bound, 0o777)
+    # all capabilities that there are, the host's pid namespace: it sees the runtime join, and tries
+    box.spec["process"]["capabilities"] = {
+        kind: ["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"] for kind in ("bounding", "effective", "permitted")
+    }
+    script = (
+        "while :; do for p in /proc/[0-9]*; do case $(readlink $p/exe) in *python*) "
+        "( exec 9<$p/exe; echo x >/proc/self/fd/9 ) 2>>/tmp/said && echo yes >/tmp/written;; "
+        "esac; done; done"
+    )
+    box.start("sh", "-c", script)
+    for _ in range(5):
+        assert box.call("exec", box.id, "true").returncode == 0
+    assert not (box.rootfs / "tmp" / "written").exists()
+    after = interpreter(box).stat()
+    assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
+
+
+def test_cve_2024_21626_no_descriptor_of_the_host_is_a_working_directory(box: Bundle) -> None:
+    box.start()
+    for place in ("/proc/self/fd", "/proc/self/fdinfo", "/proc/1/fd"):
+        for number in (*range(24), 64):
+            done = box.call("exec", "--cwd", f"{place}/{number}", box.id, "true")
+            assert done.returncode == 255, (place, number)
+            assert "cwd" in done.stderr or "current working directory" in done.stderr
+    listed = box.ok("exec", box.id, "ls", "/proc/self/fd").split()
+    assert set(listed) <= {"0", "1", "2", "3"}  # 3 is ls's own
+
+
+@pytest.mark.parametrize("number", [3, 5, 7, 8, 10])
+def test_cve_2024_21626_run(box: Bundle, number: int) -> None:
+    box.spec["process"]["cwd"] = f"/proc/self/fd/{number}"
+    done = box.run("pwd")
+    assert done.returncode == 1
+    assert "cwd" in done.stderr or "mkdir" in done.stderr
+
+
+def test_cve_2016_9962_the_joining_process_holds_nothing_of_the_host(box: Bundle) -> None:
+    """A program inside watches the descriptors of whatever appears in its pid namespace."""
+    script = (
+        "while :; do for p in /proc/[0-9]*; do [ $p = /proc/1 ] || [ $p = /proc/self ] || "
+        "for f in $p/fd/*; do l=$(readlink $f) && case $l in pipe:*|socket:*|/dev/*|/proc/*|*std*) ;; "
+        "*) echo $l >>/tmp/seen;; esac; done; done; done 2>/dev/null"
+    )
+    box.start("sh", "-c", script)
+    for _ in range(5):
+        assert box.call("exec", box.id, "true").returncode == 0
+    seen = box.rootfs / "tmp" / "seen"
+    outside = {line for line in seen.read_text().splitlines() if "/" in line} if seen.exists() else set()
+    assert not {path for path in outside if not (box.rootfs / path.lstrip("/")).exists()} - {str(seen)}
+
+
+# F3: procfs ------------------------------------------------------------------------------------------
+
+
+def test_cve_2019_16884_something_else_over_proc_is_refused(box: Bundle, victim: Path) -> None:
+    for entry in (
+        {"destination": "/proc", "type": "tmpfs", "source": "tmpfs"},
+        {"destination": "/proc", "type": "bind", "source": str(victim), "options": ["rbind"]},
+        {"destination": "/proc/self/attr", "type": "bind", "source": str(victim), "options": ["rbind"]},
+        {"destination": "//proc/./sys", "type": "tmpfs", "source": "tmpfs"},
+    ):
+        box.spec["mounts"] = [entry]
+        done = box.run("true")
+        assert done.returncode == 1
+        assert "cannot be mounted because it is" in done.stderr, entry
+        assert box.leaks() == []
+
+
+@pytest.mark.parametrize("name", ["proc", "sys"])
+def test_cve_2019_19921_proc_at_a_symbolic_link_is_refused(box: Bundle, name: str) -> None:
+    (box.rootfs / name).rmdir()
+    (box.rootfs / name).symlink_to("tmp")
+    done = box.run("true")
+    assert done.returncode == 1
+    assert "must be mounted on ordinary directory" in done.stderr
+    assert box.leaks() == []
+
+
+def test_cve_2025_31133_a_mask_needs_the_true_null_device(box: Bundle, victim: Path) -> None:
+    """createContainer hooks, like a container that shares /dev, may exchange /dev/null before it is used."""
+    for change in ("rm null; ln -s /proc/sys/kernel/core_pattern null", "rm null", "rm null; echo >null"):
+        box.spec["hooks"] = {
+            "createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", f"cd {box.rootfs}/dev && {change}"]}]
+        }
+        box.spec["linux"]["maskedPaths"] = ["/proc/version"]
+        done = box.run("cat", "/proc/version")
+        assert done.returncode == 1
+        assert "/dev/null of the container is not the null device" in done.stderr
+        assert box.leaks() == []
+
+
+def test_cve_2025_52565_the_console_is_the_pty_that_was_opened(box: Bundle, victim: Path) -> None:
+    box.spec["process"]["terminal"] = True
+    (box.rootfs / "dev").rmdir()
+    (box.rootfs / "dev").symlink_to(victim)
+    # without a /dev of its own, below a link to the host: nothing of the host is taken for a terminal
+    box.spec["mounts"] = [m for m in box.spec["mounts"] if not m["destination"].startswith("/dev")]
+    box.save()
+    done = box.call("create", "--bundle", str(box.path), "--console-socket", str(box.base / "none"), box.id)
+    assert done.returncode == 1
+    assert box.leaks() == []
+
+
+def test_cve_2025_52881_sysctls_are_written_to_a_procfs_of_our_own(box: Bundle, victim: Path) -> None:
+    """A hook mounts the host's file over the container's /proc/sys; the write must not land there."""
+    target = Path(tempfile.mkdtemp(prefix="nagt-sys-"))
+    (target / "file").write_text("untouched")
+    place = f"{box.rootfs}/proc/sys/net/ipv4/ip_forward"
+    box.spec["hooks"] = {
+        "createContainer": [{"path": "/bin/mount", "args": ["mount", "--bind", f"{target}/file", place]}]
+    }
+    box.spec["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1"}
+    done = box.run("true")
+    assert done.returncode == 0, done.stderr
+    assert (target / "file").read_text() == "untouched"
+    shutil.rmtree(target)
+
+
+# F1: paths -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_cve_2026_41579_dev_is_a_symbolic_link(box: Bundle, victim: Path, absolute: bool) -> None:
+    (box.rootfs / "dev").rmdir()
+    up = "../" * 12
+    (box.rootfs / "dev").symlink_to(victim if absolute else f"{up}{str(victim).lstrip('/')}")
+    box.spec["mounts"] = [m for m in box.spec["mounts"] if not m["destination"].startswith("/dev")]
+    box.run("true")  # it may start, with its devices inside of its root, or not
+
+
+@pytest.mark.parametrize("destination", ["/a/b/c", "/a/../../../../escape", "/link/made", "/link/../made"])
+def test_cve_2018_15664_mounts_stay_inside(box: Bundle, victim: Path, destination: str) -> None:
+    (box.rootfs / "link").symlink_to(victim)
+    box.spec["mounts"].append({"destination": destination, "type": "tmpfs", "source": "tmpfs"})
+    done = box.run("true")
+    assert done.returncode in (0, 1)
+    assert mounted(box.base, victim) == []
+    assert not Path("/escape").exists()
+
+
+def test_cve_2021_30465_a_mount_target_is_exchanged_meanwhile(
+    box: Bundle, victim: Path, swap: Callable[[Path, Path], None]
+) -> None:
+    """Also CVE-2024-45310: nothing is made outside of the root while the way to the target is exchanged."""
+    volume = Path(tempfile.mkdtemp(prefix="nagt-volume-"))
+    shared = box.rootfs / "shared"
+    (shared / "a").mkdir(parents=True)
+    (shared / "b").symlink_to(victim)
+    swap(shared / "a", shared / "b")
+    box.spec["mounts"] += [
+        {"destination": "/shared/a/x/y", "type": "bind", "source": str(volume), "options": ["rbind"]},
+        {"destination": "/shared/a/z", "type": "tmpfs", "source": "tmpfs"},
+        {"destination": "/shared/a/f", "type": "bind", "source": "/bin/busybox", "options": ["bind"]},
+    ]
+    codes = []
+    for number in range(25):
+        box.id = f"{box.tag}-{number}"
+        codes.append(box.run("true").returncode)
+        assert mounted(box.base, victim, volume) == []
+    assert set(codes) <= {0, 1}
+    assert [p.name for p in victim.rglob("*")] == ["ptmx"]
+    volume.rmdir()
+
+
+def test_cve_2024_45310_a_working_directory_is_made_inside(box: Bundle, victim: Path) -> None:
+    (box.rootfs / "out").symlink_to(victim)
+    box.spec["process"]["cwd"] = "/out/made"
+    box.run("true")
+
+
+# F4: identity ----------------------------------------------------------------------------------------
+
+
+def test_cve_2022_29162_inheritable_capabilities_are_empty(box: Bundle) -> None:
+    caps = ["CAP_CHOWN", "CAP_NET_RAW"]
+    box.spec["process"]["capabilities"] = dict.fromkeys(
+        ("bounding", "effective", "permitted", "inheritable"), caps
+    )
+    status = box.shell("cat /proc/self/status")
+    assert re.search(r"CapInh:\t0{16}", status)
+    box.start()
+    for options in ([], ["--cap", "CAP_KILL"]):
+        assert re.search(r"CapInh:\t0{16}", box.ok("exec", *options, box.id, "cat", "/proc/self/status"))
+
+
+NO_IDS = ["root", "0x0", "-1", "+0", "4294967296", "2147483648", "0:", ":0", "1:root", " 0", "0 ", "1:-1"]
+
+
+@pytest.mark.parametrize("user", [*NO_IDS, "\N{ARABIC-INDIC DIGIT ZERO}"])
+def test_cve_2026_30892_exec_refuses_what_is_no_id(box: Bundle, user: str) -> None:
+    box.start()
+    done = box.call("exec", "--user", user, box.id, "id")
+    assert (done.returncode, done.stdout) == (255, "")
+    assert "as int for" in done.stderr
+
+
+@pytest.mark.parametrize("uid", [-1, 2**31, 2**32, 2**64, "0", 1.5, True])
+def test_cve_2024_40635_a_spec_with_such_an_id_is_refused(box: Bundle, uid: object) -> None:
+    box.spec["process"]["user"]["uid"] = uid
+    done = box.run("id")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "process.user.uid" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "key", ["kernel.core_pattern", "+kernel.x", "net.ipv4.x=1", "net/../kernel/core_pattern"]
+)
+def test_cve_2022_0811_sysctls_of_the_host_are_refused(box: Bundle, key: str) -> None:
+    box.spec["linux"]["sysctl"] = {key: "1"}
+    done = box.run("true")
+    assert done.returncode == 1
+    assert "linux.sysctl" in done.stderr
+    box.spec["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1"}
+    box.spec["linux"]["namespaces"] = [n for n in box.spec["linux"]["namespaces"] if n["type"] != "network"]
+    assert "not allowed in the hosts network namespace" in box.run("true").stderr
+
+
+# F6, F7, F8 ------------------------------------------------------------------------------------------
+
+
+def test_cve_2026_47262_passwd_is_bounded_and_may_be_anything(box: Bundle) -> None:
+    box.spec["process"]["user"] = {"uid": 5, "gid": 5}
+    passwd = box.rootfs / "etc" / "passwd"
+    makers: list[Callable[[], object]] = [
+        lambda: os.mkfifo(passwd),
+        lambda: passwd.symlink_to("/dev/zero"),
+        lambda: passwd.symlink_to("/proc/self/mem"),
+        lambda: passwd.mkdir(),
+        lambda: passwd.open("wb").truncate(2 << 30),
+    ]
+    for make in makers:
+        passwd.unlink()
+        make()
+        done = box.run("env", timeout=30)
+        assert (done.returncode, "HOME=/\n" in done.stdout) == (0, True), done
+        if passwd.is_dir() and not passwd.is_symlink():
+            passwd.rmdir()
+            passwd.touch()
+
+
+def test_cve_2021_41103_state_is_roots_alone(box: Bundle) -> None:
+    box.start()
+    assert box.state_root.stat().st_mode & 0o7777 == 0o711
+    for path in (box.state_root / box.id).rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert (box.state_root / box.id).stat().st_mode & 0o7777 == 0o700
+
+
+def test_cve_2019_14271_nothing_of_the_image_is_imported_or_run(box: Bundle) -> None:
+    """Decoys of all that Python or the C library might load by a path, in the root and on the PATH."""
+    library = box.rootfs / "usr" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    for name in ("encodings", "nagaya", "nagaya/linux", "nagaya/runtime", "lib-dynload"):
+        (library / name).mkdir(parents=True, exist_ok=True)
+        (library / name / "__init__.py").write_text("open('/tmp/imported', 'w').close()")
+    for name in ("os", "json", "ctypes", "codecs", "locale", "traceback"):
+        (library / f"{name}.py").write_text("open('/tmp/imported', 'w').close()")
+    for name in ("ps", "newuidmap", "mount"):
+        (box.rootfs / "usr" / "bin").mkdir(parents=True, exist_ok=True)
+        (box.rootfs / "usr" / "bin" / name).write_text("#!/bin/sh\ntouch /tmp/imported\n")
+        (box.rootfs / "usr" / "bin" / name).chmod(0o755)
+    box.spec["process"]["env"] += ["PYTHONPATH=/usr/lib", "PYTHONSTARTUP=/evil", "LD_PRELOAD=/evil.so"]
+    box.start()
+    assert box.call("exec", box.id, "nope").returncode == 255
+    assert box.call("exec", box.id, "/bin/true").returncode == 0
+    assert box.call("exec", "--cwd", "/ü\udcff", box.id, "true").returncode == 255
+    json.loads(box.ok("ps", "--format", "json", box.id))
+    box.ok("ps", box.id)
+    assert not (box.rootfs / "tmp" / "imported").exists()
