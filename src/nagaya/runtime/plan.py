@@ -125,13 +125,14 @@ class Propagation(Step):
 class Root(Step):
     """Mount and open the root file system."""
 
-    __slots__ = ("overlay", "path", "shared")
+    __slots__ = ("overlay", "path", "private", "shared")
 
-    def __init__(self, path: str, overlay: dict[str, Any] | None, shared: bool) -> None:
+    def __init__(self, path: str, overlay: dict[str, Any] | None, shared: bool, private: bool) -> None:
         super().__init__("root", ("overlay of " + " ".join(overlay["lower"])) if overlay else path)
         self.path = path
         self.overlay = overlay
         self.shared = shared
+        self.private = private  # in a mount namespace of its own
 
 
 class Mount(Step):
@@ -448,15 +449,18 @@ def _plan_root(
     private = "mount" in plan.namespaces
     if not private and (mounts or rootfs or linux.get("maskedPaths") or linux.get("readonlyPaths")):
         raise InvalidArgument(
-            "mounts, maskedPaths and readonlyPaths need a mount namespace", subject="linux.namespaces"
+            "linux.namespaces: mounts, maskedPaths and readonlyPaths need a mount namespace",
+            subject="linux.namespaces",
         )
     wanted = linux.get("rootfsPropagation") or ""
     if wanted and wanted not in PROPAGATION:
-        raise InvalidArgument(f"unknown propagation {wanted!r}", subject="linux.rootfsPropagation")
+        raise InvalidArgument(
+            f"linux.rootfsPropagation: unknown word {wanted!r}", subject="linux.rootfsPropagation"
+        )
     if private:
         flags = PROPAGATION[wanted or "rslave"]
         steps.append(Propagation("propagation", wanted or "rslave", flags))
-    steps.append(Root(path, rootfs, "shared" in wanted))
+    steps.append(Root(path, rootfs, "shared" in wanted, private))
     own_dev = True
     dev_readonly = False
     for index, entry in enumerate(mounts):

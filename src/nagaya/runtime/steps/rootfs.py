@@ -32,8 +32,12 @@ def propagation(_context: Context, step: plan.Propagation) -> None:
 
 
 def root(context: Context, step: plan.Root) -> None:
-    """Open the root: a private overlay, or a recursive bind of a directory."""
+    """Open the root: a private overlay, or a recursive bind of a directory; without a mount namespace
+    the directory itself, as a mount would be the host's."""
     overlay = step.overlay
+    if not step.private:
+        context.rootfd = os.open(step.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return
     if overlay is not None:
         tree = mount_overlay(overlay)
         where = context.attach
