@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -226,3 +227,51 @@ async def test_requests_in_flight_fail_when_the_keeper_dies() -> None:
         assert not house.client.entries
         await house.host("next", "true")
         assert (await house.exit("next")).code == 0
+
+
+@live
+async def test_a_renewed_keeper_is_the_same_process_with_the_same_children(rootfs: Path) -> None:
+    async with Keeping(rootfs=rootfs) as house:
+        await house.container("cat", "cat", stdin=True, log=house.log("cat"))
+        await house.container("late", "sh", "-c", "sleep 0.5; exit 48")
+        for round in range(3):
+            # ends while nobody looks: its parent must hear of it all the same
+            await house.container(
+                f"now{round}", "sh", "-c", "sleep 0.05; echo said; exit 47", log=house.log("now")
+            )
+            pid = house.keeper_pid
+            await house.kill_keeper(signal.SIGHUP)
+            assert (await house.finish(f"now{round}")).code == 47
+            assert house.keeper_pid == pid
+        assert house.output("now") == "said\n" * 3
+        assert house.client.entries["cat"].pid in children_of(house.keeper_pid)
+        viewer = await house.attach("cat", stdin=True, stdin_once=True, mux=False)
+        await viewer.write(b"renewed")
+        await viewer.until(b"renewed")
+        viewer.half_close()
+        assert (await house.finish("cat")).code == 0
+        assert (await house.finish("late")).code == 48
+        # builders still give back the limit that the first program had
+        reply = await house.client.call({"op": "spawn-foreign", "argv": ["sh", "-c", "ulimit -Sn"]})
+        assert int(reply.result["output"]) == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        await until(lambda: len(children_of(house.keeper_pid)) == 1, "io alone")
+
+
+@live
+async def test_without_a_daemon_a_keeper_waits_with_its_renewal() -> None:
+    house = Keeping(host=True)
+    await house.client.start()
+    await house.host("cat", "cat", stdin=True)
+    keeper = house.client.keeper_pid
+    await house.client.close()
+    os.kill(keeper, signal.SIGHUP)
+    await asyncio.sleep(0.2)
+    house.client = house.connect()
+    async with house:
+        await until(lambda: house.client.adoptions == 1)
+        assert house.client.keeper_pid == keeper
+        viewer = await house.attach("cat", stdin=True, stdin_once=True, mux=False)
+        await viewer.write(b"kept")
+        viewer.half_close()
+        assert await viewer.rest() == b"kept"
+        assert (await house.exit("cat")).code == 0

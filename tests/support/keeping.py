@@ -211,10 +211,10 @@ class Keeping:
         await until(self.io_pid, "io")
         return self.io_pid()
 
-    async def kill_keeper(self) -> None:
-        """SIGKILL; returns when the client has started another and given it everything."""
+    async def kill_keeper(self, number: int = signal.SIGKILL) -> None:
+        """SIGKILL, or SIGHUP; returns when the client has started another and given it everything."""
         adoptions, pid = self.client.adoptions, self.keeper_pid
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
         await until(lambda: self.client.adoptions > adoptions, "adoption by another keeper")
 
     async def kill_io(self) -> int:

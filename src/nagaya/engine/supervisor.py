@@ -73,6 +73,7 @@ class Supervisor:
         self.entries: dict[str, Entry] = {}
         self.held: dict[str, list[int]] = {}
         self.keeper_pid = 0
+        self._keeper_born = 0
         self.adoptions = 0
         self.on_exit = on_exit
         self.on_detached = on_detached
@@ -130,7 +131,7 @@ class Supervisor:
         self._link = Link(sock, self._dispatch, self._lost)
         try:
             self._send("hello", version=VERSION)
-            hello_pid = self.keeper_pid
+            known = self._keeper_born
             async with asyncio.timeout(CONNECT):
                 await self._greeted
         except BaseException as error:
@@ -145,7 +146,7 @@ class Supervisor:
             raise
         finally:
             self._greeted = None
-        if hello_pid and self.keeper_pid != hello_pid:
+        if known and self._keeper_born != known:
             self._adopt(former, old_entries, old_held)
         else:
             self._compare(former, old_entries, old_held)
@@ -247,7 +248,7 @@ class Supervisor:
     def _dispatch(self, said: Message, fds: list[int]) -> None:
         match said["kind"]:
             case "hello":
-                self.keeper_pid = said["pid"]
+                self.keeper_pid, self._keeper_born = said["pid"], said["born"]
                 self._state = fds
                 self._awaited = said["entries"] + said["held"]
                 self._one_less(0)

@@ -1,5 +1,5 @@
-"""The keeper's io process: started when it is needed, started again when it dies; and what /proc says
-of a dead process."""
+"""The keeper's children: builders, and io, which is started when it is needed and again when it dies;
+and what /proc says of a dead process."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ if TYPE_CHECKING:
 
 _SETTLED = 1.0  # seconds of life after which a death is not counted as a crash loop
 _MOST_DELAY = 1.0
+
+
+class Builder:
+    """A running builder: for which entry, and where its notice comes from."""
+
+    __slots__ = ("entry", "notice", "pid")
+
+    def __init__(self, pid: int, entry: Entry | None, notice: socket | None) -> None:
+        self.pid = pid
+        self.entry = entry
+        self.notice = notice
 
 
 class IoProcess:
@@ -85,6 +96,8 @@ class IoProcess:
         self._started = time.monotonic()
         self._link = Link(ours, self._keeper.arm)
         self._keeper.listen_to(self._link.fd, self._ready)
+        for kind, token in self._keeper.unfinished():
+            self.send(kind, token=token)
 
     def _become_io(self, fd: int, entries: list[Entry], state: list[int]) -> None:
         """In the child; never returns (see Keeper._become_builder)."""
@@ -144,9 +157,6 @@ class IoProcess:
         except OSError:
             self._restarting = True
             self._keeper.later(_MOST_DELAY, self._restart)
-            return
-        for kind, token in self._keeper.unfinished():
-            self.send(kind, token=token)
 
     def send(self, kind: str, passing: Sequence[int] = (), /, **fields: Any) -> None:
         """A message to io. While none runs there is nothing to tell: the next one is born knowing."""

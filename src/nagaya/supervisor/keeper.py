@@ -27,7 +27,7 @@ from nagaya.errors import (
 )
 from nagaya.linux import json, namespaces, seqpacket, tty
 from nagaya.supervisor import builder, children
-from nagaya.supervisor.children import IoProcess
+from nagaya.supervisor.children import Builder, IoProcess
 from nagaya.supervisor.entries import Entry, Slots, check_entry, is_pidfd, make_stdio, outputs
 from nagaya.supervisor.link import Link
 from nagaya.wire.messages import FROM_BUILDER, FROM_IO, STDIO, TO_DAEMON, TO_KEEPER, VERSION, check, message
@@ -45,17 +45,6 @@ _STATUS = 2.0  # seconds until somebody else must have reaped a process that is 
 _ACCEPT_PAUSE = 0.2  # seconds without accepting when there is no descriptor left
 
 
-class Builder:
-    """A running builder: for which entry, and where its notice comes from."""
-
-    __slots__ = ("entry", "notice", "pid")
-
-    def __init__(self, pid: int, entry: Entry | None, notice: socket | None) -> None:
-        self.pid = pid
-        self.entry = entry
-        self.notice = notice
-
-
 class Keeper:
     """State and loop of one keeper. `serve` returns when it should end."""
 
@@ -65,11 +54,15 @@ class Keeper:
         operations: Mapping[str, Operation],
         nofile: tuple[int, int],
         log_root: str = "",
+        renew: Callable[[], None] | None = None,
     ) -> None:
         self._listener = listener
         self._operations = operations
         self._nofile = nofile
         self._log_root = log_root
+        self._renew = renew
+        self._renewing = False
+        self._born = time.time_ns()
         self._epoll = epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._entries: dict[str, Entry] = {}
@@ -77,8 +70,10 @@ class Keeper:
         self._held: dict[str, list[int]] = {}
         self._links: list[Link] = []
         self._builders: dict[int, Builder] = {}
-        # Exits of children that no builder has told us about yet. Kept while one is at work only.
+        # Exits of children that no builder, or no daemon of the program that we were before a renewal,
+        # has told us about yet. Kept while one may.
         self._early: dict[int, tuple[int, int]] = {}
+        self._newborn = True
         self._slots = Slots()
         self._adopting = 0  # entries of a former keeper still to come: io must not start before
         self._leaving = False
@@ -89,13 +84,13 @@ class Keeper:
     # the loop
 
     def serve(self) -> None:
-        """Work until told to end: `quit`, or SIGTERM once there are no entries."""
+        """Work until told to end: `quit`, or SIGTERM once there are no entries. SIGHUP: be renewed."""
         wake, signalled = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         _signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
         _signal.signal(_signal.SIGTERM, lambda *_: self._terminate())
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
-        _signal.signal(_signal.SIGHUP, _signal.SIG_IGN)
+        _signal.signal(_signal.SIGHUP, lambda *_: self._be_renewed())
         self.listen_to(wake, lambda _: self._signalled(wake))
         self.listen_to(self._listener.fileno(), lambda _: self._accept())
         while not self._quit and not (self._leaving and not self._entries and not self._builders):
@@ -109,6 +104,10 @@ class Keeper:
                 self._timers = [t for t in self._timers if t[0] > now]
                 for _, action in due:
                     self._guarded(action)
+            if self._renewing and self._renew and self._renewable():
+                self._renewing = False
+                _signal.signal(_signal.SIGHUP, _signal.SIG_IGN)  # until the next program has its handler
+                self._guarded(self._renew)
 
     def _guarded(self, action: Callable[..., None], *arguments: int) -> None:
         """A defect in one message must not take all containers' stdio with it."""
@@ -140,6 +139,14 @@ class Keeper:
 
     def _terminate(self) -> None:
         self._leaving = True
+
+    def _be_renewed(self) -> None:
+        self._renewing = True
+
+    def _renewable(self) -> bool:
+        """A daemon has duplicates of everything, and nothing is under way."""
+        kept = any(link.greeted and link.idle for link in self._links)
+        return kept and not self._builders and not self._adopting
 
     def _signalled(self, wake: int) -> None:
         try:
@@ -253,6 +260,7 @@ class Keeper:
             self._io.state_fds(),
             version=VERSION,
             pid=os.getpid(),
+            born=self._born,
             entries=len(entries),
             held=len(held),
         )
@@ -270,6 +278,7 @@ class Keeper:
         self._io.restore(fds[0], fds[1], fds[2])
         fds.clear()
         self._adopting = max(0, request["entries"])
+        self._newborn = False
 
     def _do_adopt(self, link: Link, request: Message, fds: list[int]) -> None:
         if not self._adopting:
@@ -291,6 +300,8 @@ class Keeper:
             if request["exited"]:
                 entry.exited = entry.announced = True
                 entry.status, entry.time_ns = request["status"], request["time_ns"]
+            elif entry.pid in self._early:
+                self._exited(entry, *self._early.pop(entry.pid))
             elif entry.pid:
                 self._watch_pid(entry)
         finally:
@@ -513,13 +524,14 @@ class Keeper:
             entry = self._by_pid.get(pid)
             if worker is not None:
                 self._builder_ended(worker, status)
-                if not self._builders:
+                if not self._builders and not self._adopting:
+                    self._newborn = False
                     self._early.clear()
             elif entry is not None:
                 self._exited(entry, status, now)
             elif pid == self._io.pid:
                 self._io.died()
-            elif self._builders:
+            elif self._builders or self._adopting or self._newborn:
                 self._early[pid] = (status, now)
 
     def _exited(self, entry: Entry, status: int | None, time_ns: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from _socket import socket
+from _socket import MSG_DONTWAIT, MSG_PEEK, socket
 
 from nagaya.linux import seqpacket
 
@@ -49,6 +49,17 @@ class Link:
         self._queue.append((data, copies))
         self._arm(self.fd, True)
         return True
+
+    @property
+    def idle(self) -> bool:
+        """The peer is there, and nothing waits in either direction."""
+        try:
+            self.sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            return not self._queue
+        except OSError:
+            pass
+        return False
 
     def flush(self) -> None:
         """There is room: send on."""

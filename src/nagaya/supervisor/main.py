@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import sys
 import time
+from _socket import socket
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, NagayaError
 from nagaya.linux import process, seqpacket
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 SOCKET = "supervisor.sock"
 PIDFILE = "supervisor.pid"
+_KEPT = "NAGAYA_SUPERVISOR_KEPT"  # what one program leaves to the next: see `renew`
 _LOCK_WAIT = 0.5  # seconds: a fresh fork of a killed keeper still has its lock until it closes it
 _USAGE = """\
 usage: nagaya-supervisor --run DIRECTORY [--root DIRECTORY]
@@ -29,7 +32,8 @@ The resident parent of containers: keeps their stdio, logs and exit codes while 
   --run DIRECTORY   where supervisor.sock and supervisor.pid go
   --root DIRECTORY  log files must lie below it (default: anywhere)
 
-SIGTERM ends it once no container is left; containers are never killed by it.
+SIGTERM ends it once no container is left; containers are never killed by it. SIGHUP, with a nagayad
+connected, makes it go on as the program that is installed now.
 """
 
 
@@ -83,18 +87,36 @@ def serve(run: str, operations: Mapping[str, Operation], log_root: str = "") -> 
     Raises FailedPrecondition when another one keeps it, OSError.
     """
     os.makedirs(run, 0o711, exist_ok=True)
+    directory = os.getcwd()
     os.chdir("/")
     os.umask(0o022)
-    lock = _lock(f"{run}/{PIDFILE}")
-    nofile = _raise_nofile()
-    process.set_child_subreaper(True)
     path = f"{run}/{SOCKET}"
-    listener = seqpacket.listen(path)
+    kept = os.environ.pop(_KEPT, "")
+    if kept:
+        lock, listening, soft, hard = (int(number) for number in kept.split())
+        listener, nofile = socket(-1, -1, -1, fileno=listening), (soft, hard)
+        for fd in (lock, listening):
+            os.set_inheritable(fd, False)
+    else:
+        lock = _lock(f"{run}/{PIDFILE}")
+        nofile = _raise_nofile()
+        listener = seqpacket.listen(path)
+    process.set_child_subreaper(True)
+
+    def renew() -> None:
+        """Execute the program that is installed now in this process: the children stay ours, daemons
+        that connect wait, and the one that holds duplicates of all descriptors gives them back."""
+        for fd in (lock, listener.fileno()):
+            os.set_inheritable(fd, True)
+        os.environ[_KEPT] = f"{lock} {listener.fileno()} {nofile[0]} {nofile[1]}"
+        os.chdir(directory)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
     # What is there now stays: a collection in a child would only copy every page of it (3 ms).
     gc.collect()
     gc.freeze()
     try:
-        Keeper(listener, operations, nofile, log_root).serve()
+        Keeper(listener, operations, nofile, log_root, renew).serve()
     finally:
         for name in (path, f"{run}/{PIDFILE}"):
             try:

@@ -90,6 +90,7 @@ TO_DAEMON: Table = {
     "hello": {
         "version": _INT,
         "pid": _INT,
+        "born": ((int,), 0),  # another number: another keeper, perhaps in the same process
         "entries": _INT,
         "held": _INT,
     },  # [memfd, stage read, stage write]
