@@ -224,7 +224,8 @@ class Containers:
         container.has_been_manually_stopped = True
         if container.state == "restarting":
             await self._exits.cancel_restart(slot)
-            return
+            if container.state not in _LIVE:  # else it was just being started
+                return
         ended = slot.wait("not-running")
         try:
             if container.state == "paused":
@@ -274,7 +275,8 @@ class Containers:
         if container.state == "restarting":
             container.has_been_manually_stopped = True
             await self._exits.cancel_restart(slot)
-            return
+            if container.state not in _LIVE:
+                return
         if container.state not in _LIVE:
             raise FailedPrecondition(
                 f"cannot kill container: {ref}: container {container.id} is not running", subject=container.id
