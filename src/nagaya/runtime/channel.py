@@ -24,7 +24,7 @@ HOOKS = "hooks"  # [HOOKS]: namespaces and mounts are there, root not changed ye
 READY = "ready"  # [READY, trace, warnings] + pty master: all is prepared but the exec: answered by GO
 ERROR = "error"  # [ERROR, error.to_wire()]
 # parent -> child
-PLACE = "place"  # [PLACE, joins, leaves] + fds: ids are mapped, cgroups made, and these are their files
+PLACE = "place"  # [PLACE, paths, joins, leaves] + fds: ids are mapped, cgroups made: their files
 GO = "go"
 
 _LIMIT = 1 << 17

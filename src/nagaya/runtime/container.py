@@ -11,11 +11,10 @@ import os
 from time import monotonic_ns
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, NagayaError
-from nagaya.linux import cgroup as cgroup_files
 from nagaya.linux import namespaces as ns
 from nagaya.linux import process as proc
 from nagaya.oci import runtime as oci
-from nagaya.runtime import cgroups, channel, plan
+from nagaya.runtime import channel, plan
 from nagaya.runtime import state as store
 from nagaya.runtime.launching import (
     Launch,
@@ -54,6 +53,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nagaya.runtime import cgroups
+
 # the whole interface of a container, for the supervisor's builder; `nagaya-oci` takes what a verb needs
 __all__ = [
     "Launched",
@@ -64,6 +65,7 @@ __all__ = [
     "kill",
     "list_states",
     "pause",
+    "prime",
     "ps",
     "resume",
     "run",
@@ -87,6 +89,17 @@ class Launched:
         self.pid = pid
         self.pidfd = pidfd
         self.console = console
+
+
+def prime() -> None:
+    """Import now what is imported when it is first needed: for a process that forks many builders."""
+    from nagaya.linux import cgroup, seccomp  # noqa: F401
+    from nagaya.runtime import cgroups
+
+    try:
+        cgroups.manager("/prime", container_id="prime")
+    except NagayaError:
+        pass  # no cgroups here: a start will say so
 
 
 def create(
@@ -170,18 +183,13 @@ def _make(
             "no_pivot": no_pivot,
             "config": spec,
         }
-        manager = cgroups.manager(linux.get("cgroupsPath") or "", cgroup_driver, container_id=identifier)
-        record["cgroup"] = manager.to_state()
-        store.save(path, record)
         trace.add("state directory", path, begin)
-
         ours, theirs = channel.pair()
         context = Context(identifier, theirs)
         context.stdio = stdio
         context.preserve_fds = preserve_fds
         context.attach = path
         context.userns = job.userns
-        context.cgroup_paths = manager.paths
         context.state = oci_state(record, "creating", 0)
         if waits:
             os.mkfifo(f"{path}/{store.FIFO}", 0o600)
@@ -199,7 +207,13 @@ def _make(
         launch.seccomp = compile_filter(linux.get("seccomp"), trace)
         hook_table: dict[str, Any] = spec.get("hooks") or {}
         spawn(launch, hook_table.get("startContainer") or [])
+        # from here on there are two of us, and two CPUs: what only the host's side needs comes now
         begin = monotonic_ns()
+        from nagaya.runtime import cgroups
+
+        manager = cgroups.manager(linux.get("cgroupsPath") or "", cgroup_driver, container_id=identifier)
+        record["cgroup"] = manager.to_state()
+        store.save(path, record)
         manager.create()
         if linux.get("resources"):
             manager.set(linux["resources"])
@@ -257,11 +271,13 @@ def _place(launch: Launch, manager: cgroups.Manager, linux: dict[str, Any], fds:
         if inside:
             leave = _own_memory_fd()
             fds.extend([leave] if leave >= 0 else [])
-    place(launch, joins, leave, memory)
+    place(launch, manager.paths, joins, leave, memory)
 
 
 def _own_memory_fd() -> int:
     """The file by which a process joins the memory cgroup we are in now (v1); -1 on v2."""
+    from nagaya.linux import cgroup as cgroup_files
+
     hierarchy = cgroup_files.layout().hierarchy("memory")
     if hierarchy is None:
         return -1
@@ -369,6 +385,8 @@ def _exec_fds(manager: cgroups.Manager | None, below: dict[str, str] | None) -> 
             raise InvalidArgument(f"bad sub cgroup path: {controller}:{path}", subject="--cgroup")
         for key in [controller] if controller else list(paths):
             paths[key] = f"{manager.paths[key]}/{'/'.join(parts)}"
+    from nagaya.runtime import cgroups
+
     return cgroups.from_state({**manager.to_state(), "paths": paths}).join_fds()
 
 

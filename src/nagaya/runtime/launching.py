@@ -220,13 +220,15 @@ def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) 
         tell(launch, channel.GO)
 
 
-def place(launch: Launch, joins: list[int], leave: int, memory: list[int]) -> None:
-    """Map ids, and hand over the files by which the first process joins its cgroups. joins: at once;
-    leave: back out of the memory cgroup then, -1 not to; memory: right before the exec."""
+def place(launch: Launch, paths: dict[str, str], joins: list[int], leave: int, memory: list[int]) -> None:
+    """Map ids, and hand over the files by which the first process joins its cgroups (at paths).
+
+    joins: at once; leave: back out of the memory cgroup then, -1 not to; memory: right before the exec.
+    """
     if launch.job.clone & ns.CLONE_NEWUSER:
         _map_ids(launch.child, launch.job)
     leaves = [leave] if leave >= 0 else []
-    tell(launch, channel.PLACE, len(joins), len(leaves), fds=[*joins, *leaves, *memory])
+    tell(launch, channel.PLACE, paths, len(joins), len(leaves), fds=[*joins, *leaves, *memory])
 
 
 def _map_ids(pid: int, job: plan.Plan) -> None:

@@ -13,12 +13,14 @@ import select
 from nagaya.errors import FailedPrecondition, KernelError, NagayaError, NotFound
 from nagaya.linux import namespaces as ns
 from nagaya.oci.runtime import VERSION
-from nagaya.runtime import cgroups, hooks
+from nagaya.runtime import hooks
 from nagaya.runtime import state as store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from nagaya.runtime import cgroups
 
 SIGKILL = 9
 _KILL_SECONDS = 10.0
@@ -36,7 +38,11 @@ def status_of(root: str, record: dict[str, Any]) -> str:
 
 def manager_of(record: dict[str, Any]) -> cgroups.Manager | None:
     """The cgroups that the state records; None when it died before it had any."""
-    return cgroups.from_state(record["cgroup"]) if record.get("cgroup") else None
+    if not record.get("cgroup"):
+        return None
+    from nagaya.runtime import cgroups
+
+    return cgroups.from_state(record["cgroup"])
 
 
 def _require_manager(record: dict[str, Any]) -> cgroups.Manager:

@@ -49,7 +49,7 @@ def placed(context: Context, _step: plan.Placed) -> None:
     received = context.channel.receive()
     if received is None or received[0][0] != channel.PLACE:
         os._exit(1)  # the parent gave up, and undoes what was made
-    (_, joins, leaves), fds = received
+    (_, context.cgroup_paths, joins, leaves), fds = received
     for fd in fds[:joins]:
         write_join(fd)
         os.close(fd)
