@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     Request = dict[str, Any]
 
+container.prime()
+
 _NETLINK_ROUTE = 0
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # netdevice(7)
 
