@@ -100,10 +100,14 @@ class ContentStore:
         return digest
 
     def ingest(self, digest: str, size: int) -> Ingest:
-        """Begin, or take up again, the arrival of a big blob. Raises InvalidArgument, KernelError."""
+        """Begin, or take up again, the arrival of a big blob. Raises InvalidArgument, KernelError,
+        ResourceExhausted."""
         algorithm, encoded = digests.parse(digest)
         path = f"{self._directory}/ingest/{algorithm}-{encoded}"
-        return Ingest(path, digest, size, lambda: self._publish(path, digest))
+        try:
+            return Ingest(path, digest, size, lambda: self._publish(path, digest))
+        except OSError as error:
+            raise disk_error(error, "store content", digest) from None
 
     def delete(self, digest: str) -> int:
         """Delete the blob; return its size, 0 when it was not here."""

@@ -76,8 +76,11 @@ def unpack(pieces: Iterable[bytes], home: int, limits: Limits, check: Callable[[
     after the archive's end. Raises InvalidArgument for a hostile or malformed archive,
     ResourceExhausted over a limit or on a full disk, KernelError else. What was made stays.
     """
-    os.mkdir(FILES, 0o755, dir_fd=home)
-    target = os.open(FILES, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=home)
+    try:
+        os.mkdir(FILES, 0o755, dir_fd=home)
+        target = os.open(FILES, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=home)
+    except OSError as error:
+        _translate(error, FILES.encode())
     unpacker = _Unpacker(home, target, limits)
     reader = TarReader(pieces)
     try:

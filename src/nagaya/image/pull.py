@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 
 import msgspec
 
@@ -67,9 +68,10 @@ class Pulled(msgspec.Struct, frozen=True):
 
 
 class _Flight:
-    """A layer being fetched by one pull; others listen."""
+    """A layer being fetched by one pull; others listen. source: what its failure is the fault of."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: tuple[str, str]) -> None:
+        self.source = source
         self.ended = threading.Event()
         self.error: NagayaError | None = None
         self.listeners: list[Report] = []
@@ -230,6 +232,7 @@ class Puller:
     ) -> None:
         """Have the layer, by our own work or that of a pull which is at it."""
         digest = descriptor.digest
+        source = (registry.name, diff_id)
         while True:
             with self._mutex:
                 if self._content.has(digest) and self._catalog.layer(diff_id):
@@ -237,14 +240,15 @@ class Puller:
                 flight = self._flights.get(digest)
                 mine = flight is None
                 if flight is None:
-                    flight = self._flights[digest] = _Flight()
+                    flight = self._flights[digest] = _Flight(source)
                 flight.listeners.append(report)
             if not mine:
                 while not flight.ended.wait(_POLL):
                     check()
-                if flight.error is not None and not isinstance(flight.error, _PERSONAL):
-                    raise flight.error
-                continue
+                error = flight.error
+                if error is not None and flight.source == source and not isinstance(error, _PERSONAL):
+                    raise error
+                continue  # it is here now, or another registry's lie is not ours: look again
             try:
                 self._fetch(registry, descriptor, diff_id, flight, check)
             except NagayaError as error:
@@ -274,14 +278,20 @@ class Puller:
                 listener(Progress(status, short, current, descriptor.size if current else 0))
 
         if self._content.has(descriptor.digest):
-            with self._unpacks:
+            with _slot(self._unpacks, check):
                 self._unpack(self._content.pieces(descriptor.digest), diff_id, check)
             return
-        try:
-            self._fetch_once(registry, descriptor, diff_id, report, check)
-        except _StaleError:
-            # what an earlier try had left was not the blob's: it is gone now
-            self._fetch_once(registry, descriptor, diff_id, report, check)
+        while True:
+            mirrored = registry.mirrored
+            try:
+                self._fetch_once(registry, descriptor, diff_id, report, check)
+                return
+            except _StaleError:
+                pass  # what an earlier try had left was not the blob's: it is gone now
+            except (DataLoss, Unavailable):
+                if not mirrored or self._content.has(descriptor.digest):
+                    raise
+                registry.distrust_mirrors()
 
     def _fetch_once(
         self,
@@ -292,7 +302,7 @@ class Puller:
         check: Callable[[], None],
     ) -> None:
         ingest = self._content.ingest(descriptor.digest, descriptor.size)
-        failed = threading.Event()
+        failed, complete = threading.Event(), threading.Event()
 
         def checked() -> None:
             check()
@@ -302,8 +312,9 @@ class Puller:
         def download() -> None:
             # whoever follows the blob raises what is told here
             try:
-                with self._downloads:
+                with _slot(self._downloads, checked):
                     self._download(registry, descriptor, ingest, report, checked)
+                complete.set()
             except NagayaError as error:
                 ingest.fail(error)
             except Exception as error:
@@ -313,8 +324,8 @@ class Puller:
         thread.start()
         try:
             if self._catalog.layer(diff_id) is None:
-                with self._unpacks:
-                    self._unpack(_told(ingest.follow(check), report), diff_id, check)
+                with _slot(self._unpacks, check):
+                    self._unpack(_told(ingest.follow(check), complete, report), diff_id, check)
             else:  # only the blob is missing
                 for _ in ingest.follow(check):
                     pass
@@ -408,13 +419,24 @@ class _StaleError(DataLoss):
     """A resumed blob turned out wrong; another try starts from nothing."""
 
 
-def _told(pieces: Iterator[bytes], report: Callable[..., None]) -> Iterator[bytes]:
-    """The same pieces, with "Extracting" told as they are consumed."""
+@contextmanager
+def _slot(semaphore: threading.Semaphore, check: Callable[[], None]) -> Iterator[None]:
+    """One of the configured number; check may raise while waiting for it."""
+    while not semaphore.acquire(timeout=_POLL):
+        check()
+    try:
+        yield
+    finally:
+        semaphore.release()
+
+
+def _told(pieces: Iterator[bytes], complete: threading.Event, report: Callable[..., None]) -> Iterator[bytes]:
+    """The same pieces; "Extracting" is told once the blob is complete: one line, one state, as dockerd."""
     done, told = 0, 0.0
     for piece in pieces:
         yield piece
         done += len(piece)
-        if time.monotonic() >= told:
+        if complete.is_set() and time.monotonic() >= told:
             told = time.monotonic() + _REPORT
             report("Extracting", done)
 

@@ -124,6 +124,21 @@ class Registry:
         ]
         self._endpoints.append(_Endpoint(home, from_file(domain) if auth is None else lambda: auth))
 
+    @property
+    def name(self) -> str:
+        """The repository, canonical."""
+        return self._reference.name
+
+    @property
+    def mirrored(self) -> bool:
+        """Is a mirror asked before the registry?"""
+        return any(not endpoint.dead for endpoint in self._endpoints[:-1])
+
+    def distrust_mirrors(self) -> None:
+        """A blob was broken or wrong: from now on only the registry itself is asked."""
+        for endpoint in self._endpoints[:-1]:
+            endpoint.dead = True
+
     def manifest(self, target: str) -> Fetched:
         """The manifest or index of a tag or digest.
 
