@@ -80,6 +80,7 @@ async def _start(containers: Containers, slot: Slot) -> None:
     async with slot.lock:
         if slot.container.state in ("running", "paused", "restarting", "removing"):
             return
+        slot.container.has_been_manually_stopped = False
         try:
             await containers.start_slot(slot)
         except NagayaError as error:
