@@ -125,6 +125,23 @@ def test_cve_2019_5736_a_joining_process_has_nothing_writable(box: Bundle) -> No
     assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
 
 
+def test_cve_2019_5736_an_upgraded_interpreter_gets_a_bind_of_its_own(box: Bundle, tmp_path: Path) -> None:
+    launcher = nagaya_oci(tmp_path / "env")
+    python = Path(launcher).parent / "python3"
+    real = os.path.realpath(python)
+    box.runtime = launcher
+    bound = Path(f"/run/nagaya/exe{python}")
+    try:
+        for _ in range(2):  # installed, and replaced
+            python.unlink()
+            shutil.copy(real, python)
+            assert box.run("true").returncode == 0
+            assert os.path.samestat(bound.stat(), python.stat())
+            assert len(mounted(bound)) == 1
+    finally:
+        forget(launcher)
+
+
 def test_cve_2024_21626_no_descriptor_of_the_host_is_a_working_directory(box: Bundle) -> None:
     box.start()
     for place in ("/proc/self/fd", "/proc/self/fdinfo", "/proc/1/fd"):

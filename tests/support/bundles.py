@@ -11,7 +11,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ def forget(launcher: str) -> None:
         subprocess.run(["umount", "--lazy", str(bound)], check=True)
     if bound.parents[1].is_dir():
         shutil.rmtree(bound.parents[1])
+        with suppress(OSError):
+            os.removedirs(bound.parents[2])
 
 
 def make_rootfs(path: Path) -> Path:

@@ -31,6 +31,7 @@ def ensure() -> None:
         bound = _bind(original)
     except (OSError, KernelError):
         return
+    # who runs from the bind of a former interpreter is as safe, and goes on
     if bound and bound != executable:
         os.execv(bound, [bound, *sys.orig_argv[1:]])
 
@@ -50,11 +51,11 @@ def _bind(original: str) -> str:
     lock = os.open(f"{PLACE}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # not executable: where the mount is missing, in another mount namespace, it is not taken for it
-        os.close(os.open(mirror, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        if not os.path.samestat(os.stat(mirror), os.stat(original)):
-            if os.access(mirror, os.X_OK):
-                m.umount2(mirror, m.MNT_DETACH)  # of an interpreter that was replaced since
+        if os.access(mirror, os.X_OK) and not os.path.samestat(os.stat(mirror), os.stat(original)):
+            m.umount2(mirror, m.MNT_DETACH)  # of an interpreter that was replaced since
+        if not os.access(mirror, os.X_OK):
+            # not executable: where the mount is missing, in another mount namespace, it is not taken for it
+            os.close(os.open(mirror, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             _mirror_environment(os.path.dirname(original))
             tree = m.open_tree(m.AT_FDCWD, os.path.realpath(original), m.OPEN_TREE_CLONE)
             m.mount_setattr(tree, attr_set=m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NODEV)
