@@ -68,7 +68,7 @@ async def check_writers(house: Keeping, tokens: list[str], total: int) -> None:
 @live
 async def test_killing_io_loses_and_doubles_nothing() -> None:
     async with Keeping(host=True) as house:
-        total = 400_000
+        total = 250_000
         tokens = await start_writers(house, 3, total)
         kills = 0
         dice = random.Random(5)
@@ -83,7 +83,7 @@ async def test_killing_io_loses_and_doubles_nothing() -> None:
 @live
 async def test_killing_the_keeper_loses_and_doubles_nothing() -> None:
     async with Keeping(host=True) as house:
-        total = 400_000
+        total = 250_000
         tokens = await start_writers(house, 3, total)
         dice = random.Random(6)
         kills = 0

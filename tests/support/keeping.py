@@ -34,7 +34,7 @@ BUSYBOX = Path("/bin/busybox")
 APPLETS = (
     "sh echo cat true false sleep seq dd yes stty tty printf kill sed grep head wc ls id hostname".split()
 )
-LIMIT = 60.0  # seconds that a live test may take at most
+LIMIT = 120.0  # seconds that a live test may take at most
 
 
 def live(body: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
