@@ -59,8 +59,13 @@ class Images:
         self._tell("pull", reference.parse_tagged(name).familiar, image)
 
     async def list(self) -> Sequence[ImageSummary]:
-        """All images, newest first."""
-        return await self._world.job(lambda: [self._summary(i) for i in self._world.images.list()])
+        """All images, the last made first, as dockerd lists them."""
+
+        def read() -> list[ImageSummary]:
+            found = [self._summary(image) for image in self._world.images.list()]
+            return sorted(found, key=lambda summary: summary.created, reverse=True)
+
+        return await self._world.job(read)
 
     async def inspect(self, ref: str) -> ImageSummary:
         """Raises NotFound("No such image: x:tag")."""

@@ -38,47 +38,59 @@ class Plan(msgspec.Struct, frozen=True):
     image: bool
 
 
-def plan(image_id: str, names: Sequence[str], name: str, uses: Sequence[Use], *, force: bool) -> Plan:
-    """What removing `name` ("": the image by its id) takes away. Raises FailedPrecondition."""
-    mine = [u for u in uses if u.image == image_id]
+def plan(
+    image_id: str, names: Sequence[str], name: str, uses: Sequence[Use], *, force: bool, asked: str = ""
+) -> Plan:
+    """What removing `name` ("": the image by its id) takes away.
+
+    names: all canonical names of the image. asked: how the user wrote the name, for the message.
+    Raises FailedPrecondition in dockerd's words.
+    """
+    mine = [use for use in uses if use.image == image_id]
+    running = next((use for use in mine if use.running), None)
+    short = digests.short(image_id)
     if name:
-        rest = [n for n in names if n != name]
-        repository = reference.parse(name).name
-        if not any("@" not in n for n in rest) and "@" not in name:
-            # digests are names that a pull left behind the user's back: they go with the last tag
-            ours = [n for n in rest if reference.parse(n).name == repository]
-            rest = [n for n in rest if n not in ours]
-        else:
-            ours = []
-        going = (name, *ours)
-        if rest:
-            return Plan(going, image=False)
-        if mine and not force:
+        if mine and not force and _single(names):
+            shown = asked or reference.parse(name).familiar
             raise FailedPrecondition(
-                f'conflict: unable to remove repository reference "{reference.parse(name).familiar}" '
-                f"(must force) - container {mine[0].container[:12]} is using its referenced image "
-                f"{digests.short(image_id)}",
+                f'conflict: unable to remove repository reference "{shown}" '
+                f"(must force) - container {mine[0].container[:12]} is using its referenced image {short}",
                 subject=name,
             )
-        if any(u.running for u in mine):
-            return Plan(going, image=False)  # dockerd, too, only takes the name
-        return Plan(going, image=True)
-    repositories = {reference.parse(n).name for n in names}
-    tags = [n for n in names if "@" not in n]
-    if (len(repositories) > 1 or len(tags) > 1) and not force:
+        rest = [n for n in names if n != name]
+        repository = _repository(name)
+        own = [n for n in rest if _repository(n) == repository]
+        if _is_digest(name) or not all(_is_digest(n) for n in own):
+            own = []
+        # digests are names that a pull left behind the user's back: they go with a repository's last tag
+        gone = (name, *own)
+        # of a running container's image dockerd, too, takes the name only
+        return Plan(gone, image=len(gone) == len(names) and running is None)
+    if running is not None:
+        raise _conflict(
+            image_id, "cannot be forced", f"image is being used by running container {running.container[:12]}"
+        )
+    if not force and not _single(names):
         raise _conflict(image_id, "must be forced", "image is referenced in multiple repositories")
-    for use in mine:
-        if use.running:
-            raise _conflict(
-                image_id,
-                "cannot be forced",
-                f"image is being used by running container {use.container[:12]}",
-            )
     if mine and not force:
         raise _conflict(
             image_id, "must be forced", f"image is being used by stopped container {mine[0].container[:12]}"
         )
-    return Plan(tuple(sorted(names, key=lambda n: "@" in n)), image=True)
+    return Plan(tuple(sorted(names, key=_is_digest)), image=True)
+
+
+def _single(names: Sequence[str]) -> bool:
+    """Do the names, digests apart, come down to one (image_delete.go, isSingleReference)?"""
+    tags = [n for n in names if not _is_digest(n)]
+    return len(tags) <= 1 and len({_repository(n) for n in names}) <= 1
+
+
+def _is_digest(name: str) -> bool:
+    return "@" in name
+
+
+def _repository(name: str) -> str:
+    return reference.parse(name).name
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:

@@ -72,6 +72,7 @@ class ImageStore:
         self._puller = Puller(self._content, self._snapshots, catalog, config or RegistryConfig())
         self._mutex = threading.RLock()  # of what must not change while garbage is told from the rest
         self._leases: Counter[str] = Counter()
+        self._orphans = False  # some layers are here for the sake of containers only
         self._documents: dict[str, ImageConfig] = {}
         self._builtin_lock = threading.Lock()
         self._builtin: tuple[tuple[str, int, int], str] | None = None
@@ -162,9 +163,10 @@ class ImageStore:
         return image
 
     def list(self) -> Sequence[Image]:
-        """All images, newest first."""
-        names = self._names()
-        found = [self._load(row, names.get(row.id, ())) for row in self._catalog.images()]
+        """All images, the last to come first."""
+        with self._mutex:  # no configuration may go while it is about to be read
+            names = self._names()
+            found = [self._load(row, names.get(row.id, ())) for row in self._catalog.images()]
         return sorted(found, key=lambda image: image.stored, reverse=True)
 
     def raw_config(self, image: Image) -> bytes:
@@ -208,7 +210,7 @@ class ImageStore:
         image_id = self.resolve(text).id
         with self._mutex:
             image = self._image(image_id)
-            plan = removal.plan(image.id, image.names, _by_name(text, image), uses, force=force)
+            plan = removal.plan(image.id, image.names, _by_name(text, image), uses, force=force, asked=text)
             removed = [Removed(untagged=reference.parse(n).familiar) for n in plan.names]
             if not plan.image:
                 self._catalog.delete_names(plan.names)
@@ -241,8 +243,11 @@ class ImageStore:
         return self._snapshots.rootfs(snapshot_id)
 
     def remove_snapshot(self, snapshot_id: str) -> None:
-        """Remove a container's writable layer. An unknown id does nothing."""
+        """Remove a container's writable layer, and layers that only it still needed. An unknown id
+        does nothing."""
         self._snapshots.remove(snapshot_id)
+        if self._orphans:
+            self._collect()
 
     def usage(self, snapshot_id: str) -> int:
         """Bytes that the container has written. Raises NotFound."""
@@ -272,7 +277,9 @@ class ImageStore:
             images = self._catalog.images()
             blobs = {b for row in images for b in row.blobs} | set(self._leases)
             layers = {d for row in images for d in row.layers} | set(self._leases)
-            layers |= {d for row in self._catalog.snapshots() for d in row.layers}
+            kept = {d for row in self._catalog.snapshots() for d in row.layers}
+            self._orphans = not kept <= layers
+            layers |= kept
             unused = [row for row in self._catalog.layers() if row.diff_id not in layers]
             for row in unused:
                 self._catalog.delete_layer(row.diff_id)
@@ -315,10 +322,11 @@ class ImageStore:
         return row.image if row else None
 
     def _image(self, image_id: str) -> Image:
-        row = self._catalog.image(image_id)
-        if row is None:
-            raise NotFound(f"No such image: {image_id}", subject=image_id)
-        return self._load(row, self._names().get(image_id, ()))
+        with self._mutex:
+            row = self._catalog.image(image_id)
+            if row is None:
+                raise NotFound(f"No such image: {image_id}", subject=image_id)
+            return self._load(row, self._names().get(image_id, ()))
 
     def _names(self) -> Mapping[str, Sequence[str]]:
         found: dict[str, list[str]] = {}
