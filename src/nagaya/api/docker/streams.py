@@ -24,7 +24,7 @@ from nagaya.api.http.messages import Answer, Request, Stream
 from nagaya.api.http.router import Route
 from nagaya.engine.model import AttachRequest, WaitResult
 from nagaya.engine.service import EngineService, WaitCondition
-from nagaya.errors import FailedPrecondition, InvalidArgument
+from nagaya.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 
 async def attach(engine: EngineService, request: Request) -> Answer:
@@ -96,7 +96,7 @@ async def logs(engine: EngineService, request: Request) -> Answer:
     if not (stdout or stderr):
         raise InvalidArgument("Bad parameters: you must choose at least one stream")
     if container.config.log.driver == "none":
-        raise FailedPrecondition("configured logging driver does not support reading")
+        raise Unimplemented("configured logging driver does not support reading")
     now = time.time_ns()
     lines = engine.logs(
         container.id,
