@@ -356,11 +356,10 @@ class Keeping:
                 leaks.append(f"process {pid}: {_cmdline(pid)}")
                 os.kill(pid, signal.SIGKILL)
             await until(lambda: not self.families(), "the end of what was left")
-            leaks += [
-                f"mount {line.split()[4]}"
-                for line in Path("/proc/self/mountinfo").read_text().splitlines()
-                if self.tag in line
-            ]
+            mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+            for mount in reversed([m for m in mounts if self.tag in m]):
+                leaks.append(f"mount {mount}")
+                subprocess.run(["umount", "--lazy", "--no-canonicalize", mount], check=True)
             leaks += [f"state {p}" for p in self.state.glob("*")]
             for parent in Path("/sys/fs/cgroup").glob(f"*/{self.cgroup_parent}"):
                 for path in sorted(parent.rglob("*"), reverse=True):
@@ -370,8 +369,7 @@ class Keeping:
                 parent.rmdir()
             complaints = self.run_dir / "supervisor.log"
             text = complaints.read_text() if complaints.exists() else ""
-            if not any(leak.startswith("mount") for leak in leaks):
-                shutil.rmtree(self.base)
+            shutil.rmtree(self.base)
         if check:
             assert not leaks, leaks
             assert not text, text
