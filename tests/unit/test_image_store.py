@@ -152,7 +152,7 @@ def test_a_container_keeps_its_layers_when_its_image_goes(shop: Shop) -> None:
     with pytest.raises(NotFound):
         shop.store.snapshot("c" * 64)
     shop.store.recover()
-    assert shop.directories() == 2
+    assert shop.directories() == 2  # the base is image two's, too
     with pytest.raises(NotFound, match="No such image"):
         shop.store.prepare("d" * 64, one.id)
 
@@ -183,7 +183,7 @@ def test_directories_are_nobody_elses(shop: Shop) -> None:
     """CVE-2021-41103: what is setuid in an image must not be reachable from outside a container."""
     shop.store.prepare("c" * 64, shop.store.list()[0].id)
     closed = [shop.path / "content", shop.path / "snapshots/l", shop.path / "snapshots" / ("c" * 64)]
-    closed += [p for p in (shop.path / "snapshots/l").iterdir()]
+    closed += list((shop.path / "snapshots/l").iterdir())
     assert {p.stat().st_mode & 0o7777 for p in closed} == {0o700}
     assert (shop.path / "snapshots" / ("c" * 64) / "fs").stat().st_mode & 0o7777 == 0o755
 
@@ -257,7 +257,7 @@ STOPPED, RUNNING = Use(ID, "c" * 64, running=False), Use(ID, "e" * 64, running=T
         ([T1, D1], T1, [], False, (T1, D1), True),
         ([T1, T2, D1], T1, [], False, (T1,), False),
         ([T1, T2], T1, [RUNNING], False, (T1,), False),
-        ([T1, OTHER, D1], T1, [], False, (T1,), False),
+        ([T1, OTHER, D1], T1, [], False, (T1, D1), False),
         ([T1], T1, [STOPPED], True, (T1,), True),
         ([T1], T1, [RUNNING], True, (T1,), False),
         ([T1], T1, [Use("sha256:" + "b" * 64, "c" * 64, running=True)], False, (T1,), True),
@@ -284,7 +284,7 @@ def test_what_rmi_takes_away(
             "",
             [STOPPED],
             False,
-            "(must be forced) - image is being used by stopped container cccccccccc",
+            "(must be forced) - image is being used by stopped container cccccc",
         ),
         ([T1], "", [RUNNING], True, "(cannot be forced) - image is being used by running container eeeeeeee"),
         ([T1, OTHER], "", [], False, "(must be forced) - image is referenced in multiple repositories"),
