@@ -198,7 +198,7 @@ class Containers:
         if container.state == "restarting":
             container.state = "exited"
         await self._exits.clean(container, held=True)
-        await world.job(world.ledger.put_container, container)
+        await world.job(_note_failure, world, container)
         self._exits.drop_attached(slot)
         if container.config.auto_remove:
             slot.notify("not-running", "next-exit")
@@ -501,6 +501,11 @@ def _record_start(world: World, container: Container, steps: Sequence[Step], ope
         world.ledger.put_container(container, trace=steps)
         world.journal.done(operation)
     world.journal.point("start: done")
+
+
+def _note_failure(world: World, container: Container) -> None:
+    launch.remove_bundle(world, container.id)
+    world.ledger.put_container(container)
 
 
 def _step(room: str, name: str, detail: str, start: int) -> Step:

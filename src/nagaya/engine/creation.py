@@ -170,7 +170,7 @@ def make(world: World, container_id: str, name: str, request: CreateRequest) -> 
     try:
         rootfs = world.images.prepare(container_id, image.id)
         journal.point("create: snapshot")
-        os.makedirs(f"{directory}/rootfs", mode=0o710)
+        os.mkdir(directory, 0o710)
         journal.point("create: directory")
         layers = LayeredRoot([rootfs["upper"], *rootfs["lower"]])
         for point in points:

@@ -60,6 +60,7 @@ class Exits:
                 slot.notify("not-running", "next-exit")
             await self.clean(container, held=False)
             await world.supervisor.release(container.id)
+            slot.attached = False
             if delay is not None:
                 self._delays[container.id] = delay
                 self._schedule(slot, delay)
@@ -72,13 +73,12 @@ class Exits:
                 self._delays.pop(container.id, None)
 
     async def clean(self, container: Container, *, held: bool) -> None:
-        """Take away what only a running container has: network, runtime state, cgroup, bundle. May
-        be repeated. held: reserving sockets may be at the keeper although there is no endpoint."""
+        """Take away what only a running container has: network, runtime state, cgroup. May be
+        repeated. held: reserving sockets may be at the keeper although there is no endpoint."""
         world = self._world
         if container.endpoints or held:
             await self._clean_network(container)
         await runtimes.of(world, container).delete(container.id)
-        await world.job(launch.remove_bundle, world, container.id)
 
     async def _clean_network(self, container: Container) -> None:
         world = self._world
@@ -147,3 +147,4 @@ def _note_exit(world: World, container: Container, cgroups_path: str) -> None:
     world.journal.point("exit: seen")
     world.ledger.put_container(container)
     world.journal.point("exit: noted")
+    launch.remove_bundle(world, container.id)

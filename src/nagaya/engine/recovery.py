@@ -13,7 +13,7 @@ import logging
 import os
 import time
 
-from nagaya.engine import creation, launch, names, networks, restart, runtimes
+from nagaya.engine import creation, files, launch, names, networks, restart, runtimes
 from nagaya.engine.containers import Containers, remove_files
 from nagaya.engine.journal import Operation
 from nagaya.engine.keeper import Exit
@@ -161,6 +161,8 @@ def _sweep_files(world: World, running: set[str]) -> None:
     settings = world.settings
     for name in _ids(f"{settings.run}/ns") - running:
         networks.unpin(settings.netns(name))
+    for name in _ids(f"{settings.run}/foreign"):
+        files.remove_flat(f"{settings.run}/foreign/{name}")  # of an exec session that was being started
     for name in _ids(f"{settings.run}/bundles") - running:
         launch.remove_bundle(world, name)
     known = {slot.container.id for slot in world.roster}

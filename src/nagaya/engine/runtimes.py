@@ -176,7 +176,7 @@ class Foreign:
         stdin: bool,
         console: tuple[int, int] | None,
     ) -> Started:
-        directory = f"{self._world.settings.bundle(container.id)}/{token}"
+        directory = f"{os.path.dirname(self._state)}/{token}"
         if console is not None:
             process = {**process, "consoleSize": {"height": console[0], "width": console[1]}}
         document = msgspec.json.encode(process)
@@ -294,6 +294,8 @@ def _last_error(path: str) -> str:
 
 
 def unmount(path: str) -> None:
-    """Let a mounted root go. May be repeated."""
+    """Let a mounted root go, and its directory. May be repeated."""
     with suppress(KernelError):
         umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW)
+    with suppress(OSError):
+        os.rmdir(path)

@@ -176,7 +176,8 @@ class Supervisor:
                 )
         for token, fds in held.items():
             self.held[token] = fds
-            self._send("hold", fds, token=token)
+            for first in range(0, len(fds), seqpacket.MAX_FDS):
+                self._send("hold", fds[first : first + seqpacket.MAX_FDS], token=token)
 
     def _compare(self, state: list[int], entries: dict[str, Entry], held: dict[str, list[int]]) -> None:
         """The same keeper again: what changed meanwhile."""

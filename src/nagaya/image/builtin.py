@@ -55,6 +55,10 @@ _FILES = {
     "nobody:x:65534:65534:nobody:/:/bin/false\n",
     "etc/group": "root:x:0:\ndaemon:x:1:\ntty:x:5:\nwww-data:x:33:\nusers:x:100:\nnogroup:x:65534:\n",
     "etc/shells": "/bin/sh\n",
+    # what a container's own files are mounted on: made here once, not in each container's layer
+    "etc/hosts": "",
+    "etc/hostname": "",
+    "etc/resolv.conf": "",
     "etc/nsswitch.conf": "hosts: files dns\n",
 }
 _LINKS = {"etc/mtab": "/proc/mounts", "var/run": "../run"}
