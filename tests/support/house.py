@@ -193,8 +193,18 @@ class House:
             assert self.daemon.wait(20) == 0, self.tail()
             self.daemon = None
 
-    def leaks(self) -> list[str]:
-        """What containers have left behind, as lines; empty when nothing."""
+    def leaks(self, patience: float = 15.0) -> list[str]:
+        """What containers have left behind, as lines; empty when nothing.
+
+        The kernel takes a network namespace and its links down when it has the time: what is
+        gone within `patience` seconds was not left.
+        """
+        deadline = time.monotonic() + patience
+        while (found := self._leaks()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    def _leaks(self) -> list[str]:
         found = [
             f"mount {line.split()[4]}"
             for line in Path("/proc/self/mountinfo").read_text().splitlines()
