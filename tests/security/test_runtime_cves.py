@@ -216,15 +216,21 @@ def test_cve_2025_31133_a_mask_needs_the_true_null_device(box: Bundle, victim: P
         assert box.leaks() == []
 
 
-def test_cve_2025_52565_the_console_is_the_pty_that_was_opened(box: Bundle, victim: Path) -> None:
-    box.spec["process"]["terminal"] = True
-    (box.rootfs / "dev").rmdir()
-    (box.rootfs / "dev").symlink_to(victim)
-    # without a /dev of its own, below a link to the host: nothing of the host is taken for a terminal
+@pytest.mark.parametrize("kind", ["missing", "file", "link to the host's", "link outside"])
+def test_cve_2025_52565_a_terminal_is_a_terminal(box: Bundle, victim: Path, kind: str) -> None:
+    """Without a devpts of its own: what the image has at /dev/pts/ptmx is not taken for one."""
+    pts = box.rootfs / "dev" / "pts"
+    pts.mkdir()
+    if kind == "file":
+        (pts / "ptmx").write_text("decoy")
+    elif kind != "missing":
+        (pts / "ptmx").symlink_to("/dev/zero" if kind == "link to the host's" else victim / "ptmx")
     box.spec["mounts"] = [m for m in box.spec["mounts"] if not m["destination"].startswith("/dev")]
+    box.spec["process"]["terminal"] = True
     box.save()
     done = box.call("create", "--bundle", str(box.path), "--console-socket", str(box.base / "none"), box.id)
     assert done.returncode == 1
+    assert "devpts" in done.stderr or "not a pseudoterminal multiplexer" in done.stderr
     assert box.leaks() == []
 
 
