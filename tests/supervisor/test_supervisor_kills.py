@@ -275,3 +275,21 @@ async def test_without_a_daemon_a_keeper_waits_with_its_renewal() -> None:
         viewer.half_close()
         assert await viewer.rest() == b"kept"
         assert (await house.exit("cat")).code == 0
+
+
+@live
+async def test_a_keeper_of_many_is_replaced_with_all_of_them() -> None:
+    """More descriptors than a socket takes at once, in both directions."""
+    async with Keeping(host=True) as house:
+        count = 200
+        for number in range(count):
+            await house.host(f"m{number}", "cat", stdin=True, log=house.log(f"m{number}"))
+        await house.kill_keeper()
+        await house.client.call({"op": "nap", "seconds": 0})  # answered after everything was adopted
+        other = house.connect()
+        await other.start()
+        assert len(other.entries) == count
+        await other.close()
+        for number in range(0, count, 20):
+            await house.client.close_stdin(f"m{number}")
+            assert (await house.exit(f"m{number}")).code == 0

@@ -174,6 +174,10 @@ class Supervisor:
                     status=status_of(ended) if ended else None,
                     time_ns=ended.time_ns if ended else 0,
                 )
+        else:  # another daemon was first, or there is nothing to give
+            seqpacket.close_all(state)
+            for entry in entries.values():
+                seqpacket.close_all(entry.fds.values())
         for token, fds in held.items():
             self.held[token] = fds
             for first in range(0, len(fds), seqpacket.MAX_FDS):
