@@ -145,3 +145,10 @@ def test_nothing_names_the_machine_it_was_written_on() -> None:
             text = path.read_bytes().decode(errors="replace")
             assert str(ROOT) + "/" not in text, name
             assert not re.search(r"https?://[^\s/]*(pypi|pythonhosted|registry\.npmjs)", text), name
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+            if "://" not in link:
+                assert (document.parent / link).exists(), f"{name_of(document)}: {link}"
