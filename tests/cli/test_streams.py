@@ -42,13 +42,12 @@ def test_a_terminal_of_the_right_size_that_follows_the_window(cli: Cli) -> None:
 
 
 def test_the_terminal_is_raw_and_put_back(cli: Cli) -> None:
-    with cli.terminal("run", "--rm", "-it", IMAGE, "sh") as person:
-        before = person.modes()
+    with cli.terminal("run", "--rm", "-it", "--name", "box", IMAGE, "sh") as person:
         person.expect(b"# ")
         assert not person.modes()[3] & termios.ICANON  # type: ignore[operator]
         # ctrl-c is the container's: the shell lives on
         person.send(b"sleep 60\r")
-        wait_for(lambda: "sleep 60" in cli.ok("top", cli.ok("ps", "-q")), 20, "the sleep")
+        wait_for(lambda: "sleep 60" in cli("top", "box").out, 20, "the sleep")
         person.send(b"\x03")
         person.expect(b"# ")
         person.send(b"echo a\x04\x04")  # a line without an end, then its end
@@ -57,7 +56,7 @@ def test_the_terminal_is_raw_and_put_back(cli: Cli) -> None:
         person.expect(b"# ")
         person.send(b"exit\r")
         assert person.wait() == 0
-        del before
+        assert person.last_modes == person.first_modes
 
 
 def test_detach_and_attach_again(cli: Cli) -> None:

@@ -44,6 +44,8 @@ class Terminal:
         self._master, slave = os.openpty()
         self.resize(rows, columns)
         self.seen = b""
+        self.first_modes = self.modes()
+        self.last_modes: list[object] = []
         self._process = subprocess.Popen(
             ["setsid", "--ctty", "--wait", *argv], stdin=slave, stdout=slave, stderr=slave, env=environment
         )
@@ -77,11 +79,12 @@ class Terminal:
         return found
 
     def wait(self, timeout: float = TIMEOUT) -> int:
-        """The exit code; the rest of the output is in `seen`."""
+        """The exit code; the rest of the output is in `seen`, how it leaves the terminal in `last_modes`."""
         deadline = time.monotonic() + timeout
         while self._read(deadline):
             pass
         status = self._process.wait(max(1.0, deadline - time.monotonic()))
+        self.last_modes = self.modes()
         os.close(self._master)
         self._master = -1
         return status
