@@ -173,16 +173,17 @@ class TarReader:
             if flag == b"S":
                 raise _sparse(name)
             raise Unimplemented(f"{show(name)}: archive entries of type {flag!r} are not supported")
-        if kind == REGULAR and flag != b"7" and name.endswith(b"/"):
-            kind = DIRECTORY  # how archives before POSIX wrote directories
         major = minor = 0
         if kind in (CHARACTER, BLOCK_DEVICE):
             major, minor = _number(fields[12], "devmajor"), _number(fields[13], "devminor")
-        # pax(1): links may carry a size without data, except that ours never do
+        # only files have data, whatever size others claim: as Go's archive/tar, which all others use,
+        # since an archive that two readers see differently is a place to hide things
         if kind == REGULAR:
             self._data = size
             self._padding = -size % BLOCK
-        elif kind in (DIRECTORY, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, FIFO):
+            if flag == b"\0" and name.endswith(b"/"):
+                kind, size = DIRECTORY, 0  # how archives before POSIX wrote directories
+        else:
             size = 0
         return Entry(name, kind, mode & 0o7777, uid, gid, size, mtime, link, major, minor, xattrs)
 
