@@ -74,7 +74,16 @@ class House:
         }
 
     def __enter__(self) -> House:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # nobody will close it, and there are no containers yet
+            for process in (self.daemon, self.netns):
+                if process is not None:
+                    process.kill()
+                    process.wait()
+            if not any(str(self.base) in m for m in Path("/proc/self/mountinfo").read_text().splitlines()):
+                shutil.rmtree(self.base, ignore_errors=True)
+            raise
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
