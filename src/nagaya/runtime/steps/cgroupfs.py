@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
+from nagaya.linux import cgroup, paths
 from nagaya.linux import mounts as m
-from nagaya.linux import paths
 from nagaya.runtime.options import attributes
 from nagaya.runtime.steps import rootfs
 
@@ -24,23 +24,20 @@ _CGROUP_ROOT = "/sys/fs/cgroup"
 def _v1_mounts() -> list[tuple[str, str, list[str]]]:
     """(mount point, root, controllers) of every v1 hierarchy mounted on this host."""
     found: list[tuple[str, str, list[str]]] = []
-    with open("/proc/self/mountinfo", "rb") as file:
-        for raw in file:
-            line = raw.decode("utf-8", "surrogateescape")
-            left, _, right = line.partition(" - ")
-            kind, _source, options = right.split()[:3]
-            if kind != "cgroup":
-                continue
-            fields = left.split()
-            where = fields[4]
-            if not where.startswith(_CGROUP_ROOT + "/"):
-                continue
-            words = [
-                w for w in options.split(",") if w not in ("rw", "ro", "xattr", "clone_children", "none")
-            ]
-            words = [w for w in words if not w.startswith("release_agent=")]
-            if where not in (f[0] for f in found):
-                found.append((where, fields[3], words))
+    for line in cgroup.read("/proc/self/mountinfo").split("\n"):
+        left, separator, right = line.partition(" - cgroup ")
+        if not separator:
+            continue
+        fields = left.split()
+        where = fields[4]
+        if not where.startswith(_CGROUP_ROOT + "/") or where in (f[0] for f in found):
+            continue
+        words = [
+            w
+            for w in right.split()[1].split(",")
+            if w not in ("rw", "ro", "xattr", "clone_children", "none") and not w.startswith("release_agent=")
+        ]
+        found.append((where, fields[3], words))
     return found
 
 
@@ -63,7 +60,8 @@ def mount(context: Context, step: plan.CgroupMount) -> None:
     m.move_mount(top, where)
     for point, _root, words in hierarchies:
         name = point.rsplit("/", 1)[1]
-        spot = paths.mkdirs_in_root(top, name)
+        os.mkdir(name, 0o755, dir_fd=top)  # a tmpfs that nobody else has seen yet
+        spot = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
         if step.own_namespace:
             m.mount("cgroup", paths.fd_path(spot), "cgroup", flags, ",".join(words))
         else:
