@@ -102,8 +102,10 @@ def test_a_pull_that_waits_for_its_turn_can_be_cancelled(registry: FakeRegistry,
         try:
             slow = pool.submit(store.pull, registry.name("slow"))
             assert begun.wait(30)
-            waiting = pool.submit(store.pull, registry.name("waiting"), cancel=cancel)
-            wait_for(lambda: registry.count("/blobs/") >= 3, 30, "the second pull's configuration")
+            told: list[Progress] = []
+            waiting = pool.submit(store.pull, registry.name("waiting"), report=told.append, cancel=cancel)
+            wait_for(lambda: any(p.layer for p in told), 30, "the second pull's layer")
+            time.sleep(0.2)
             cancel.set()
             assert isinstance(waiting.exception(20), Cancelled)  # though the first is as slow as ever
             assert not slow.done()
