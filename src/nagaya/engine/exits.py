@@ -54,23 +54,23 @@ class Exits:
             if container.oom_killed:
                 world.bus.container(container, "oom")
             world.bus.container(container, "die", exitCode=str(container.exit_code))
-            if container.endpoints:
-                await self._clean_network(container)
-            if not container.config.auto_remove:
-                slot.notify("not-running", "next-exit")
-            await self.clean(container, held=False)
-            await world.supervisor.release(container.id)
-            slot.attached = False
-            if delay is not None:
-                self._delays[container.id] = delay
-                self._schedule(slot, delay)
-            elif container.config.auto_remove:
-                try:
-                    await self._remove(slot, volumes_too=True)
-                finally:
+            try:
+                if container.endpoints:
+                    await self._clean_network(container)
+                if not container.config.auto_remove:
                     slot.notify("not-running", "next-exit")
-            else:
-                self._delays.pop(container.id, None)
+                await self.clean(container, held=False)
+                await world.supervisor.release(container.id)
+                slot.attached = False
+                if delay is not None:
+                    self._delays[container.id] = delay
+                    self._schedule(slot, delay)
+                else:
+                    self._delays.pop(container.id, None)
+                if container.config.auto_remove:
+                    await self._remove(slot, volumes_too=True)
+            finally:  # whatever could not be cleaned up, nobody waits for ever
+                slot.notify("not-running", "next-exit")
 
     async def clean(self, container: Container, *, held: bool) -> None:
         """Take away what only a running container has: network, runtime state, cgroup. May be
