@@ -37,6 +37,7 @@ class Entry:
         "status",
         "stdio",
         "time_ns",
+        "timer",
         "token",
     )
 
@@ -53,7 +54,8 @@ class Entry:
         self.announced = False  # the exit went to the daemons: its output is in the log
         self.status: int | None = None
         self.time_ns = 0
-        self.deadline = 0.0  # > 0: when to stop waiting for io, or for the status
+        self.deadline = 0.0  # > 0: when to stop waiting for the status
+        self.timer: object = None  # ends the wait for io
 
     def fields(self) -> dict[str, Any]:
         """The entry as messages carry it; the descriptors in the order of its "fds"."""

@@ -119,9 +119,11 @@ class Keeper:
     def _timeout(self) -> float:
         return max(0.0, min(t[0] for t in self._timers) - time.monotonic()) if self._timers else -1
 
-    def later(self, seconds: float, action: Callable[[], None]) -> None:
-        """Run the action once, when the time has come."""
-        self._timers.append((time.monotonic() + seconds, action))
+    def later(self, seconds: float, action: Callable[[], None]) -> tuple[float, Callable[[], None]]:
+        """Run the action once, when the time has come. Returns the timer."""
+        timer = (time.monotonic() + seconds, action)
+        self._timers.append(timer)
+        return timer
 
     def listen_to(self, fd: int, handler: Callable[[int], None], events: int = EPOLLIN) -> None:
         """Call the handler with the events of fd."""
@@ -547,9 +549,11 @@ class Keeper:
             self._announce(entry)
             return
         self._io.send("drain", token=entry.token)
-        self.later(_DRAIN, lambda: self._announce(entry))
+        entry.timer = self.later(_DRAIN, lambda: self._announce(entry))
 
     def _announce(self, entry: Entry) -> None:
+        if entry.timer in self._timers:
+            self._timers.remove(entry.timer)
         if not entry.announced and self._entries.get(entry.token) is entry:
             entry.announced = True
             self.tell("exit", token=entry.token, status=entry.status, time_ns=entry.time_ns)
