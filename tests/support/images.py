@@ -97,32 +97,42 @@ def busybox_layers() -> list[bytes]:
 
 
 class Registry:
-    """Debian's docker-registry on 127.0.0.1:port, in the network namespace that `prefix` enters."""
+    """Debian's docker-registry on address:port, in the network namespace that `prefix` enters.
 
-    def __init__(self, directory: Path, prefix: Sequence[str] = (), port: int = 5000) -> None:
-        self.address = f"127.0.0.1:{port}"
+    auth: its `auth` section, as JSON; certificate: a PEM file with key and certificate, for TLS.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        prefix: Sequence[str] = (),
+        port: int = 5000,
+        host: str = "127.0.0.1",
+        auth: dict[str, object] | None = None,
+        certificate: Path | None = None,
+    ) -> None:
+        self.address = f"{host}:{port}"
         self._prefix = list(prefix)
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "config.yml"
-        config.write_text(
-            "version: 0.1\nlog: {level: error}\nstorage:\n  delete: {enabled: true}\n"
-            f"  filesystem: {{rootdirectory: {directory}/data}}\nhttp: {{addr: '{self.address}'}}\n"
-        )
+        tls = {"certificate": str(certificate), "key": str(certificate)} if certificate else None
+        document = {
+            "version": 0.1,
+            "log": {"level": "error"},
+            "storage": {"delete": {"enabled": True}, "filesystem": {"rootdirectory": f"{directory}/data"}},
+            "http": {"addr": self.address, **({"tls": tls} if tls else {})},
+            **({"auth": auth} if auth else {}),
+        }
+        config.write_text(json.dumps(document))  # JSON is YAML
         self.process = subprocess.Popen(
             [*prefix, "docker-registry", "serve", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        ask = ["curl", "-sk", f"{'https' if tls else 'http'}://{self.address}/v2/"]
         wait_for(
-            lambda: (
-                subprocess.run(
-                    [*prefix, "curl", "-sf", f"http://{self.address}/v2/"], capture_output=True
-                ).returncode
-                == 0
-            ),
-            10,
-            "the registry",
+            lambda: subprocess.run([*prefix, *ask], capture_output=True).returncode == 0, 30, "the registry"
         )
 
     def __enter__(self) -> Registry:
@@ -132,12 +142,12 @@ class Registry:
         self.process.kill()
         self.process.wait()
 
-    def push(self, source: str, name: str) -> str:
+    def push(self, source: str, name: str, *options: str) -> str:
         """skopeo copy SOURCE to NAME here; returns the whole reference."""
         target = f"{self.address}/{name}"
         subprocess.run(
-            [*self._prefix, "skopeo", "copy", "--insecure-policy", "-q", "--dest-tls-verify=false", source,
-             f"docker://{target}"],
+            [*self._prefix, "skopeo", "copy", "--insecure-policy", "-q", "--dest-tls-verify=false", *options,
+             source, f"docker://{target}"],
             check=True,
             capture_output=True,
         )  # fmt: skip

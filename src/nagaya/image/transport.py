@@ -32,6 +32,9 @@ from nagaya.image.layers import Limits
 
 _PROBE_TIMEOUT = 5.0
 
+# whoever lists a host as insecure has been warned by the documentation; the log need not repeat it
+urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+
 
 class RegistryConfig(msgspec.Struct, frozen=True):
     """How registries are reached. Hosts are "name" or "name:port", as in image references."""
