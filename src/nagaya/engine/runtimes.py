@@ -98,11 +98,14 @@ class BuiltIn:
         }
 
     async def run(self, container: Container, prepared: Launch) -> Started:
+        spec = prepared.spec
+        if prepared.filter is not None:
+            spec = {**spec, "linux": {**spec["linux"], "seccomp": prepared.filter}}
         request = self._request(
             "run",
             container.id,
             bundle=prepared.bundle,
-            spec=prepared.spec,
+            spec=spec,
             rootfs=prepared.rootfs,
             console=[0, 0] if prepared.stdio == "pty" else None,
         )

@@ -465,6 +465,36 @@ def flags(seccomp: dict[str, Any]) -> int:
     return result
 
 
+# what a process that has loaded its filter before its last clone calls until its program runs
+_AFTER_CLONE = (
+    "clone",
+    "sendmsg",
+    "write",
+    "read",
+    "setsid",
+    "ioctl",
+    "execve",
+    "exit_group",
+    "close",
+    "recvmsg",
+)
+
+
+def precompile(seccomp: dict[str, Any]) -> dict[str, Any]:
+    """The profile as a document that costs nothing to use: {"compiled": the program in hex, "flags",
+    "early": it refuses what a process needs that loads it before its last clone}.
+
+    For whoever starts many containers with one profile; the runtime takes it in place of the
+    profile. Raises InvalidArgument.
+    """
+    calls = seccomp.get("syscalls") or []
+    program = compile_profile(seccomp)
+    allowed = {n for c in calls if c.get("action") == "SCMP_ACT_ALLOW" for n in c.get("names") or []}
+    permissive = seccomp.get("defaultAction") in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
+    early = not permissive and not allowed.issuperset(_AFTER_CLONE)
+    return {"compiled": program.hex(), "flags": flags(seccomp), "early": early}
+
+
 def load(program: bytes, flags: int = 0) -> int:
     """seccomp(2) SECCOMP_SET_MODE_FILTER: filter the calling thread from now on, for good.
 

@@ -53,45 +53,23 @@ class Launch:
         self.console = -1
 
 
-# what the last clone and what follows it needs of a filter
-_AFTER_CLONE = (
-    "clone",
-    "sendmsg",
-    "write",
-    "read",
-    "setsid",
-    "ioctl",
-    "execve",
-    "exit_group",
-    "close",
-    "recvmsg",
-)
-
-
 def compile_filter(profile: dict[str, Any] | None, trace: Trace) -> init.Seccomp | None:
-    """linux.seccomp as a filter for `init`; None without one. Raises InvalidArgument."""
+    """linux.seccomp, or what `linux.seccomp.precompile` made of it, as a filter for `init`; None
+    without one. Raises InvalidArgument."""
     if not profile:
         return None
     from nagaya.linux import seccomp  # its tables are needed only by those who have a profile
 
     begin = monotonic_ns()
-    program = seccomp.compile_profile(profile)
-    allowed = {
-        name
-        for rule in profile.get("syscalls") or []
-        if rule.get("action") == "SCMP_ACT_ALLOW"
-        for name in rule.get("names") or []
-    }
-    permissive = profile.get("defaultAction") in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
-    early = not permissive and not allowed.issuperset(_AFTER_CLONE)
+    made = profile if "compiled" in profile else seccomp.precompile(profile)
+    program = bytes.fromhex(made["compiled"])
     trace.add("seccomp", f"{len(program) // 8} instructions", begin)
-    flags = seccomp.flags(profile)
-    if flags & seccomp.FLAG_NEW_LISTENER:
+    if made["flags"] & seccomp.FLAG_NEW_LISTENER:
         raise Unimplemented(
             "linux.seccomp: SCMP_ACT_NOTIFY needs an agent at listenerPath, which is not offered",
             subject="linux.seccomp.listenerPath",
         )
-    return init.Seccomp(program, flags, early)
+    return init.Seccomp(program, made["flags"], made["early"])
 
 
 def spawn(launch: Launch, start_hooks: list[dict[str, Any]]) -> None:
