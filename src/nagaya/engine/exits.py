@@ -49,17 +49,22 @@ class Exits:
             container.pid = 0
             delay = restart.after_exit(container, self._delays.get(container.id, 0.0))
             container.state = "exited" if delay is None else "restarting"
-            path = launch.cgroups_path(world, container)
-            await world.job(_note_exit, world, container, path)
-            if container.oom_killed:
-                world.bus.container(container, "oom")
-            world.bus.container(container, "die", exitCode=str(container.exit_code))
+            # before the cgroup goes; a read of cgroupfs waits for no disk
+            container.oom_killed = oom.killed(launch.cgroups_path(world, container))
+            world.journal.point("exit: seen")
+            cleaning = world.task(
+                runtimes.of(world, container).delete(container.id), f"delete {container.id[:12]}"
+            )
             try:
+                await world.job(_note_exit, world, container)
+                if container.oom_killed:
+                    world.bus.container(container, "oom")
+                world.bus.container(container, "die", exitCode=str(container.exit_code))
                 if container.endpoints:
                     await self._clean_network(container)
                 if not container.config.auto_remove:
                     slot.notify("not-running", "next-exit")
-                await self.clean(container, held=False)
+                await cleaning
                 await world.supervisor.release(container.id)
                 slot.attached = False
                 if delay is not None:
@@ -142,9 +147,7 @@ class Exits:
             task.cancel()
 
 
-def _note_exit(world: World, container: Container, cgroups_path: str) -> None:
-    container.oom_killed = oom.killed(cgroups_path)
-    world.journal.point("exit: seen")
+def _note_exit(world: World, container: Container) -> None:
     world.ledger.put_container(container)
     world.journal.point("exit: noted")
     launch.remove_bundle(world, container.id)

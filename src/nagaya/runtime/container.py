@@ -213,6 +213,8 @@ def _make(
 
         manager = cgroups.manager(linux.get("cgroupsPath") or "", cgroup_driver, container_id=identifier)
         record["cgroup"] = manager.to_state()
+        if not job.late:
+            _note_process(launch, record)
         store.save(path, record)
         manager.create()
         if linux.get("resources"):
@@ -220,13 +222,16 @@ def _make(
         _place(launch, manager, linux, fds)
         trace.add("cgroups", " ".join(sorted(set(manager.paths.values()))), begin)
         prepare(launch, record, hook_table)
-        if not job.late:
-            _settle(launch, record, path, pid_file)
+        if pid_file and not job.late:
+            write_pid_file(pid_file, launch.pid)
         manager.settle()
         tell(launch, channel.GO)
         if job.late:
             receive_pid(launch)
-            _settle(launch, record, path, pid_file)
+            _note_process(launch, record)
+            store.save(path, record)
+            if pid_file:
+                write_pid_file(pid_file, launch.pid)
         if not waits:
             await_exec(launch)
             poststart(record)
@@ -241,14 +246,11 @@ def _make(
     return Launched(launch.pid, launch.pidfd, launch.console)
 
 
-def _settle(launch: Launch, record: dict[str, Any], path: str, pid_file: str) -> None:
-    """Record the process, before it can do anything of its own."""
+def _note_process(launch: Launch, record: dict[str, Any]) -> None:
+    """Who it is; the start time tells it from a later owner of its pid."""
     record["pid"] = launch.pid
     fields = proc.stat_fields(launch.pid)
     record["start_time"] = fields[1] if fields else 0
-    store.save(path, record)
-    if pid_file:
-        write_pid_file(pid_file, launch.pid)
 
 
 def _rootfs_path(spec: dict[str, Any], bundle: str) -> str:
