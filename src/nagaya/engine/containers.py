@@ -32,7 +32,7 @@ from nagaya.engine.model import (
 )
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
-from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError, NotModified
+from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError, NotFound, NotModified
 from nagaya.linux.namespaces import pidfd_send_signal
 from nagaya.network.model import EndpointPlan
 
@@ -356,6 +356,8 @@ class Containers:
         slot = world.roster.find(ref)
         async with slot.lock:
             container = slot.container
+            if container.state in ("removing", "dead"):  # its row must not come back
+                raise NotFound(f"No such container: {ref}", subject=ref)
             old = container.name
             new = names.check_name(name) if name else ""
             if not new:
@@ -401,23 +403,27 @@ class Containers:
         """Delete it; force kills it first."""
         slot = self._world.roster.find(ref)
         container = slot.container
-        if container.state in _LIVE:
-            if not force:
-                state = "running" if container.state != "paused" else "paused"
-                advice = (
-                    "stop the container before removing or force remove"
-                    if state == "running"
-                    else "unpause and then stop the container before removing or force remove"
-                )
-                raise FailedPrecondition(
-                    f'cannot remove container "{ref.removeprefix("/")}": container is {state}: {advice}',
-                    subject=container.id,
-                )
-            container.has_been_manually_stopped = True
-            await self._stop(slot, 0, "KILL")
-        async with slot.lock:
-            if self._world.roster.get(container.id) is slot:  # else `--rm` was faster
-                await self.remove_slot(slot, volumes_too=volumes_too)
+        while True:
+            if container.state in _LIVE:
+                if not force:
+                    state = "running" if container.state != "paused" else "paused"
+                    advice = (
+                        "stop the container before removing or force remove"
+                        if state == "running"
+                        else "unpause and then stop the container before removing or force remove"
+                    )
+                    raise FailedPrecondition(
+                        f'cannot remove container "{ref.removeprefix("/")}": container is {state}: {advice}',
+                        subject=container.id,
+                    )
+                container.has_been_manually_stopped = True
+                await self._stop(slot, 0, "KILL")
+            async with slot.lock:
+                if container.state in _LIVE:
+                    continue  # who held the lock has just started it
+                if self._world.roster.get(container.id) is slot:  # else `--rm` was faster
+                    await self.remove_slot(slot, volumes_too=volumes_too)
+                return
 
     async def remove_slot(self, slot: Slot, *, volumes_too: bool) -> None:
         """Delete it; the lock is held and it does not run."""
