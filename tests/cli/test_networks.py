@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -209,3 +210,34 @@ def test_a_port_that_a_listener_of_the_host_has(house: House, net: Cli) -> None:
         listener.kill()
         listener.communicate()
     assert net("run", "--rm", "-p", "8090:80", IMAGE, "true").status == 0
+
+
+def test_stats_count_what_went_through(net: Cli, house: House) -> None:
+    net.ok("run", "-d", "--name", "box", IMAGE, "sh", "-c", "ping -c 3 -i 0.1 -s 1400 10.231.0.1; sleep 600")
+    wait_for(lambda: "3 packets received" in net.ok("logs", "box"), 10, "pings")
+
+    def inside() -> list[int]:
+        words = net.ok("exec", "box", "grep", "eth0:", "/proc/net/dev").split()
+        return [int(words[n]) for n in (1, 2, 9, 10)]
+
+    def shown(name: str) -> dict[str, dict[str, int]]:
+        return dict(
+            json.loads(house.curl(f"/containers/{name}/stats?stream=0&one-shot=1")).get("networks", {})
+        )
+
+    wait_for(lambda: inside() == inside(), 10, "silence")
+    before, counted, after = inside(), shown("box"), inside()
+    assert list(counted) == ["eth0"]
+    found = [counted["eth0"][key] for key in ("rx_bytes", "rx_packets", "tx_bytes", "tx_packets")]
+    assert all(b <= f <= a for b, f, a in zip(before, found, after, strict=True)), (before, found, after)
+    assert found[0] > 3 * 1400 and found[2] > 3 * 1400
+    net.ok("run", "-d", "--name", "guest", "--network", "container:box", IMAGE, "sleep", "600")
+    assert shown("guest")["eth0"]["rx_bytes"] >= found[0]
+    for mode in ("none", "host"):
+        net.ok("run", "-d", "--name", mode, "--network", mode, IMAGE, "sleep", "600")
+        assert shown(mode) == {}
+    columns = net.ok("stats", "--no-stream", "--format", "{{.NetIO}} {{.MemUsage}}", "box")
+    sizes = re.fullmatch(r"([0-9.]+)kB / ([0-9.]+)kB [0-9.]+[KM]iB / ([0-9.]+)GiB", columns)
+    assert sizes and float(sizes[1]) > 4.2 and float(sizes[2]) > 4.2, columns
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    assert abs(float(sizes[3]) - total) < 0.01

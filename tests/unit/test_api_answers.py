@@ -13,7 +13,7 @@ from nagaya.api.docker.types.events import event_document, event_matches
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.inspect import host_config, inspect
 from nagaya.api.docker.types.listing import select, status, summary
-from nagaya.api.docker.types.stats import Reading, stats_document
+from nagaya.api.docker.types.stats import Machine, Reading, stats_document
 from nagaya.api.docker.types.times import human_duration, parse_timestamp, rfc3339_nano
 from nagaya.engine.model import (
     Container,
@@ -333,12 +333,17 @@ def test_stats() -> None:
         "pids": {"current": 2, "limit": 9},
         "network_interfaces": [{"Name": "eth0", "RxBytes": 1}],
     }
-    shown = stats_document(container(), Reading({}, 0, 0), Reading(data, 77, NOW), 2)
+    shown = stats_document(container(), Reading({}, 0, 0), Reading(data, 77, NOW), Machine(2, 1 << 30))
     assert shown["cpu_stats"]["system_cpu_usage"] == 77
     assert "system_cpu_usage" not in shown["precpu_stats"]
-    assert shown["memory_stats"]["stats"] == {"cache": 4}
+    assert shown["memory_stats"]["stats"] == {"cache": 4} and shown["memory_stats"]["limit"] == 30
+    unlimited = {"memory": {"usage": {"usage": 10, "limit": 2**63 - 4096}}}
+    shown_all = stats_document(
+        container(), Reading({}, 0, 0), Reading(unlimited, 0, NOW), Machine(2, 1 << 30)
+    )
+    assert shown_all["memory_stats"]["limit"] == 1 << 30
     assert shown["networks"]["eth0"]["rx_bytes"] == 1
-    empty = stats_document(container(), Reading({}, 0, 0), Reading({}, 0, 0), 2)
+    empty = stats_document(container(), Reading({}, 0, 0), Reading({}, 0, 0), Machine(2, 1 << 30))
     assert (empty["memory_stats"], empty["pids_stats"], empty["read"]) == ({}, {}, "0001-01-01T00:00:00Z")
 
 

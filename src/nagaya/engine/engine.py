@@ -205,7 +205,11 @@ class Engine:
     async def stats(self, ref: str) -> Mapping[str, object]:
         container = self._running(ref)
         result = await self._containers.ask(container, "stats")
-        return result if isinstance(result, dict) else {}
+        found = result if isinstance(result, dict) else {}
+        return {
+            **found,
+            "network_interfaces": await self._world.job(networks.traffic, self._world, container),
+        }
 
     def _running(self, ref: str) -> Container:
         container = self._world.roster.find(ref).container

@@ -13,6 +13,7 @@ from contextlib import suppress
 import msgspec
 
 from nagaya.engine import names
+from nagaya.engine.launch import joined_container
 from nagaya.engine.ledger import Ledger
 from nagaya.engine.model import Container, Endpoint, PortBinding
 from nagaya.engine.world import World
@@ -116,6 +117,29 @@ def endpoint(made: EndpointPlan) -> Endpoint:
 def network_id(name: str) -> str:
     """The fixed id of a predefined network: 64 hexadecimal digits that spell its name."""
     return name.encode().hex().ljust(64, "0")
+
+
+def traffic(world: World, container: Container) -> list[dict[str, object]]:
+    """What its interfaces received and sent, as `events --stats` names it; of a container that joined
+    another's network, that one's. Blocking. Raises KernelError."""
+    joined = joined_container(container.config.network_mode)
+    slot = world.roster.get(joined) if joined else None
+    owner = slot.container if slot is not None else container
+    found = []
+    for index, endpoint in enumerate(owner.endpoints):
+        counted = world.network.counters(endpoint.host_interface)
+        if counted is None:
+            continue
+        counters: dict[str, object] = {"Name": f"eth{index}"}
+        for word, way in zip(("Rx", "Tx"), counted, strict=True):
+            counters |= {
+                f"{word}Bytes": way.bytes,
+                f"{word}Packets": way.packets,
+                f"{word}Errors": way.errors,
+                f"{word}Dropped": way.dropped,
+            }
+        found.append(counters)
+    return found
 
 
 def take_down(world: World, container_id: str) -> None:

@@ -25,6 +25,7 @@ from ipaddress import IPv4Network
 
 from nagaya.errors import InvalidArgument, KernelError, NagayaError, ResourceExhausted
 from nagaya.linux import conntrack
+from nagaya.linux.linkstats import Traffic, link_counters
 from nagaya.linux.netlink import Netlink
 from nagaya.network import ipam
 from nagaya.network.bridge import Bridge, interface_name, read_sysctl, write_sysctl
@@ -201,6 +202,14 @@ class NetworkService:
         rtnetlink socket opened inside; it stays the caller's. Raises KernelError and kin; nothing of the
         endpoint is left behind then."""
         self._with_network(lambda: self._bridge.connect(plan, netns, nl_fd))
+
+    def counters(self, host_interface: str) -> tuple[Traffic, Traffic] | None:
+        """What an endpoint's container received and sent; None when the interface is gone. Counted at
+        the host's end of its veth, which receives what the container sends: nobody enters a namespace.
+        Raises KernelError."""
+        with Netlink() as nl:
+            counted = link_counters(nl, host_interface)
+        return counted and (counted[1], counted[0])
 
     def publish(self, plan: EndpointPlan) -> None:
         """Lead the plan's host ports to the container. Raises KernelError."""

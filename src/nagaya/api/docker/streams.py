@@ -18,7 +18,7 @@ from nagaya.api.docker.respond import (
     stream_type,
     tell_and_close,
 )
-from nagaya.api.docker.types.stats import Reading, stats_document
+from nagaya.api.docker.types.stats import Machine, Reading, stats_document
 from nagaya.api.docker.types.times import parse_timestamp, rfc3339_fixed
 from nagaya.api.http.messages import Answer, Request, Stream
 from nagaya.api.http.router import Route
@@ -137,7 +137,7 @@ def _tail(text: str) -> int | None:
 async def stats(engine: EngineService, request: Request) -> Answer:
     """GET /containers/{id}/stats: one reading a second, or one (`stream=false`)."""
     container = engine.inspect_container(request.params["id"])
-    number = os.cpu_count() or 1
+    machine = Machine(os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
     async def read() -> Reading:
         return Reading(await engine.stats(container.id), _system_cpu_ns(), time.time_ns())
@@ -146,12 +146,12 @@ async def stats(engine: EngineService, request: Request) -> Answer:
     running = container.state in ("running", "paused")
     if not request.flag("stream", True):
         if not running:
-            return json_response(stats_document(container, empty, empty, number))
+            return json_response(stats_document(container, empty, empty, machine))
         before = empty
         if not request.flag("one-shot"):
             before = await read()
             await asyncio.sleep(1)
-        return json_response(stats_document(container, before, await read(), number))
+        return json_response(stats_document(container, before, await read(), machine))
 
     async def items() -> AsyncIterator[bytes]:
         before = empty
@@ -159,11 +159,11 @@ async def stats(engine: EngineService, request: Request) -> Answer:
             now = engine.inspect_container(container.id)
             if now.state in ("running", "paused"):
                 reading = await read()
-                yield json_line(stats_document(now, before, reading, number))
+                yield json_line(stats_document(now, before, reading, machine))
                 before = reading
             else:
                 before = empty
-                yield json_line(stats_document(now, empty, empty, number))
+                yield json_line(stats_document(now, empty, empty, machine))
             await asyncio.sleep(1)
 
     return Stream(await primed(items()), render_error=lambda error: b"")

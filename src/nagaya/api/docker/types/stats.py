@@ -23,7 +23,14 @@ class Reading(NamedTuple):
     time_ns: int
 
 
-def stats_document(container: Container, before: Reading, now: Reading, online_cpus: int) -> Json:
+class Machine(NamedTuple):
+    """What there is for all containers: CPUs, and bytes of memory."""
+
+    cpus: int
+    memory: int
+
+
+def stats_document(container: Container, before: Reading, now: Reading, machine: Machine) -> Json:
     """One item of the stream. A container that does not run has zeros, as in dockerd."""
     document: Json = {
         "name": "/" + container.name,
@@ -34,9 +41,9 @@ def stats_document(container: Container, before: Reading, now: Reading, online_c
         "blkio_stats": _blkio(now.data),
         "num_procs": 0,
         "storage_stats": {},
-        "cpu_stats": _cpu(now, online_cpus),
-        "precpu_stats": _cpu(before, online_cpus),
-        "memory_stats": _memory(now.data),
+        "cpu_stats": _cpu(now, machine.cpus),
+        "precpu_stats": _cpu(before, machine.cpus),
+        "memory_stats": _memory(now.data, machine.memory),
     }
     networks = _networks(now.data)
     if networks:
@@ -83,7 +90,7 @@ def _cpu(reading: Reading, online_cpus: int) -> Json:
     return shown
 
 
-def _memory(data: Mapping[str, Any]) -> Json:
+def _memory(data: Mapping[str, Any], total: int) -> Json:
     usage = _section(data, "memory", "usage")
     if not usage:
         return {}
@@ -91,7 +98,7 @@ def _memory(data: Mapping[str, Any]) -> Json:
         "usage": usage.get("usage", 0),
         "max_usage": usage.get("max", 0),
         "failcnt": usage.get("failcnt", 0),
-        "limit": usage.get("limit", 0),
+        "limit": min(usage.get("limit", total), total),  # the kernel's "none" is 8 EiB or more
         "stats": dict(_section(data, "memory", "raw")),
     }
 
