@@ -579,6 +579,68 @@ def test_permission_denied_to_who_is_known(registry: FakeRegistry, store: ImageS
         store.pull(registry.name(), auth=RegistryAuth("me", "secret"))
 
 
+@pytest.mark.parametrize("how", ["other bytes", "zeros", "cut short", "empty"])
+@pytest.mark.parametrize("packed", [lambda data: data, gzipped], ids=["plain", "gzip"])
+def test_a_damaged_blob_with_its_lost_layer_is_repaired_though_another_image_has_it(
+    registry: FakeRegistry, tmp_path: Path, how: str, packed: Callable[[bytes], bytes]
+) -> None:
+    registry.image(BASE, tag="one", packed=packed)
+    registry.image(BASE, TOP, tag="two", packed=packed)
+    catalog = MemoryCatalog()
+    store = ImageStore(str(tmp_path), catalog, quick())
+    store.pull(registry.name("one"))
+    store.pull(registry.name("two"))
+    digest = digest_of(packed(BASE))
+    blob = tmp_path / "content/blobs" / digest.replace(":", "/")
+    blob.chmod(0o600)
+    data = blob.read_bytes()
+    half = len(data) // 2
+    blob.write_bytes(
+        {
+            "other bytes": data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :],
+            "zeros": bytes(len(data)),
+            "cut short": data[:half],
+            "empty": b"",
+        }[how]
+    )
+    row = catalog.layer(digest_of(BASE))
+    assert row is not None
+    os.rename(tmp_path / "snapshots/l" / row.directory, tmp_path / "away")
+    store = ImageStore(str(tmp_path), catalog, quick())
+    store.recover()
+    with pytest.raises(DataLoss, match="pull the image again"):
+        read(store, registry.name("two"), "both")
+    store.pull(registry.name("one"))
+    assert read(store, registry.name("one"), "both") == b"low\n"
+    assert read(store, registry.name("two"), "both") == b"high\n"
+    assert digest_of(blob.read_bytes()) == digest
+
+
+def test_a_layer_that_vanished_under_a_running_daemon_is_repaired_without_a_restart(
+    registry: FakeRegistry, tmp_path: Path
+) -> None:
+    registry.image(BASE)
+    catalog = MemoryCatalog()
+    store = ImageStore(str(tmp_path), catalog, quick())
+    store.pull(registry.name())
+    os.rename(tmp_path / "snapshots/l" / catalog.layers()[0].directory, tmp_path / "away")
+    with pytest.raises(DataLoss, match="pull the image again"):
+        read(store, registry.name(), "both")
+    store.pull(registry.name())
+    assert read(store, registry.name(), "both") == b"low\n"
+
+
+def test_a_damaged_manifest_is_repaired_too(registry: FakeRegistry, tmp_path: Path) -> None:
+    descriptor = registry.image(BASE)
+    store = store_at(tmp_path)
+    store.pull(registry.name())
+    blob = tmp_path / "content/blobs" / descriptor["digest"].replace(":", "/")
+    blob.chmod(0o600)
+    blob.write_bytes(b"")
+    store.pull(registry.name())
+    assert digest_of(blob.read_bytes()) == descriptor["digest"]
+
+
 def test_a_damaged_or_missing_file_is_repaired_by_the_next_pull(
     registry: FakeRegistry, tmp_path: Path
 ) -> None:

@@ -157,6 +157,35 @@ def test_a_container_keeps_its_layers_when_its_image_goes(shop: Shop) -> None:
         shop.store.prepare("d" * 64, one.id)
 
 
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_one_damaged_configuration_spoils_no_list_and_can_be_removed_or_pulled_again(
+    shop: Shop, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = shop.store.resolve(shop.name("one"))
+    config = shop.path / "content/blobs" / bad.id.replace(":", "/")
+    config.unlink()
+    if how == "damaged":
+        config.write_bytes(b"{}")
+    store = ImageStore(str(shop.path), shop.catalog, quick())  # which has nothing in memory
+    store.recover()
+    assert [i.names[0] for i in store.list()] == [shop.name("two")]
+    assert f"image {bad.id[7:19]} is not listed: " in caplog.text
+    with pytest.raises((DataLoss, NotFound)):
+        store.resolve(bad.id)
+    assert store.identify(shop.name("one")) == (bad.id, {})
+    store.pull(shop.name("one"))
+    assert len(store.list()) == 2
+    config.write_bytes(b"{}")
+    store = ImageStore(str(shop.path), shop.catalog, quick())
+    removed = store.remove(shop.name("one"), ())
+    assert removed[-2:] == [
+        Removed(deleted=bad.id),
+        Removed(deleted=removal.chain_ids(bad.document.diff_ids)[1]),
+    ]
+    assert [i.names[0] for i in store.list()] == [shop.name("two")]
+    assert shop.blobs() == 4 and shop.directories() == 2
+
+
 def test_recovery_removes_what_has_no_row_and_keeps_what_has(shop: Shop) -> None:
     one = shop.store.resolve(shop.name("one"))
     shop.store.prepare("c" * 64, one.id)

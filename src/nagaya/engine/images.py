@@ -6,6 +6,7 @@ The work is the image room's (image.store), in pools; here it gets events and th
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
@@ -15,11 +16,14 @@ import msgspec
 
 from nagaya.engine.model import ImageSummary, PullProgress, RegistryAuth
 from nagaya.engine.world import World
+from nagaya.errors import DataLoss, NotFound
 from nagaya.image import auth as auths
 from nagaya.image.pull import Progress
 from nagaya.image.removal import Use
 from nagaya.image.store import Image
 from nagaya.oci import reference
+
+log = logging.getLogger(__name__)
 
 _STATES = ("running", "paused", "restarting")
 
@@ -42,7 +46,7 @@ class Images:
             loop.call_soon_threadsafe(queue.put_nowait, progress)
 
         work = self._world.task(
-            self._world.slow_job(
+            self._world.pull_job(
                 lambda: self._world.images.pull(name, platform, credentials, report, cancel)
             ),
             f"pull of {name[:200]}",
@@ -56,13 +60,18 @@ class Images:
             cancel.set()
             if work.done() and not work.cancelled():
                 work.exception()  # seen, also when nobody asks any more
-        self._tell("pull", reference.parse_tagged(name).familiar, image)
+        self._tell("pull", reference.parse_tagged(name).familiar, image.id, _labels(image))
 
     async def list(self) -> Sequence[ImageSummary]:
         """All images, the last made first, as dockerd lists them."""
 
         def read() -> list[ImageSummary]:
-            found = [self._summary(image) for image in self._world.images.list()]
+            found = []
+            for image in self._world.images.list():
+                try:
+                    found.append(self._summary(image))
+                except (DataLoss, NotFound) as error:  # damaged, or removed, since it was listed
+                    log.warning("image %s is not listed: %s", image.id, error)
             return sorted(found, key=lambda summary: summary.created, reverse=True)
 
         return await self._world.job(read)
@@ -93,7 +102,7 @@ class Images:
     async def tag(self, ref: str, target: str) -> None:
         """Give an image another name."""
         image = await self._world.job(self._world.images.tag, ref, target)
-        self._tell("tag", reference.parse_tagged(target).familiar, image)
+        self._tell("tag", reference.parse_tagged(target).familiar, image.id, _labels(image))
 
     async def remove(self, ref: str, *, force: bool) -> Sequence[Mapping[str, str]]:
         """[{"Untagged": "x:tag"}, {"Deleted": "sha256:..."}]. Raises NotFound, FailedPrecondition."""
@@ -102,19 +111,18 @@ class Images:
             Use(slot.container.image_digest, slot.container.id, slot.container.state in _STATES)
             for slot in world.roster
         ]
-        image = await world.job(world.images.resolve, ref)
+        image_id, labels = await world.job(world.images.identify, ref)
         removed = await world.slow_job(lambda: world.images.remove(ref, uses, force=force))
         for line in removed:
             if line.untagged:
-                self._tell("untag", line.untagged, image)
-            elif line.deleted == image.id:
-                self._documents.pop(image.id, None)
-                self._tell("delete", image.id, image)
+                self._tell("untag", line.untagged, image_id, labels)
+            elif line.deleted == image_id:
+                self._documents.pop(image_id, None)
+                self._tell("delete", image_id, image_id, labels)
         return [{"Untagged": r.untagged} if r.untagged else {"Deleted": r.deleted} for r in removed]
 
-    def _tell(self, action: str, name: str, image: Image) -> None:
-        labels = (image.config.labels if image.config else None) or {}
-        subject = name if action == "pull" else image.id
+    def _tell(self, action: str, name: str, image_id: str, labels: Mapping[str, str]) -> None:
+        subject = name if action == "pull" else image_id
         self._world.bus.publish("image", action, subject, {**labels, "name": name})
 
     def _summary(self, image: Image) -> ImageSummary:
@@ -135,6 +143,10 @@ class Images:
             config=document,
             layers=image.document.diff_ids,
         )
+
+
+def _labels(image: Image) -> Mapping[str, str]:
+    return (image.config.labels if image.config else None) or {}
 
 
 def _seconds(text: str) -> int:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _QUICK_THREADS = 8
 _SLOW_THREADS = 4
+_PULL_THREADS = 64  # nearly all of them wait: for a registry, or for a place among the downloads
 
 
 class World:
@@ -51,6 +52,7 @@ class World:
         self.masked_paths = (*defaults.MASKED_PATHS, *(p for p in thermal if os.path.isdir(p)))
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, "engine")
         self._slow = ThreadPoolExecutor(_SLOW_THREADS, "images")
+        self._pulls = ThreadPoolExecutor(_PULL_THREADS, "pulls")
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def job(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,8 +64,13 @@ class World:
         return await loop.run_in_executor(self._quick, work, *args)
 
     async def slow_job(self, work: Callable[[], T]) -> T:
-        """Run work that may take seconds (pulls, deleting images) where it delays no container."""
+        """Run work that may take seconds (deleting images, measuring) where it delays no container."""
         return await asyncio.get_running_loop().run_in_executor(self._slow, work)
+
+    async def pull_job(self, work: Callable[[], T]) -> T:
+        """Run a pull, where a registry that never answers delays nothing but other pulls, and them
+        only by the dozens."""
+        return await asyncio.get_running_loop().run_in_executor(self._pulls, work)
 
     def task(self, work: Any, name: str) -> asyncio.Task[Any]:
         """A background task that is kept alive until it ends."""
@@ -80,4 +87,5 @@ class World:
             for task in left:
                 task.cancel()
         self._quick.shutdown(wait=True)
-        self._slow.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._slow, self._pulls):
+            pool.shutdown(wait=False, cancel_futures=True)

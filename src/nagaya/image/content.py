@@ -79,12 +79,23 @@ class ContentStore:
             raise DataLoss("the stored content does not match its digest: pull it again", subject=digest)
         return data
 
+    def intact(self, digest: str) -> bool:
+        """Is the blob here, and its content what its digest says? Reads all of it."""
+        seen = digests.hasher(digest)
+        try:
+            for piece in self.pieces(digest):
+                seen.update(piece)
+        except (NotFound, OSError):  # an unreadable sector is no blob either
+            return False
+        return seen.hexdigest() == digests.parse(digest)[1]
+
     def put(self, data: bytes, digest: str = "") -> str:
-        """Store a small blob; return its digest. Raises DataLoss when `digest` was given and is not its."""
+        """Store a small blob, over a damaged one if need be; return its digest. Raises DataLoss when
+        `digest` was given and is not its."""
         digest = digest or digests.of(data)
         if not digests.matches(data, digest):
             raise DataLoss("content does not match its digest", subject=digest)
-        if not self.has(digest):
+        if not self.intact(digest):
             name = f"{self._directory}/ingest/put-{os.urandom(8).hex()}"
             try:
                 fd = os.open(name, _NEW, 0o600)

@@ -24,6 +24,7 @@ from nagaya.errors import (
     NagayaError,
     NotFound,
     PermissionDenied,
+    ResourceExhausted,
     Unauthenticated,
     Unavailable,
 )
@@ -91,7 +92,7 @@ class Puller:
         self._snapshots = snapshots
         self._catalog = catalog
         self._config = config
-        self._transport = Transport(config)
+        self._schemes: dict[str, str] = {}
         self._mutex = threading.Lock()
         self._flights: dict[str, _Flight] = {}
         self._downloads = threading.Semaphore(config.downloads)
@@ -111,7 +112,20 @@ class Puller:
         check may raise to stop. Raises what `Registry` raises, InvalidArgument and Unimplemented for
         documents that are no images, NotFound when no image fits, DataLoss for wrong content.
         """
-        registry = Registry(reference, self._config, self._transport, auth, check)
+        transport = Transport(self._config, self._schemes)
+        registry = Registry(reference, self._config, transport, auth, check)
+        with _watched(check, transport.cut):
+            return self._pull(registry, reference, wanted, report, check, lease)
+
+    def _pull(
+        self,
+        registry: Registry,
+        reference: Reference,
+        wanted: str,
+        report: Report,
+        check: Callable[[], None],
+        lease: Callable[[Iterable[str]], None],
+    ) -> Pulled:
         top = registry.manifest(reference.target)
         report(Progress(f"Pulling from {reference.path}"))
         fetched, image = self._choose(registry, top, reference, wanted)
@@ -135,7 +149,7 @@ class Puller:
 
     def unpack_stored(self, digest: str, diff_id: str, check: Callable[[], None]) -> None:
         """Unpack a layer whose blob is in the content store already."""
-        if self._catalog.layer(diff_id) is None:
+        if not self._snapshots.has_layer(diff_id):
             self._unpack(self._content.pieces(digest), diff_id, check)
 
     # documents
@@ -201,7 +215,7 @@ class Puller:
         # the same layer twice is one piece of work
         for descriptor, diff_id in {(d.digest, diff_id): (d, diff_id) for d, diff_id in wanted}.values():
             short = digests.short(descriptor.digest)
-            if self._content.has(descriptor.digest) and self._catalog.layer(diff_id):
+            if self._here(descriptor.digest, diff_id):
                 report(Progress("Already exists", short))
             else:
                 report(Progress("Pulling fs layer", short))
@@ -222,6 +236,9 @@ class Puller:
         for error in sorted(errors, key=lambda e: isinstance(e, Cancelled)):
             raise error
 
+    def _here(self, digest: str, diff_id: str) -> bool:
+        return self._content.has(digest) and self._snapshots.has_layer(diff_id)
+
     def _layer(
         self,
         registry: Registry,
@@ -235,7 +252,7 @@ class Puller:
         source = (registry.name, diff_id)
         while True:
             with self._mutex:
-                if self._content.has(digest) and self._catalog.layer(diff_id):
+                if self._here(digest, diff_id):
                     break
                 flight = self._flights.get(digest)
                 mine = flight is None
@@ -278,9 +295,16 @@ class Puller:
                 listener(Progress(status, short, current, descriptor.size if current else 0))
 
         if self._content.has(descriptor.digest):
-            with _slot(self._unpacks, check):
-                self._unpack(self._content.pieces(descriptor.digest), diff_id, check)
-            return
+            try:
+                with _slot(self._unpacks, check):
+                    self._unpack(self._content.pieces(descriptor.digest), diff_id, check)
+                return
+            except (Cancelled, ResourceExhausted):
+                raise
+            except (NagayaError, OSError):
+                if self._content.intact(descriptor.digest):
+                    raise
+                self._content.delete(descriptor.digest)  # damaged here: this pull repairs it
         while True:
             mirrored = registry.mirrored
             try:
@@ -323,7 +347,7 @@ class Puller:
         thread = threading.Thread(target=download, name="nagaya-download")
         thread.start()
         try:
-            if self._catalog.layer(diff_id) is None:
+            if not self._snapshots.has_layer(diff_id):
                 with _slot(self._unpacks, check):
                     self._unpack(_told(ingest.follow(check), complete, report), diff_id, check)
             else:  # only the blob is missing
@@ -409,7 +433,7 @@ class Puller:
         """False when another blob with the same files was quicker."""
         self._snapshots.sync_layer(row.diff_id, home, opaque_root=opaque)
         with self._mutex:
-            if self._catalog.layer(row.diff_id) is not None:
+            if self._snapshots.has_layer(row.diff_id):
                 return False
             self._catalog.put_layer(row)
         return True
@@ -417,6 +441,30 @@ class Puller:
 
 class _StaleError(DataLoss):
     """A resumed blob turned out wrong; another try starts from nothing."""
+
+
+@contextmanager
+def _watched(check: Callable[[], None], cut: Callable[[], None]) -> Iterator[None]:
+    """cut when check raises, from a thread of its own: those of the pull may all wait for a socket;
+    and in any case at the end."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_POLL):
+            try:
+                check()
+            except NagayaError:
+                cut()
+                return
+
+    thread = threading.Thread(target=watch, name="nagaya-pull-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        cut()
+        thread.join()
 
 
 @contextmanager

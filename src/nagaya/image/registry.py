@@ -225,6 +225,7 @@ class Registry:
             try:
                 answer = attempt()
             except NetworkError as error:
+                self._check()  # it may be we who cut the line
                 if not left or not error.transient:
                     raise Unavailable(str(error), step="pull") from None
                 wait = 0.0

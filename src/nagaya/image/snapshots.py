@@ -96,6 +96,12 @@ class Snapshots:
                 break
         return found or [f"{self._layers}/empty/fs"]
 
+    def has_layer(self, diff_id: str) -> bool:
+        """Is the layer here, row and directory? One may have gone without the other when somebody
+        tidied up by hand."""
+        row = self._catalog.layer(diff_id)
+        return row is not None and os.path.isdir(f"{self._layers}/{_check_directory(row.directory)}/fs")
+
     def layer_names(self) -> list[str]:
         """The names of all layer directories on the disk, also those without a row."""
         return [n for n in os.listdir(self._layers) if n != "empty"]

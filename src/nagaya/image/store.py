@@ -7,6 +7,7 @@ rubbish, and `recover` removes them at start (docs/adr/0004-images.md).
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from nagaya.errors import Cancelled, InvalidArgument, NagayaError, NotFound, Unavailable
+from nagaya.errors import Cancelled, DataLoss, InvalidArgument, NagayaError, NotFound, Unavailable
 from nagaya.image import builtin, removal
 from nagaya.image.auth import RegistryAuth
 from nagaya.image.catalog import Catalog, ImageRow, NameRow
@@ -29,6 +30,8 @@ from nagaya.oci import digest as digests
 from nagaya.oci import imageconfig, manifest, platform, reference
 from nagaya.oci.imageconfig import ContainerDefaults, ImageConfig
 from nagaya.oci.reference import Reference
+
+log = logging.getLogger(__name__)
 
 _PARTIAL_LIFE = 24 * 3600.0  # seconds that an interrupted download waits to be taken up again
 _CACHED = 256  # decoded configurations
@@ -150,10 +153,7 @@ class ImageStore:
 
         Raises InvalidArgument (not a reference), NotFound("No such image: x:tag").
         """
-        image_id = self._find(text)
-        if image_id is None:
-            raise NotFound(f"No such image: {_shown(text)}", subject=text)
-        image = self._image(image_id)
+        image = self._image(self._identify(text))
         if wanted and not platform.fits(image.document.platform, platform.parse(wanted)):
             raise NotFound(
                 f"image with reference {text} was found but does not match the specified platform: "
@@ -163,11 +163,27 @@ class ImageStore:
         return image
 
     def list(self) -> Sequence[Image]:
-        """All images, the last to come first."""
+        """All images, the last to come first. One whose configuration is damaged is left out, with a
+        line in the log: a pull repairs it, `remove` removes it."""
+        found = []
         with self._mutex:  # no configuration may go while it is about to be read
             names = self._names()
-            found = [self._load(row, names.get(row.id, ())) for row in self._catalog.images()]
+            for row in self._catalog.images():
+                try:
+                    found.append(self._load(row, names.get(row.id, ())))
+                except NagayaError as error:  # the others are none the worse
+                    log.warning("image %s is not listed: %s", digests.short(row.id), error)
         return sorted(found, key=lambda image: image.stored, reverse=True)
+
+    def identify(self, text: str) -> tuple[str, Mapping[str, str]]:
+        """The id of the image that a user means, and its labels: none when its configuration is
+        damaged. Raises InvalidArgument, NotFound as `resolve`."""
+        image_id = self._identify(text)
+        try:
+            config = self._image(image_id).config
+        except (DataLoss, NotFound):  # the document's, not the image's
+            return image_id, {}
+        return image_id, (config.labels if config else None) or {}
 
     def raw_config(self, image: Image) -> bytes:
         """The configuration document as it came. Raises DataLoss, NotFound."""
@@ -207,23 +223,22 @@ class ImageStore:
 
         uses: which containers use which image. Raises NotFound, FailedPrecondition as dockerd does.
         """
-        image_id = self.resolve(text).id
+        image_id = self._identify(text)
         with self._mutex:
-            image = self._image(image_id)
-            plan = removal.plan(image.id, image.names, _by_name(text, image), uses, force=force, asked=text)
+            row = self._row(image_id)  # its configuration is not asked: it may be damaged
+            names = self._names().get(image_id, ())
+            plan = removal.plan(image_id, names, _by_name(text, names), uses, force=force, asked=text)
             removed = [Removed(untagged=reference.parse(n).familiar) for n in plan.names]
             if not plan.image:
                 self._catalog.delete_names(plan.names)
                 return removed
-            self._catalog.delete_image(image.id)
-            self._documents.pop(image.id, None)
-            removed.append(Removed(deleted=image.id))
+            self._catalog.delete_image(image_id)
+            self._documents.pop(image_id, None)
+            removed.append(Removed(deleted=image_id))
         gone = self._collect()
-        chain = removal.chain_ids(image.document.diff_ids)
+        chain = removal.chain_ids(row.layers)
         removed += [
-            Removed(deleted=c)
-            for c, d in reversed(list(zip(chain, image.document.diff_ids, strict=True)))
-            if d in gone
+            Removed(deleted=c) for c, d in reversed(list(zip(chain, row.layers, strict=True))) if d in gone
         ]
         return removed
 
@@ -233,10 +248,7 @@ class ImageStore:
         """A writable layer above the image: see `Snapshots.prepare`. Raises NotFound when the image
         has gone meanwhile."""
         with self._mutex:
-            row = self._catalog.image(image_id)
-            if row is None:
-                raise NotFound(f"No such image: {image_id}", subject=image_id)
-            return self._snapshots.prepare(snapshot_id, row.layers)
+            return self._snapshots.prepare(snapshot_id, self._row(image_id).layers)
 
     def snapshot(self, snapshot_id: str) -> dict[str, Any]:
         """What `prepare` answered. Raises NotFound, DataLoss."""
@@ -321,12 +333,21 @@ class ImageStore:
         row = self._catalog.name(name)
         return row.image if row else None
 
+    def _identify(self, text: str) -> str:
+        image_id = self._find(text)
+        if image_id is None:
+            raise NotFound(f"No such image: {_shown(text)}", subject=text)
+        return image_id
+
+    def _row(self, image_id: str) -> ImageRow:
+        row = self._catalog.image(image_id)
+        if row is None:
+            raise NotFound(f"No such image: {image_id}", subject=image_id)
+        return row
+
     def _image(self, image_id: str) -> Image:
         with self._mutex:
-            row = self._catalog.image(image_id)
-            if row is None:
-                raise NotFound(f"No such image: {image_id}", subject=image_id)
-            return self._load(row, self._names().get(image_id, ()))
+            return self._load(self._row(image_id), self._names().get(image_id, ()))
 
     def _names(self) -> Mapping[str, Sequence[str]]:
         found: dict[str, list[str]] = {}
@@ -392,7 +413,7 @@ def _is_hex(text: str) -> bool:
     return 0 < len(text) <= 64 and not set(text) - set("0123456789abcdef")
 
 
-def _by_name(text: str, image: Image) -> str:
+def _by_name(text: str, names: Sequence[str]) -> str:
     """The canonical name by which a user means the image, "" when it was an id."""
     try:
         named = reference.parse_tagged(text)
@@ -400,7 +421,7 @@ def _by_name(text: str, image: Image) -> str:
         return ""
     if named.digest:
         named = named.with_digest(named.digest)
-    return named.canonical if named.canonical in image.names else ""
+    return named.canonical if named.canonical in names else ""
 
 
 def _shown(text: str) -> str:

@@ -29,6 +29,7 @@ from urllib3.exceptions import (
 
 from nagaya import __version__
 from nagaya.image.layers import Limits
+from nagaya.image.lines import Lines
 
 _PROBE_TIMEOUT = 5.0
 
@@ -98,13 +99,24 @@ class Answer:
 
 
 class Transport:
-    """Pools of connections under one configuration. Thread-safe."""
+    """The connections of one pull. Thread-safe.
 
-    def __init__(self, config: RegistryConfig) -> None:
+    schemes: what insecure hosts were found to speak, shared with other pulls: asking may cost seconds.
+    """
+
+    def __init__(self, config: RegistryConfig, schemes: dict[str, str] | None = None) -> None:
         self._config = config
         self._lock = threading.Lock()
+        self._lines = Lines()
         self._pools: dict[str, urllib3.PoolManager] = {}
-        self._schemes: dict[str, str] = {}
+        self._schemes = {} if schemes is None else schemes
+
+    def cut(self) -> None:
+        """The pull has ended, or shall: no connection stays, and whoever waits for one is woken."""
+        self._lines.cut()
+        with self._lock:
+            for pool in self._pools.values():
+                pool.clear()
 
     def request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
         """Make one request; any status is an answer. Raises NetworkError."""
@@ -184,26 +196,34 @@ class Transport:
         proxy = ""
         if not _in_ranges(host, _LOOPBACK) and not proxy_bypass_environment(parts.hostname or ""):
             proxy = getproxies_environment().get(parts.scheme, "")
-        key = f"{proxy} {ca} {insecure}"
+        key = f"{parts.scheme} {proxy} {ca} {insecure}"
         with self._lock:
             pool = self._pools.get(key)
             if pool is None:
-                try:
-                    context = ssl.create_default_context()
-                    if ca:
-                        context.load_verify_locations(cafile=ca)
-                except (OSError, ssl.SSLError) as error:
-                    raise NetworkError(f"certificate authorities in {ca}: {error}", transient=False) from None
-                if insecure:
-                    context.check_hostname = False
-                    context.verify_mode = ssl.CERT_NONE
+                context = None
+                if parts.scheme == "https" or proxy.startswith("https"):
+                    context = _tls_context(ca, insecure)
                 pool = (
                     urllib3.ProxyManager(proxy, ssl_context=context, num_pools=16, maxsize=16)
                     if proxy
                     else urllib3.PoolManager(ssl_context=context, num_pools=16, maxsize=16)
                 )
+                self._lines.adopt(pool)
                 self._pools[key] = pool
             return pool
+
+
+def _tls_context(ca: str, insecure: bool) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context()
+        if ca:
+            context.load_verify_locations(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise NetworkError(f"certificate authorities in {ca}: {error}", transient=False) from None
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
