@@ -250,21 +250,24 @@ class Containers:
     async def restart(self, ref: str, timeout: int | None = None, signal: str = "") -> None:
         """Stop when it runs, then start."""
         slot = self._world.roster.find(ref)
-        if slot.container.state in _LIVE:
-            keep, slot.container.config = slot.container.config, _without_auto_remove(slot.container.config)
-            try:
+        container = slot.container
+        slot.restarts += 1
+        try:
+            if container.state in _LIVE:
                 await self._stop(slot, timeout, signal)
+            async with slot.lock:  # the exit has been cleaned up
+                container.has_been_manually_stopped = False
+                if container.state in ("removing", "dead"):
+                    raise FailedPrecondition("container is marked for removal and cannot be started")
+                if container.state not in _LIVE:
+                    await self.start_slot(slot)
+        finally:
+            slot.restarts -= 1
+            if container.config.auto_remove and not slot.restarts:
                 async with slot.lock:
-                    pass  # the exit has been cleaned up
-            finally:
-                slot.container.config = keep
-        async with slot.lock:
-            slot.container.has_been_manually_stopped = False
-            if slot.container.state in ("removing", "dead"):
-                raise FailedPrecondition("container is marked for removal and cannot be started")
-            if slot.container.state not in _LIVE:
-                await self.start_slot(slot)
-        self._world.bus.container(slot.container, "restart")
+                    if container.state == "exited" and self._world.roster.get(container.id) is slot:
+                        await self.remove_slot(slot, volumes_too=True)
+        self._world.bus.container(container, "restart")
 
     async def kill(self, ref: str, signal: str = "KILL") -> None:
         """Send a signal to the container's first process."""
@@ -346,7 +349,10 @@ class Containers:
 
     async def ask(self, container: Container, op: str, **more: Any) -> Any:
         """One operation of the runtime on the container."""
-        return await runtimes.of(self._world, container).ask(container, op, **more)
+        world = self._world
+        return await runtimes.of_living(
+            world, container, runtimes.of(world, container).ask(container, op, **more)
+        )
 
     # the rest
 
@@ -516,10 +522,6 @@ def _note_failure(world: World, container: Container) -> None:
 
 def _step(room: str, name: str, detail: str, start: int) -> Step:
     return Step(room, name, detail, start, time.monotonic_ns() - start)
-
-
-def _without_auto_remove(config: Any) -> Any:
-    return msgspec.structs.replace(config, auto_remove=False)
 
 
 def _merged(old: Resources, new: Resources) -> Resources:

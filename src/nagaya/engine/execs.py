@@ -111,9 +111,10 @@ class Execs:
                     preface=preface,
                 )
             process = await world.job(launch.prepare_exec, world, container, config)
-            started = await runtimes.of(world, container).exec(
+            work = runtimes.of(world, container).exec(
                 container, exec_id, process, stdin=config.attach_stdin, console=console
             )
+            started = await runtimes.of_living(world, container, work)
         except BaseException as error:
             if fd is not None:
                 os.close(fd)

@@ -62,7 +62,8 @@ class Exits:
                 world.bus.container(container, "die", exitCode=str(container.exit_code))
                 if container.endpoints:
                     await self._clean_network(container)
-                if not container.config.auto_remove:
+                removal = container.config.auto_remove and not slot.restarts
+                if not removal:
                     slot.notify("not-running", "next-exit")
                 await cleaning
                 await world.supervisor.release(container.id)
@@ -72,7 +73,7 @@ class Exits:
                     self._schedule(slot, delay)
                 else:
                     self._delays.pop(container.id, None)
-                if container.config.auto_remove:
+                if removal:
                     await self._remove(slot, volumes_too=True)
             finally:  # whatever could not be cleaned up, nobody waits for ever
                 slot.notify("not-running", "next-exit")

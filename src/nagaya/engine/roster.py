@@ -20,12 +20,13 @@ Condition = Literal["not-running", "next-exit", "removed"]
 class Slot:
     """One container and what belongs to it only while the daemon lives."""
 
-    __slots__ = ("attached", "container", "lock", "waiters")
+    __slots__ = ("attached", "container", "lock", "restarts", "waiters")
 
     def __init__(self, container: Container) -> None:
         self.container = container
         self.lock = asyncio.Lock()
         self.waiters: list[tuple[Condition, asyncio.Future[WaitResult]]] = []
+        self.restarts = 0  # clients restarting it now: an end is then no reason for `--rm`
         self.attached = False  # have clients attached that io may keep waiting?
 
     def wait(self, condition: Condition) -> asyncio.Future[WaitResult]:

@@ -9,9 +9,9 @@ whose words are then taken for ours. Its command line is runc's: `man 8 runc`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -30,6 +30,9 @@ from nagaya.errors import (
     NotFound,
 )
 from nagaya.linux.mounts import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
+from nagaya.linux.process import is_ending
+
+T = TypeVar("T")
 
 _MOST_LOG = 1 << 16
 
@@ -79,6 +82,22 @@ def of(world: World, container: Container) -> Runtime:
     if path is None:
         raise FailedPrecondition(f"the runtime {name} is not configured any more", subject=container.id)
     return Foreign(world, name, path)
+
+
+async def of_living(world: World, container: Container, work: Awaitable[T]) -> T:
+    """The result of a runtime's work on a running container. When it fails because the container has
+    just ended, which every system call tells in another way, raises FailedPrecondition."""
+    try:
+        return await work
+    except (CommandNotFound, CommandNotExecutable):
+        raise
+    except NagayaError as error:
+        entry = world.supervisor.entries.get(container.id)
+        if entry is None or entry.exit is not None or (entry.pid and is_ending(entry.pid)):
+            raise FailedPrecondition(
+                f"container {container.id} is not running", subject=container.id
+            ) from error
+        raise
 
 
 class BuiltIn:
@@ -270,6 +289,8 @@ def failure(text: str, command: str) -> NagayaError:
     low = said.lower()
     # "executable file not found in $PATH", "exec: ...: permission denied"
     what = said[said.find("exec:") :]
+    if "in a paused container" in low or "in a stopped container" in low:  # it was not a moment ago
+        return FailedPrecondition(said)
     if "exec" in low and ("not found" in low or "no such file or directory" in low):
         return CommandNotFound(what)
     if "exec" in low and ("permission denied" in low or "is a directory" in low):
