@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from clients import Cli
+from house import House
 from images import Registry, busybox_layers, write_layout
 
 pytestmark = pytest.mark.root
@@ -97,6 +98,57 @@ def test_the_built_in_image_s_table(cli: Cli) -> None:
     header, row = cli.ok("images", IMAGE).splitlines()
     assert header.split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]
     assert re.match(r"nagaya/busybox +latest +[0-9a-f]{12} +.* ago +[\d.]+[kM]B", row)
+
+
+def test_a_history_without_times(cli: Cli) -> None:
+    if cli.name == "docker20" or not isinstance(cli.server, House):
+        pytest.skip("only our built-in image tells no time, which old clients take for a date")
+    assert (
+        cli.ok("history", "--format", "{{.CreatedSince}} {{.CreatedAt}}", IMAGE) == "N/A 1970-01-01T00:00:00Z"
+    )
+    assert cli.ok("history", "--human=false", IMAGE).splitlines()[0].split()[:4] == [
+        "IMAGE",
+        "CREATED",
+        "AT",
+        "CREATED",
+    ]
+
+
+def test_disk_usage(cli: Cli) -> None:
+    cli.ok("create", "--name", "idle", "-v", "/spare", IMAGE)
+    cli.ok(
+        "run", "--rm", "-v", "kept:/data", IMAGE, "dd", "if=/dev/zero", "of=/data/f", "bs=1000", "count=3000"
+    )
+    cli.ok("run", "-d", "--name", "box", "-v", "kept:/data", IMAGE, "sh", "-c", "echo 12345 > /f; sleep 600")
+    template = "{{.Type}}|{{.TotalCount}}|{{.Active}}|{{.Size}}|{{.Reclaimable}}"
+    lines = cli.ok("system", "df", "--format", template).splitlines()
+    size = lines[0].split("|")[3]
+    assert lines[0] == f"Images|1|1|{size}|0B (0%)" and size.endswith("MB")
+    assert lines[1] == "Containers|2|1|6B|0B (0%)"
+    count = len(cli.ok("volume", "ls", "-q").splitlines())  # named ones of other tests live on, empty
+    assert lines[2] == f"Local Volumes|{count}|2|3MB|0B (0%)"
+    cli.ok("rm", "-f", "box")
+    line = cli.ok("system", "df", "--format", template).splitlines()[2]
+    assert line == f"Local Volumes|{count}|1|3MB|3MB (100%)"
+    assert cli.ok("system", "df").splitlines()[0].split() == [
+        "TYPE",
+        "TOTAL",
+        "ACTIVE",
+        "SIZE",
+        "RECLAIMABLE",
+    ]
+
+
+def test_lists_of_networks_and_volumes(cli: Cli) -> None:
+    rows = cli.ok("network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}").splitlines()
+    assert {"host host local", "none null local"} <= set(rows) and rows == sorted(rows)
+    assert cli.ok("network", "ls").splitlines()[0].split() == ["NETWORK", "ID", "NAME", "DRIVER", "SCOPE"]
+    assert len(cli.ok("network", "ls", "-q", "--filter", "name=none")) == 12
+    assert cli.ok("network", "inspect", "-f", "{{.Driver}}", "none") == "null"
+    cli.ok("create", "--name", "box", "-v", "here:/x", IMAGE)
+    assert "local     here" in cli.ok("volume", "ls").splitlines()
+    assert cli.ok("volume", "ls", "-q", "--filter", "name=here") == "here"
+    assert cli.ok("volume", "inspect", "-f", "{{.Name}}", "here") == "here"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from clients import Cli
+from clients import Cli, available
 from house import House
 
 pytestmark = pytest.mark.root
@@ -101,8 +101,84 @@ def test_unknown_names_everywhere(cli: Cli) -> None:
         assert "No such container: nosuch" in said.err, (verb, said)
     assert cli("update", "--cpus", "1", "nosuch").err.rstrip().endswith("No such container: nosuch")
     assert "No such container: nosuch" in cli("rename", "nosuch", "other").err
-    assert cli("rm", "-f", "nosuch").status in (0, 1)
-    assert cli("nosuchverb").status in (1, 125)
+    assert cli("nosuchverb").status == 1
+
+
+def test_removing_by_force_what_is_not_there(cli: Cli) -> None:
+    for argv in (("rm", "-f", "nosuch"), ("rmi", "-f", "nosuch"), ("container", "rm", "-f", "nosuch")):
+        said = cli(*argv)
+        assert said.status == 0 and said.out == "" and "No such" in said.err, (argv, said)
+    cli.ok("create", "--name", "box", IMAGE)
+    said = cli("rm", "-f", "nosuch", "box")
+    assert said.status == 0 and said.out.split() == ["box"]
+
+
+WRONG = [
+    (["run"], 1),
+    (["run", "--rm=maybe", "x"], 125),
+    (["run", "--memory"], 125),
+    (["run", "--pull", "nosuch", IMAGE], 125),
+    (["run", "--rm", "--restart", "always", IMAGE], 125),
+    (["create", "--rm", "--restart", "always", IMAGE], 125),
+    (["create"], 1),
+    (["exec", "x"], 1),
+    (["exec", "--env-file", "/no/such/file", "a", "b"], 1),
+    (["port"], 1),
+    (["port", "a", "b", "c"], 1),
+    (["rename", "a"], 1),
+    (["history"], 1),
+    (["images", "a", "b"], 1),
+    (["stop", "-t", "x", "c"], 125),
+    (["update", "x"], 1),
+    (["ps", "--filter", "x"], 125),
+    (["ps", "x"], 1),
+    (["container", "ls", "--nosuch"], 125),
+    (["container", "ls", "x"], 1),
+    (["container", "nosuch"], 1),
+    (["network", "nosuch"], 1),
+    (["inspect", "--type", "nosuch", "x"], 1),
+    (["--nosuch", "ps"], 125),
+    (["-Z", "ps"], 125),
+    (["-H"], 125),
+    (["start", "nosuch", "nosuch2"], 1),
+    (["rename", "nosuch", "other"], 1),
+    (["inspect", "nosuch"], 1),
+    (["inspect", "--type", "image", "nosuch"], 1),
+    (["image", "inspect", "nosuch"], 1),
+    (["volume", "inspect", "nosuch"], 1),
+    (["network", "inspect", "nosuch"], 1),
+    (["kill", "nosuch"], 1),
+    (["wait", "nosuch"], 1),
+    (["logs", "nosuch"], 1),
+    (["tag", "nosuch", "x"], 1),
+    (["rmi", "nosuch"], 1),
+    (["exec", "nosuch", "true"], 1),
+    (["stats", "--no-stream", "nosuch"], 1),
+    (["run", "--pull", "never", "nosuch"], 125),
+    (["run", "--cidfile", "/etc/passwd", IMAGE], 125),
+    (["create", "--cidfile", "/etc/passwd", IMAGE], 1),
+]
+
+
+def test_exit_codes_of_mistakes(cli: Cli) -> None:
+    if cli.name == "docker20":
+        pytest.skip("the codes are those of the present client")
+    found = {tuple(argv): cli(*argv).status for argv, _ in WRONG}
+    assert found == {tuple(argv): status for argv, status in WRONG}
+
+
+def test_what_our_command_says_is_what_dockers_says(cli: Cli) -> None:
+    """Word for word, with our name for docker's."""
+    if cli.name != "nagaya" or not available("docker"):
+        pytest.skip("compares nagaya with docker")
+    peer = Cli(cli.server, "docker")
+    own_words = {("run", "--rm=maybe", "x"), ("stop", "-t", "x", "c"), ("ps", "--filter", "x")}
+    own_words |= {("inspect", "--type", "nosuch", "x"), ("images", "a", "b")}  # "SRun", says docker 28
+    for argv, _ in WRONG:
+        if tuple(argv) not in own_words:
+            ours, theirs = cli(*argv), peer(*argv)
+            assert ours.err.replace("nagaya", "docker") == theirs.err.replace("nagaya", "docker"), argv
+            assert ours.out == theirs.out, argv
 
 
 def test_an_ambiguous_prefix(cli: Cli) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nagaya.cli import values
-from nagaya.cli.flags import Flag, Given, UsageError
+from nagaya.cli.flags import Flag, Given, UsageError, bad_value
 from nagaya.errors import InvalidArgument
 from nagaya.linux import json
 
@@ -150,7 +150,7 @@ SIZES = {
 
 
 def value_of(given: Given, name: str, parse: Callable[[str], int]) -> int:
-    """What a flag's text means. Raises UsageError that names the flag."""
+    """What a flag's text means. Raises FlagError that names the flag."""
     try:
         return parse(given[name])
     except UsageError as error:
@@ -201,7 +201,8 @@ def body(given: Given, *, detach: bool = False) -> dict[str, Any]:
 def _attached(given: Given, detach: bool) -> set[str]:
     words = {word.lower() for word in given["attach"]}
     if words - {"stdin", "stdout", "stderr"}:
-        raise UsageError("valid streams are STDIN, STDOUT and STDERR", subject="attach")
+        wrong = next(w for w in given["attach"] if w.lower() not in ("stdin", "stdout", "stderr"))
+        raise bad_value(wrong, "-a, --attach", "valid streams are STDIN, STDOUT and STDERR")
     if detach:
         if words:
             raise UsageError("conflicting options: cannot specify both --attach and --detach")
@@ -313,6 +314,8 @@ def _health(given: Given) -> dict[str, Any] | None:
     }
     if given["health-cmd"]:
         check["Test"] = ["CMD-SHELL", given["health-cmd"]]
+    if given["health-retries"] < 0:
+        raise UsageError("--health-retries cannot be negative")
     if given["health-retries"]:
         check["Retries"] = given["health-retries"]
     if given["no-healthcheck"]:

@@ -21,11 +21,20 @@ _FALSE = ("0", "f", "F", "FALSE", "false", "False")
 
 
 class UsageError(InvalidArgument):
-    """The command line is wrong; the caller adds the verb's usage."""
+    """What was asked for makes no sense: flags in conflict, a value nobody can use."""
+
+
+class FlagError(UsageError):
+    """A flag that does not exist, or a value that is none of its kind; the caller adds the verb's usage."""
 
 
 class CountError(UsageError):
     """Too few or too many arguments."""
+
+
+def bad_value(text: str, label: str, why: str) -> FlagError:
+    """The error that says why `text` is no value of the flag with that label."""
+    return FlagError(f'invalid argument "{text}" for "{label}" flag: {why}', subject=label)
 
 
 class Flag:
@@ -57,7 +66,7 @@ class Flag:
         return f"-{self.short}, --{self.name}" if self.short else f"--{self.name}"
 
     def convert(self, text: str) -> Any:
-        """The value of `text`. Raises UsageError."""
+        """The value of `text`. Raises FlagError."""
         if self.kind == "bool":
             if text not in _TRUE + _FALSE:
                 raise self.refuse(text, "not a boolean (true or false)")
@@ -69,9 +78,9 @@ class Flag:
                 raise self.refuse(text, "not a whole number") from None
         return text
 
-    def refuse(self, text: str, why: str) -> UsageError:
+    def refuse(self, text: str, why: str) -> FlagError:
         """The error that says why `text` is no value of this flag."""
-        return UsageError(f'invalid argument "{text}" for "{self.label()}" flag: {why}', subject=self.name)
+        return bad_value(text, self.label(), why)
 
 
 class Given:
@@ -90,7 +99,7 @@ class Given:
 
 def parse(flags: Sequence[Flag], argv: Sequence[str], *, interspersed: bool = True) -> Given:
     """Parse argv. Without `interspersed` the first positional argument ends the flags, as it must where
-    a container's own command line follows. Raises UsageError in pflag's words."""
+    a container's own command line follows. Raises FlagError in pflag's words."""
     long = {flag.name: flag for flag in flags}
     short = {flag.short: flag for flag in flags if flag.short}
     given = Given({f.name: [] if f.kind == "list" else f.default for f in flags}, [], set())
@@ -118,13 +127,13 @@ def parse(flags: Sequence[Flag], argv: Sequence[str], *, interspersed: bool = Tr
         elif word.startswith("--"):
             name, equals, text = word[2:].partition("=")
             if name not in long:
-                raise UsageError(f"unknown flag: --{name}")
+                raise FlagError(f"unknown flag: --{name}")
             flag = long[name]
             if not equals and flag.kind == "bool":
                 text = "true"
             elif not equals:
                 if not rest:
-                    raise UsageError(f"flag needs an argument: --{name}")
+                    raise FlagError(f"flag needs an argument: --{name}")
                 text = rest.pop()
             keep(flag, text)
         else:
@@ -138,7 +147,7 @@ def _cluster(word: str, short: dict[str, Flag], rest: list[str], keep: Any) -> N
     while letters:
         letter, letters = letters[0], letters[1:]
         if letter not in short:
-            raise UsageError(f"unknown shorthand flag: '{letter}' in {word}")
+            raise FlagError(f"unknown shorthand flag: '{letter}' in {word}")
         flag = short[letter]
         if letters.startswith("="):
             keep(flag, letters[1:])
@@ -151,7 +160,7 @@ def _cluster(word: str, short: dict[str, Flag], rest: list[str], keep: Any) -> N
         elif rest:
             keep(flag, rest.pop())
         else:
-            raise UsageError(f"flag needs an argument: '{letter}' in {word}")
+            raise FlagError(f"flag needs an argument: '{letter}' in {word}")
 
 
 def help_text(flags: Sequence[Flag], width: int = 100) -> str:

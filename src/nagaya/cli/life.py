@@ -8,7 +8,7 @@ from nagaya.cli import create
 from nagaya.cli.flags import UsageError
 from nagaya.cli.http import ApiError, Client, quote
 from nagaya.cli.output import note
-from nagaya.errors import InvalidArgument, NagayaError
+from nagaya.errors import FailedPrecondition, InvalidArgument, NagayaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def make(client: Client, given: Given, *, detach: bool) -> str:
     """Create a container, pulling its image as --pull says; its id. Raises ApiError, UsageError."""
     if given["pull"] not in _PULL_POLICIES:
         raise UsageError(
-            f"invalid pull option: '{given['pull']}': must be one of {', '.join(_PULL_POLICIES)}"
+            f'invalid pull option: \'{given["pull"]}\': must be one of "always", "missing" or "never"'
         )
     body = create.body(given, detach=detach)
     terminal = _console_size() if given["tty"] else None
@@ -82,11 +82,11 @@ def _reserve(name: str) -> int:
     try:
         return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except FileExistsError:
-        raise UsageError(
+        raise FailedPrecondition(
             f"container ID file found, make sure the other container isn't running or delete {name}"
         ) from None
     except OSError as error:
-        raise UsageError(f"failed to create the container ID file: {name}: {error.strerror}") from None
+        raise InvalidArgument(f"failed to create the container ID file: {name}: {error.strerror}") from None
 
 
 def _pull(client: Client, given: Given) -> None:
@@ -116,15 +116,21 @@ def outcome(answer: Any) -> int:
     return int(answer.get("StatusCode", 125))
 
 
-def each(references: list[str], action: Any) -> int:
-    """Do action(reference) for all, print each one done; errors are said and make the exit code 1."""
+def is_missing(error: NagayaError) -> bool:
+    """Did the daemon say that there is no such object?"""
+    return isinstance(error, ApiError) and error.status == 404
+
+
+def each(references: list[str], action: Any, *, lenient: bool = False) -> int:
+    """Do action(reference) for all, print each one done; errors are said and make the exit code 1.
+    lenient: what is not there is said, and is no failure (`rm -f`)."""
     status = 0
     for reference in references:
         try:
             action(reference)
         except NagayaError as error:
             note(str(error))
-            status = 1
+            status = status if lenient and is_missing(error) else 1
         else:
             print(reference, flush=True)
     return status

@@ -1,7 +1,8 @@
 """The `nagaya` command: finds the verb, imports only its module, and turns errors into exit codes.
 
 A verb's module (`cli.verbs.NAME`) offers USAGE (what follows the verb's name), SUMMARY, FLAGS, ARGS
-(fewest and most positional arguments, None for any number), optionally INTERSPERSED = False, and
+(fewest and most positional arguments, None for any number), optionally INTERSPERSED = False and HELPS
+(classes of errors that end with 125 and a pointer to the help, as docker's do), and
 `run(given, client) -> exit code`.
 """
 
@@ -11,7 +12,8 @@ import os
 import sys
 
 import nagaya
-from nagaya.cli.flags import CountError, Flag, Given, UsageError, help_text, parse
+from nagaya.cli.flags import CountError, Flag, FlagError, Given, UsageError, help_text, parse
+from nagaya.cli.output import note
 from nagaya.errors import NagayaError
 
 TYPE_CHECKING = False
@@ -53,7 +55,11 @@ VERBS = (
 # docker's nouns: `nagaya container ls` is `nagaya ps`
 NOUNS = {
     "container": {
-        **{v: v for v in VERBS if v not in ("events", "images", "info", "version", "history", "tag", "pull")},
+        **{
+            v: v
+            for v in VERBS
+            if v not in ("events", "history", "images", "info", "pull", "rmi", "tag", "version")
+        },
         "ls": "ps",
         "list": "ps",
     },
@@ -64,7 +70,9 @@ NOUNS = {
         "rm": "rmi",
         "remove": "rmi",
     },
-    "system": {"info": "info", "events": "events"},
+    "network": {"ls": "network_ls", "list": "network_ls", "inspect": "inspect"},
+    "system": {"df": "df", "events": "events", "info": "info"},
+    "volume": {"ls": "volume_ls", "list": "volume_ls", "inspect": "inspect"},
 }
 
 GLOBAL = (
@@ -93,79 +101,107 @@ def main(argv: list[str]) -> int:
 def _main(argv: list[str]) -> int:
     try:
         given = parse(GLOBAL, argv, interspersed=False)
-        if given["version"]:
-            print(f"nagaya version {nagaya.__version__}")
-            return 0
-        name, rest = _verb(given.args)
     except UsageError as error:
-        print(f"{error}\n\nRun 'nagaya --help' for more information", file=sys.stderr)
+        usage = "Usage:  nagaya [OPTIONS] COMMAND [ARG...]"
+        note(f"{error}\n\n{usage}\n\nRun 'nagaya --help' for more information")
         return USAGE_STATUS
-    if not name:
+    if given["version"]:
+        print(f"nagaya version {nagaya.__version__}")
+        return 0
+    words = given.args
+    while words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if given["help"] and words:
+        words = [words[0], *(words[1:2] if words[0] in NOUNS else ()), "--help"]
+    if not words or words[0] == "--help":
         print(_overview())
         return 0
-    if given["help"]:
-        rest = ["--help"]
+    if words[0] in NOUNS:
+        return _noun(words[0], words[1:], given)
+    if words[0] not in VERBS:
+        note(f"nagaya: unknown command: nagaya {words[0]}\n\nRun 'nagaya --help' for more information")
+        return 1
+    return _run(words[0], words[0], words[1:], given)
+
+
+def _noun(noun: str, words: list[str], given: Given) -> int:
+    known = NOUNS[noun]
+    if words and words[0] in known:
+        name = known[words[0]]
+        # `image inspect` must not look among containers
+        extra = [f"--type={noun}"] if name == "inspect" else []
+        return _run(name, f"{noun} {words[0]}", extra + words[1:], given)
+    if words and words[0] != "--help":
+        note(
+            f"nagaya: unknown command: nagaya {noun} {words[0]}\n\nUsage:  nagaya {noun}\n\n"
+            f"Run 'nagaya {noun} --help' for more information"
+        )
+        return 1
+    lines = [f"Usage:  nagaya {noun} COMMAND", "", "Commands:"]
+    lines += [f"  {word.ljust(10)} {_load(name).SUMMARY}" for word, name in sorted(known.items())]
+    print("\n".join(lines), file=sys.stdout if words else sys.stderr)
+    return 0
+
+
+def _run(name: str, title: str, rest: list[str], asked: Given) -> int:
+    """Run the verb of that module with its words; `title` is how it was called. The exit code."""
     verb = _load(name)
+    usage = f"Usage:  nagaya {title} {verb.USAGE}"
+    more = f"'nagaya {title} --help' for more information"
     try:
-        words = _words(verb, name, rest)
+        words = _words(verb, title, rest)
         if words is None:
             return 0
         from nagaya.cli import hosts
 
-        status = int(verb.run(words, hosts.client(given["host"])))
+        status = int(verb.run(words, hosts.client(asked["host"])))
         sys.stdout.flush()
         return status
-    except UsageError as error:
-        usage = f"Usage:  nagaya {name} {verb.USAGE}"
-        print(f"{error}\n\n{usage}\n\nRun 'nagaya {name} --help' for more information", file=sys.stderr)
-        return 1 if isinstance(error, CountError) else USAGE_STATUS
+    except CountError as error:
+        # docker says "See" where there is no upper bound
+        note(f"{error}\n\n{usage}\n\n{'Run' if verb.ARGS[1] is not None else 'See'} {more}")
+        return 1
+    except FlagError as error:
+        note(f"{error}\n\n{usage}\n\nRun {more}")
+        return USAGE_STATUS
     except NagayaError as error:
-        if given["debug"]:
+        if asked["debug"]:
             raise
         sys.stdout.flush()
-        print(f"nagaya: {error}" if getattr(verb, "RUNS", False) else error, file=sys.stderr)
-        return USAGE_STATUS if getattr(verb, "RUNS", False) else 1
-
-
-def _verb(args: list[str]) -> tuple[str, list[str]]:
-    """(verb, its words); ("", []) for none. Raises UsageError for an unknown one."""
-    if not args or args == ["help"]:
-        return "", []
-    if args[0] == "help":
-        return _verb([*args[1:], "--help"])
-    if args[0] in NOUNS:
-        known = NOUNS[args[0]]
-        if len(args) < 2 or args[1] not in known:
-            raise UsageError(f"nagaya {args[0]} knows: {', '.join(sorted(known))}")
-        # `image inspect` must not look among containers
-        extra = [f"--type={args[0]}"] if args[1] == "inspect" else []
-        return known[args[1]], extra + args[2:]
-    if args[0] not in VERBS:
-        raise UsageError(f"nagaya: '{args[0]}' is not a nagaya command")
-    return args[0], args[1:]
+        # HELPS: the errors after which docker points to the help
+        if not isinstance(error, getattr(verb, "HELPS", ())):
+            note(str(error))
+            return 1
+        note(f"nagaya: {error}\n\nRun {more}")
+        return USAGE_STATUS
 
 
 def _load(name: str) -> ModuleType:
     return __import__(f"nagaya.cli.verbs.{name.replace('exec', 'execute')}", fromlist=["run"])
 
 
-def _words(verb: ModuleType, name: str, rest: list[str]) -> Given | None:
+def _words(verb: ModuleType, title: str, rest: list[str]) -> Given | None:
     """The verb's parsed words; None when only its help was wanted."""
     flags: tuple[Flag, ...] = (*verb.FLAGS, _HELP)
     given = parse(flags, rest, interspersed=getattr(verb, "INTERSPERSED", True))
     if given["help"]:
-        print(f"Usage:  nagaya {name} {verb.USAGE}\n\n{verb.SUMMARY}\n\nOptions:\n{help_text(flags)}")
+        print(f"Usage:  nagaya {title} {verb.USAGE}\n\n{verb.SUMMARY}\n\nOptions:\n{help_text(flags)}")
         return None
     fewest, most = verb.ARGS
     count = len(given.args)
     if count < fewest or (most is not None and count > most):
-        if fewest == most:
-            wanted = "no arguments" if most == 0 else f"{fewest} argument{'s' * (fewest != 1)}"
-        elif most is None or count < fewest:
-            wanted = f"at least {fewest} argument{'s' * (fewest != 1)}"
+        plural = "s" * ((fewest if most is None else most) != 1)
+        if most == 0:
+            wanted = "accepts no arguments"
+        elif fewest == most:
+            wanted = f"requires {fewest} argument{plural}"
+        elif most is None:
+            wanted = f"requires at least {fewest} argument{plural}"
+        elif fewest == 0:
+            wanted = f"requires at most {most} argument{plural}"
         else:
-            wanted = f"at most {most} argument{'s' * (most != 1)}"
-        raise CountError(f"nagaya: 'nagaya {name}' {'accepts' if most == 0 else 'requires'} {wanted}")
+            wanted = f"requires at least {fewest} and at most {most} argument{plural}"
+        raise CountError(f"nagaya: 'nagaya {title}' {wanted}")
     return given
 
 

@@ -149,18 +149,24 @@ def local_time(epoch: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z ", broken) + (broken.tm_zone or "")
 
 
+def rfc3339(epoch: float) -> str:
+    """A moment in local time, "2026-01-02T03:04:05+01:00", "Z" for UTC."""
+    text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(epoch))
+    return text[:-5] + "Z" if text.endswith("+0000") else f"{text[:-2]}:{text[-2:]}"
+
+
 def filters(words: Sequence[str]) -> str:
-    """The API's `filters` parameter of --filter KEY=VALUE words; "" for none. Raises UsageError."""
+    """The API's `filters` parameter of --filter KEY=VALUE words; "" for none. Raises FlagError."""
     if not words:
         return ""
-    from nagaya.cli.flags import UsageError
+    from nagaya.cli.flags import bad_value
     from nagaya.linux import json
 
     found: dict[str, dict[str, bool]] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            raise UsageError(f'invalid argument "{word}" for "-f, --filter" flag: expected KEY=VALUE')
+            raise bad_value(word, "-f, --filter", "expected KEY=VALUE")
         found.setdefault(key.strip().lower(), {})[value.strip()] = True
     return json.dumps(found)
 

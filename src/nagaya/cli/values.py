@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from nagaya.cli.flags import UsageError
+from nagaya.cli.flags import FlagError, UsageError, bad_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def nano_cpus(text: str) -> int:
     """Billionths of a CPU of "1.5". Raises UsageError."""
     whole, _, fraction = text.partition(".")
     if not (whole + fraction).isdecimal():
-        raise UsageError(f'invalid argument "{text}" for "--cpus" flag: not a decimal number')
+        raise bad_value(text, "--cpus", "not a decimal number")
     if len(fraction.rstrip("0")) > 9:
-        raise UsageError(f'invalid argument "{text}" for "--cpus" flag: value is too precise')
+        raise bad_value(text, "--cpus", "value is too precise")
     return int(whole or "0") * 10**9 + int((fraction + "0" * 9)[:9])
 
 
@@ -107,9 +107,7 @@ def variables(words: list[str], files: list[str]) -> list[str]:
     for word in words:
         name, equals, _ = word.partition("=")
         if not name:
-            raise UsageError(
-                f'invalid argument "{word}" for "-e, --env" flag: invalid environment variable: {word}'
-            )
+            raise bad_value(word, "-e, --env", f"invalid environment variable: {word}")
         found.append(word if equals or name not in os.environ else f"{name}={os.environ[name]}")
     return found
 
@@ -209,13 +207,9 @@ def extra_host(word: str) -> str:
     name, found, address = word.partition(separator)
     address = address.removeprefix("[").removesuffix("]") if address.startswith("[") else address
     if not found or not name:
-        raise UsageError(
-            f'invalid argument "{word}" for "--add-host" flag: bad format for add-host: "{word}"'
-        )
+        raise bad_value(word, "--add-host", f'bad format for add-host: "{word}"')
     if address != "host-gateway" and not _is_address(address):
-        raise UsageError(
-            f'invalid argument "{word}" for "--add-host" flag: invalid IP address in add-host: "{address}"'
-        )
+        raise bad_value(word, "--add-host", f'invalid IP address in add-host: "{address}"')
     return f"{name}:{address}"
 
 
@@ -242,13 +236,9 @@ def ulimit(word: str) -> dict[str, Any]:
         low = int(soft)
         high = int(hard) if colon else low
     except ValueError:
-        raise UsageError(
-            f'invalid argument "{word}" for "--ulimit" flag: invalid ulimit argument: {word}'
-        ) from None
+        raise bad_value(word, "--ulimit", f"invalid ulimit argument: {word}") from None
     if not equals or (high != -1 and (low > high or low == -1)):
-        raise UsageError(
-            f'invalid argument "{word}" for "--ulimit" flag: soft limit above the hard limit or no name'
-        )
+        raise bad_value(word, "--ulimit", "soft limit above the hard limit or no name")
     return {"Name": name, "Hard": high, "Soft": low}
 
 
@@ -351,5 +341,5 @@ def _truth(word: str, key: str, value: str) -> bool:
     return value[0] in "1tT"
 
 
-def _bad_mount(word: str, why: str) -> UsageError:
-    return UsageError(f'invalid argument "{word}" for "--mount" flag: {why}')
+def _bad_mount(word: str, why: str) -> FlagError:
+    return bad_value(word, "--mount", why)

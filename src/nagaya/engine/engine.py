@@ -303,6 +303,9 @@ class Engine:
     def volumes(self) -> Sequence[VolumeSummary]:
         return volumes.summaries(self._world.ledger, self._world.settings.root)
 
+    async def volume_size(self, name: str) -> int:
+        return await self._world.slow_job(lambda: volumes.size(self._world.settings.root, name))
+
 
 @functools.cache
 def _cgroup_version() -> int:

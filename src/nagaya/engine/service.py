@@ -133,3 +133,7 @@ class EngineService(Protocol):
     def volumes(self) -> Sequence[VolumeSummary]:
         """The volumes that exist, by name."""
         ...
+
+    async def volume_size(self, name: str) -> int:
+        """Bytes of a volume's files; 0 when it is gone."""
+        ...

@@ -12,6 +12,7 @@ from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.ledger import Ledger, Volume
 from nagaya.engine.model import VolumeSummary
 from nagaya.errors import InvalidArgument, NagayaError, NotFound
+from nagaya.image import trees
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _COPY_CHUNK = 1 << 20
@@ -39,6 +40,20 @@ def summaries(ledger: Ledger, root: str) -> list[VolumeSummary]:
         VolumeSummary(row.name, row.created, path_of(root, row.name), row.anonymous, row.labels)
         for row in ledger.volumes()
     ]
+
+
+def size(root: str, name: str) -> int:
+    """Bytes of its files; 0 of a volume that is gone. Blocking. Raises KernelError."""
+    try:
+        fd = os.open(
+            path_of(root, check_name(name)), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
+    except FileNotFoundError:
+        return 0
+    try:
+        return trees.usage(fd)[0]
+    finally:
+        os.close(fd)
 
 
 def ensure(ledger: Ledger, root: str, name: str, *, anonymous: bool) -> tuple[str, bool]:

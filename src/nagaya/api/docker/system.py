@@ -119,7 +119,7 @@ async def disk_usage(engine: EngineService, request: Request) -> Response:
     """GET /system/df: layers shared by several images are counted once per image."""
     images = await engine.list_images()
     containers = engine.list_containers()
-    volumes = volume_users(engine)
+    users = volume_users(engine)
     used = Counter(container.image_digest for container in containers)
     return json_response(
         {
@@ -129,9 +129,14 @@ async def disk_usage(engine: EngineService, request: Request) -> Response:
             ],
             "Containers": await summaries(engine, containers, size=True),
             "Volumes": [
-                # -1: their files are not counted
-                {**volume_document(v), "UsageData": {"Size": -1, "RefCount": volumes[v.name]}}
-                for v in engine.volumes()
+                {
+                    **volume_document(volume),
+                    "UsageData": {
+                        "Size": await engine.volume_size(volume.name),
+                        "RefCount": users[volume.name],
+                    },
+                }
+                for volume in engine.volumes()
             ],
             "BuildCache": [],
         }

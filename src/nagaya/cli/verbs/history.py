@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nagaya.cli.flags import Flag
 from nagaya.cli.http import quote
-from nagaya.cli.output import ago, ellipsis, human_size, local_time, rows, short_id
+from nagaya.cli.output import ago, ellipsis, human_size, rfc3339, rows, short_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ _COLUMNS = (
 def run(given: Given, client: Client) -> int:
     """Print one line a step, the newest first."""
     found = []
+    full, people = given["no-trunc"], given["human"]
     for item in client.call("GET", f"/images/{quote(given.args[0])}/history"):
-        full, people = given["no-trunc"], given["human"]
         image, by = item.get("Id") or "<missing>", (item.get("CreatedBy") or "").replace("\t", " ")
         created = item.get("Created", 0)
         found.append(
             {
                 "ID": image if full or image == "<missing>" else short_id(image),
-                "CreatedAt": local_time(created),
-                "CreatedSince": ago(created) if people else local_time(created),
+                "CreatedAt": rfc3339(created),
+                "CreatedSince": _age(created) if people else rfc3339(created),
                 "CreatedBy": by if full else ellipsis(by, 45),
                 "Size": human_size(item.get("Size", 0)) if people else str(item.get("Size", 0)),
                 "Comment": item.get("Comment") or "",
@@ -51,5 +51,11 @@ def run(given: Given, client: Client) -> int:
         for row in found:
             print(row["ID"])
         return 0
-    rows(found, _COLUMNS, given["format"], {"CreatedAt": "CREATED AT"})
+    columns = tuple((f, "CREATED AT" if f == "CreatedSince" and not people else h) for f, h in _COLUMNS)
+    rows(found, columns, given["format"], {"CreatedAt": "CREATED AT"})
     return 0
+
+
+def _age(created: int) -> str:
+    """How long ago; of a step that tells no time, as reproducible builds make them, N/A."""
+    return ago(created) if created > 0 else "N/A"

@@ -31,7 +31,8 @@ _KINDS = ("container", "image", "network", "volume")
 def run(given: Given, client: Client) -> int:
     """Print what was found; 1 when something was not."""
     if given["type"] not in ("", *_KINDS):
-        raise UsageError(f'"{given["type"]}" is not a valid value for --type')
+        kinds = ", ".join(f'"{kind}"' for kind in _KINDS)
+        raise UsageError(f'unknown type: "{given["type"]}": must be one of {kinds}')
     template = None
     if given["format"] not in ("", "json"):
         from nagaya.cli.template import Template
@@ -64,6 +65,6 @@ def find(client: Client, name: str, kind: str, *, size: bool) -> Any:
         try:
             return client.call("GET", path, {"size": size and each == "container"})
         except ApiError as error:
-            if error.status != 404 and not (error.status == 501 and not kind):
+            if kind or error.status not in (404, 501):
                 raise
-    raise NotFound(f"Error: No such {kind or 'object'}: {name}")
+    raise NotFound(f"Error: No such object: {name}")

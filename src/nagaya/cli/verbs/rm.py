@@ -23,4 +23,6 @@ ARGS = (1, None)
 def run(given: Given, client: Client) -> int:
     """Print each name once it is done."""
     query = {"force": given["force"], "v": given["volumes"], "link": given["link"]}
-    return life.each(given.args, lambda name: client.call("DELETE", life.path(name), query))
+    return life.each(
+        given.args, lambda name: client.call("DELETE", life.path(name), query), lenient=given["force"]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nagaya.cli import life
 from nagaya.cli.flags import Flag
 from nagaya.cli.http import quote
 from nagaya.cli.output import note
@@ -32,5 +33,5 @@ def run(given: Given, client: Client) -> int:
                     print(f"{what}: {which}", flush=True)
         except NagayaError as error:
             note(str(error))
-            status = 1
+            status = status if given["force"] and life.is_missing(error) else 1
     return status
