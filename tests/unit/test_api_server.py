@@ -19,6 +19,7 @@ from urllib.parse import quote
 import pytest
 
 from nagaya.api.docker.server import start_server
+from nagaya.api.http import connection
 from nagaya.engine.model import (
     AttachRequest,
     Container,
@@ -367,6 +368,53 @@ def test_a_chunked_body_over_the_bound_is_413(live: Live) -> None:
         except OSError:
             pass
         assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT", 0.6)
+    monkeypatch.setattr(connection, "BODY_TIMEOUT", 0.6)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    "half",
+    [
+        b"GET /_ping HT",
+        b"GET /_ping HTTP/1.1\r\nHost: d\r\nX: y",
+        b"POST /containers/create HTTP/1.1\r\nHost: d\r\nContent-Length: 9\r\n\r\n{",
+        b"POST /containers/create HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{",
+        b"POST /containers/c1/attach HTTP/1.1\r\nHost: d\r\nContent-Length: 9\r\n\r\n",
+        b"GET /_ping HTTP/1.1\r\nHost: d\r\n\r\nGET /_pi",  # a whole one first
+    ],
+)
+def test_half_a_request_holds_no_connection(live: Live, half: bytes) -> None:
+    with live.connect() as sock:
+        begun = time.monotonic()
+        sock.sendall(half)
+        said = b"".join(iter(lambda: sock.recv(65536), b""))
+        assert 0.5 < time.monotonic() - begun < 5
+        assert b"HTTP/1.1 408 " in said and b'"message":' in said
+    assert live.ask("GET", "/_ping")[0] == 200
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_is_slow_but_goes_on_is_left_alone(live: Live) -> None:
+    body = b'{"Image": "img"}'
+    with live.connect() as idle, live.connect() as slow, live.connect() as waiting:
+        waiting.sendall(b"POST /containers/c1/wait HTTP/1.1\r\nHost: d\r\n\r\n")
+        head = (
+            b"POST /containers/create HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        )
+        slow.sendall(head % len(body))
+        for number in range(len(body)):  # 1.6 s in all
+            time.sleep(0.1)
+            slow.sendall(body[number : number + 1])
+        assert b" 201 " in until(slow, b"\r\n\r\n")
+        idle.sendall(b"GET /_ping HTTP/1.1\r\nHost: d\r\n\r\n")
+        assert b"OK" in until(idle, b"OK")
+        live.call(live.engine.exited.set)
+        assert b'"StatusCode":' in until(waiting, b"}")
 
 
 def test_expect_continue(live: Live) -> None:

@@ -10,7 +10,7 @@ import errno
 import json
 import logging
 
-from nagaya.api.http.messages import PayloadTooLarge, Response
+from nagaya.api.http.messages import PayloadTooLarge, RequestTimeout, Response
 from nagaya.errors import (
     AlreadyExists,
     CommandNotExecutable,
@@ -38,6 +38,7 @@ _STATUS: tuple[tuple[type[NagayaError], int], ...] = (
     (NotFound, 404),
     (AlreadyExists, 409),
     (FailedPrecondition, 409),
+    (RequestTimeout, 408),
     (PayloadTooLarge, 413),
     (Unimplemented, 501),
     (Unavailable, 503),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import h11
 
-from nagaya.api.http.messages import Answer, Application, Headers, Request, Response, Stream
+from nagaya.api.http.messages import Answer, Application, Headers, Request, RequestTimeout, Response, Stream
 from nagaya.errors import Cancelled, InvalidArgument
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 MAX_HEADER = 64 << 10
 """X-Registry-Config can hold the credentials of many registries."""
+HEAD_TIMEOUT = 30.0
+"""Seconds from a request's first byte to the end of its head."""
+BODY_TIMEOUT = 60.0
+"""Seconds of silence in the middle of a body; an upload that goes on may take as long as it takes."""
 READ_AHEAD = 256 << 10
 LINGER = 2.0
 """Seconds an answered client may still send the body nobody wanted, so that it sees the answer."""
@@ -50,6 +54,7 @@ class Connection(asyncio.Protocol):
         self._body_complete = False
         self._body_waiter: asyncio.Future[None] | None = None
         self._write_waiter: asyncio.Future[None] | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
         self._writing_paused = False
         self._lost = False
         self._half_closed = False
@@ -66,6 +71,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._peers.discard(self)
+        self._stop_head_timer()
         self._wake_body()
         if self._write_waiter is not None and not self._write_waiter.done():
             self._write_waiter.set_result(None)
@@ -131,11 +137,13 @@ class Connection(asyncio.Protocol):
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
-                self._refuse(error)
+                self._refuse(error.error_status_hint, str(error))
                 return
             if event is h11.NEED_DATA:
                 self._ahead = 0
                 self._transport.resume_reading()
+                if self._task is None and self._head_timer is None and self._http.trailing_data[0]:
+                    self._head_timer = self._loop.call_later(HEAD_TIMEOUT, self._head_late)
                 return
             if isinstance(event, h11.Request):
                 self._begin(event)
@@ -153,7 +161,17 @@ class Connection(asyncio.Protocol):
                     self._transport.close()
                 return
 
+    def _head_late(self) -> None:
+        self._head_timer = None
+        self._refuse(408, f"the request's head took longer than {HEAD_TIMEOUT:.0f} s")
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
     def _begin(self, event: h11.Request) -> None:
+        self._stop_head_timer()
         self._body_complete = False
         self._chunks.clear()
         self._queued = 0
@@ -170,8 +188,7 @@ class Connection(asyncio.Protocol):
                 return b""
             if self._lost or self._http.their_state in (h11.ERROR, h11.CLOSED):
                 raise Cancelled("the client went away while sending its request")
-            self._body_waiter = self._loop.create_future()
-            await self._body_waiter
+            await self._more_body()
         chunk = self._chunks.popleft()
         before = self._queued
         self._queued -= len(chunk)
@@ -179,18 +196,27 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._advance)
         return chunk
 
+    async def _more_body(self) -> None:
+        self._body_waiter = self._loop.create_future()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                await self._body_waiter
+        except TimeoutError:
+            raise RequestTimeout(f"the request's body stopped for longer than {BODY_TIMEOUT:.0f} s") from None
+
     def _wake_body(self) -> None:
         if self._body_waiter is not None and not self._body_waiter.done():
             self._body_waiter.set_result(None)
 
-    def _refuse(self, error: h11.RemoteProtocolError) -> None:
+    def _refuse(self, status: int, why: str) -> None:
         """The client does not speak HTTP: one answer, when none has begun, and good-bye."""
+        self._stop_head_timer()
         self._wake_body()
         if self._task is not None:
             return
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self._half_closed:
-            status = error.error_status_hint if 400 <= error.error_status_hint <= 599 else 400
-            body = b'{"message":"bad request: %s"}\n' % str(error).encode("ascii", "replace").replace(
+            status = status if 400 <= status <= 599 else 400
+            body = b'{"message":"bad request: %s"}\n' % why.encode("ascii", "replace").replace(
                 b'"', b"'"
             ).replace(b"\\", b"/")
             head = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(body))]

@@ -23,6 +23,12 @@ class PayloadTooLarge(NagayaError):
     code = "payload_too_large"
 
 
+class RequestTimeout(NagayaError):
+    """The client stopped in the middle of its request (HTTP 408)."""
+
+    code = "request_timeout"
+
+
 class Request:
     """One request. `params` are the route's variables; `version` is the negotiated API version.
 
