@@ -174,6 +174,9 @@ def test_what_our_command_says_is_what_dockers_says(cli: Cli) -> None:
     peer = Cli(cli.server, "docker")
     own_words = {("run", "--rm=maybe", "x"), ("stop", "-t", "x", "c"), ("ps", "--filter", "x")}
     own_words |= {("inspect", "--type", "nosuch", "x"), ("images", "a", "b")}  # "SRun", says docker 28
+    # one line is enough where flags and words are right: no pointer to the help, nothing said twice
+    own_words |= {("start", "nosuch", "nosuch2"), ("rename", "nosuch", "other")}
+    own_words |= {("run", "--pull", "never", "nosuch"), ("run", "--cidfile", "/etc/passwd", IMAGE)}
     for argv, _ in WRONG:
         if tuple(argv) not in own_words:
             ours, theirs = cli(*argv), peer(*argv)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from house import python_main
 
-from nagaya.daemon import config, locks
+from nagaya.daemon import checks, config, locks
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "etc/nagayad.toml"
@@ -19,7 +19,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "etc/nagayad.toml"
 def load(tmp_path: Path, text: str, *flags: str) -> config.Config:
     path = tmp_path / "n.toml"
     path.write_text(text)
-    return config.load(["--config", str(path), *flags])
+    return config.load(["--config", str(path), *flags])[0]
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -74,13 +74,48 @@ def test_paths_on_the_command_line_are_made_absolute(tmp_path: Path, monkeypatch
         ("mtu = 67", "mtu"),
         ("[default-ulimits]\nfiles = [1, 1]", "default-ulimits.files"),
         ("[default-ulimits]\nnofile = [2, 1]", "default-ulimits.nofile"),
+        ('[default-ulimits]\nnofile = ["a", 1]', "default-ulimits"),
+        ("[registries]\nretries = -1", "registries.retries"),
+        ('[registries]\nretries = "4"', "registries.retries"),
+        ("[registries]\ndownloads = 0", "registries.downloads"),
+        ("[registries]\nunpacks = 0", "registries.unpacks"),
+        ("[registries]\nconnect-timeout = 0", "registries.connect-timeout"),
+        ("[registries]\nread-timeout = -1.5", "registries.read-timeout"),
+        ("[registries]\nread-timeout = nan", "registries.read-timeout"),
+        ('[registries]\ninsecure = ["a b"]', "registries.insecure"),
+        ('[registries]\ninsecure = ["http://a"]', "registries.insecure"),
+        ('[registries]\ndocker-config = "config.json"', "registries.docker-config"),
+        ('[registries]\ndocker-config = "/no/such/file"', "registries.docker-config"),
+        ('[registries.mirrors]\n"docker.io" = ["x"]', "registries.mirrors.docker.io"),
+        ('[registries.mirrors]\n"docker.io" = ["ftp://x"]', "registries.mirrors.docker.io"),
+        ('[registries.mirrors]\n"docker.io" = "https://x"', "registries.mirrors"),
+        ('[registries.mirrors]\n"https://docker.io" = ["https://x"]', "registries.mirrors.https://docker.io"),
+        ('[registries.ca]\n"a:5000" = "/no/such/ca.pem"', "registries.ca.a:5000"),
+        ('[registries.ca]\n"a:5000" = "/etc/passwd"', "registries.ca.a:5000"),
+        ('[registries.ca]\n"a:5000" = "ca.pem"', "registries.ca.a:5000"),
+        ('init-path = "/no/such/init"', "init-path"),
+        ('init-path = "/etc/passwd"', "init-path"),
+        ('init-path = "catatonit"', "init-path"),
+        ('[runtimes]\nx = "/no/such/runtime"', "runtimes.x"),
+        ('[runtimes]\nx = "/tmp"', "runtimes.x"),
+        ('docker-socket = "run/docker.sock"', "docker-socket"),
+        ('docker-socket = "/no/such/dir/docker.sock"', "docker-socket"),
+        ('cri-socket = "cri"', "cri-socket"),
+        ('pidfile = "x.pid"', "pidfile"),
+        ('pidfile = "/no/such/dir/x.pid"', "pidfile"),
+        ('cni-conf-dir = "net.d"', "cni-conf-dir"),
+        ('group = "a b"', "group"),
+        ('dns-search = ["a b"]', "dns-search"),
+        ('dns-option = ["ndots: 2"]', "dns-option"),
+        ("stop-timeout = 99999999999", "stop-timeout"),
+        ("icc = 1", "icc"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         load(tmp_path, text)
-    assert named in str(caught.value)
-    assert str(tmp_path / "n.toml") in str(caught.value)
+    told = "unknown key" if "unknown key" in str(caught.value) else f"{named}: "
+    assert str(caught.value).startswith(f"{tmp_path}/n.toml: {told}") and named in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -105,15 +140,41 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
     ("text", "size"), [("0", 0), ("7b", 7), ("2K", 2048), ("20m", 20 << 20), ("1gb", 1 << 30)]
 )
 def test_sizes(text: str, size: int) -> None:
-    assert config.parse_size(text) == size
+    assert checks.parse_size(text) == size
 
 
 def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "n.toml").write_text("colour = 1\n")
     argv = [*python_main("nagaya.daemon.main"), "--config", str(tmp_path / "n.toml")]
     result = subprocess.run(argv, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 2
+    assert result.returncode == 1
     assert result.stderr == f"nagayad: {tmp_path}/n.toml: unknown key 'colour'\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--nosuch"], "command line: unrecognized arguments: --nosuch (nagayad --help shows the flags)"),
+        (["--mtu", "big"], "command line: argument --mtu: invalid int value: 'big' "),
+        (["--init-path", "/no/such/init"], "command line: init-path: /no/such/init: no such file\n"),
+        (["--config", "/no/such/file"], "/no/such/file: no such file\n"),
+    ],
+)
+def test_mistakes_of_flags(flags: list[str], says: str) -> None:
+    argv = [*python_main("nagaya.daemon.main"), *flags]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith(f"nagayad: {says}") and result.stderr.count("\n") == 1
+
+
+def test_validate_checks_and_touches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "n.toml").write_text(f'root = "{tmp_path}/root"\nrun = "{tmp_path}/run"\n')
+    argv = [*python_main("nagaya.daemon.main"), "--validate", "--config", str(tmp_path / "n.toml")]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "configuration OK\n")
+    assert os.listdir(tmp_path) == ["n.toml"]
+    result = subprocess.run([*argv, "--mtu", "1"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and result.stderr.startswith("nagayad: command line: mtu: ")
 
 
 def test_the_example_has_every_key_and_its_default(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The `nagaya` command: finds the verb, imports only its module, and turns errors into exit codes.
 
 A verb's module (`cli.verbs.NAME`) offers USAGE (what follows the verb's name), SUMMARY, FLAGS, ARGS
-(fewest and most positional arguments, None for any number), optionally INTERSPERSED = False and HELPS
-(classes of errors that end with 125 and a pointer to the help, as docker's do), and
+(fewest and most positional arguments, None for any number), optionally INTERSPERSED = False and CREATES
+(True or "and runs": what makes containers ends with docker's 125 where its flags make no sense, what runs
+them wherever it was not the program that failed), and
 `run(given, client) -> exit code`.
 """
 
@@ -168,12 +169,11 @@ def _run(name: str, title: str, rest: list[str], asked: Given) -> int:
         if asked["debug"]:
             raise
         sys.stdout.flush()
-        # HELPS: the errors after which docker points to the help
-        if not isinstance(error, getattr(verb, "HELPS", ())):
-            note(str(error))
-            return 1
-        note(f"nagaya: {error}\n\nRun {more}")
-        return USAGE_STATUS
+        creates = getattr(verb, "CREATES", False)
+        pointer = f"\n\nRun {more}" if creates and isinstance(error, UsageError) else ""
+        runs = pointer or creates == "and runs"
+        note(f"nagaya: {error}{pointer}" if runs else str(error))
+        return USAGE_STATUS if runs else 1
 
 
 def _load(name: str) -> ModuleType:

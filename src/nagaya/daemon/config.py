@@ -7,19 +7,17 @@ a misspelt limit must not silently be no limit. etc/nagayad.toml has every key w
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import re
 import shutil
 import tomllib
-from collections.abc import Sequence
-from typing import Any, get_origin, get_type_hints
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 import msgspec
 
 import nagaya
-from nagaya.engine import privileges
-from nagaya.engine.model import Ulimit
+from nagaya.daemon import checks
 from nagaya.engine.settings import Settings
 from nagaya.errors import InvalidArgument
 from nagaya.image.transport import RegistryConfig
@@ -27,9 +25,6 @@ from nagaya.network import ipam
 from nagaya.network.service import NetworkService
 
 DEFAULT_FILE = "/etc/nagaya/nagayad.toml"
-_LEVELS = ("debug", "info", "warning", "error")
-_SIZE = re.compile(r"([0-9]+)([kmg]?)b?", re.IGNORECASE)
-_PLAIN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 
 class Registries(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
@@ -101,7 +96,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
             runtimes={**found, **self.runtimes},
             init_path=self.init_path or _find_init(),
             stop_timeout=self.stop_timeout,
-            log_max_size=parse_size(self.log_max_size),
+            log_max_size=checks.parse_size(self.log_max_size),
             log_max_file=self.log_max_file,
             dns=self.dns,
             dns_search=self.dns_search,
@@ -134,14 +129,6 @@ def _find_init() -> str:
     return shutil.which("catatonit") or ""
 
 
-def parse_size(text: str) -> int:
-    """Bytes of "20m". Raises InvalidArgument."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise InvalidArgument(f"{text!r} is not a size such as 20m", subject="log-max-size")
-    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
-
-
 def read_file(path: str, *, required: bool) -> dict[str, Any]:
     """The file's keys. Raises InvalidArgument for bad TOML, or a required file that is missing."""
     try:
@@ -155,76 +142,50 @@ def read_file(path: str, *, required: bool) -> dict[str, Any]:
         raise InvalidArgument(f"{path}: {error}", subject="config") from None
 
 
-def make(values: dict[str, Any], source: str) -> Config:
-    """A checked configuration of key -> value. Raises InvalidArgument that names the key."""
+def make(values: dict[str, Any], source: str, flags: Collection[str] = ()) -> Config:
+    """A checked configuration of key -> value, of which `flags` were on the command line and the others in
+    `source`. Raises InvalidArgument: "SOURCE: key: what is wrong"."""
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        text = str(error)
-        unknown = re.search(r"unknown field `([^`]*)`(?: - at `\$\.?([^`]*)`)?", text)
-        if unknown:
-            key = f"{unknown[2]}.{unknown[1]}" if unknown[2] else unknown[1]
-            raise InvalidArgument(f"{source}: unknown key {key!r}", subject=key) from None
-        raise InvalidArgument(f"{source}: {text.replace('`', chr(39))}", subject="config") from None
-    _check(config, source)
+        raise _misfit(str(error), source, flags) from None
+    try:
+        checks.check_values(config)
+    except InvalidArgument as error:
+        raise _located(error.subject, error.message, source, flags) from None
     return config
 
 
-def _check(config: Config, source: str) -> None:
-    def refuse(key: str, why: str) -> InvalidArgument:
-        return InvalidArgument(f"{source}: {key}: {why}", subject=key)
+def _located(key: str, why: str, source: str, flags: Collection[str]) -> InvalidArgument:
+    return InvalidArgument(f"{'command line' if key in flags else source}: {key}: {why}", subject=key)
 
-    for key in ("root", "run"):
-        value = getattr(config, key)
-        if not value.startswith("/") or value == "/" or ":" in value or "," in value:
-            # overlay's option syntax has no way to write them
-            raise refuse(key, f"{value!r} is not an absolute path without ':' and ','")
-    if config.log_level not in _LEVELS:
-        raise refuse("log-level", f"{config.log_level!r} is none of {', '.join(_LEVELS)}")
-    if config.cgroup_driver not in ("cgroupfs", "systemd"):
-        raise refuse("cgroup-driver", f"{config.cgroup_driver!r} is neither cgroupfs nor systemd")
-    parts = config.cgroup_parent.strip("/").split("/")
-    if any(_PLAIN_NAME.fullmatch(part) is None for part in parts):
-        raise refuse("cgroup-parent", f"{config.cgroup_parent!r} is not a cgroup's path")
-    if config.stop_timeout < 0:
-        raise refuse("stop-timeout", "is negative")
-    if config.log_max_file < 1:
-        raise refuse("log-max-file", "is less than 1")
-    try:
-        parse_size(config.log_max_size)
-        config.network()
-    except InvalidArgument as error:
-        raise refuse(error.subject, error.message) from None
-    for address in config.dns:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            raise refuse("dns", f"{address!r} is not an address") from None
-    for name, path in config.runtimes.items():
-        if _PLAIN_NAME.fullmatch(name) is None or name == "nagaya" or not path.startswith("/"):
-            raise refuse(f"runtimes.{name}", f"{path!r} is not the absolute path of a runtime")
-    if config.default_runtime not in config.settings().runtimes | {"nagaya": ""}:
-        raise refuse(
-            "default-runtime", f"{config.default_runtime!r} is neither nagaya nor one of the runtimes"
-        )
-    for name, (soft, hard) in config.default_ulimits.items():
-        try:
-            privileges.rlimits([Ulimit(name, soft, hard)])
-        except InvalidArgument as error:
-            raise refuse(f"default-ulimits.{name}", error.message) from None
-    if len(os.fsencode(config.socket)) > 107:
-        raise refuse("docker-socket", "is longer than the 107 bytes a Unix socket's path may have")
+
+def _misfit(text: str, source: str, flags: Collection[str]) -> InvalidArgument:
+    """msgspec's words, such as "Expected `int`, got `str` - at `$.mtu`", in our order."""
+    why, _, place = text.replace("`", "").partition(" - at ")
+    key = place.removeprefix("$").removeprefix(".").removesuffix("[...]").partition("[")[0]
+    unknown = re.fullmatch("Object contains unknown field (.*)", why)
+    if unknown:
+        whole = f"{key}.{unknown[1]}" if key else unknown[1]
+        return InvalidArgument(f"{source}: unknown key {whole!r}", subject=whole)
+    return _located(key, why[:1].lower() + why[1:], source, flags)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InvalidArgument(f"command line: {message} (nagayad --help shows the flags)", subject="flags")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: a flag for each key."""
-    made = argparse.ArgumentParser(
+    """The command line: a flag for each key. Parsing raises InvalidArgument."""
+    made = _Parser(
         prog="nagayad",
         description="The daemon: images, containers and networks behind Docker's Engine API.",
         allow_abbrev=False,
     )
     made.add_argument("--version", action="version", version=f"nagayad {nagaya.__version__}")
     made.add_argument("--config", metavar="FILE", help=f"configuration (default {DEFAULT_FILE} if it exists)")
+    made.add_argument("--validate", action="store_true", help="check the configuration and end")
     for field, hint in get_type_hints(Config).items():
         key = field.replace("_", "-")
         origin = get_origin(hint)
@@ -239,18 +200,25 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def load(argv: Sequence[str]) -> Config:
-    """The configuration of a command line. Raises InvalidArgument; SystemExit as argparse does."""
+def load(argv: Sequence[str]) -> tuple[Config, bool]:
+    """(the configuration of a command line, is it only to be validated?).
+
+    Raises InvalidArgument; SystemExit for --help and --version."""
     options = vars(parser().parse_args(list(argv)))
-    path = options.pop("config")
+    path, validate = options.pop("config"), options.pop("validate")
     values = read_file(path or DEFAULT_FILE, required=path is not None)
     source = path or DEFAULT_FILE
-    make(values, source)  # so that a mistake in the file is not blamed on a flag
+    make(values, source)  # a mistake in the file is one also when a flag wins over it
     given = {k.replace("_", "-"): v for k, v in options.items() if v is not None}
     for key in ("root", "run", "docker-socket", "cri-socket", "pidfile"):
-        if key in given:
+        if given.get(key):
             given[key] = os.path.abspath(given[key])
-    return make({**values, **given}, "command line" if given else source)
+    config = make({**values, **given}, source, given)
+    try:
+        checks.check_host(config, Registries().docker_config)
+    except InvalidArgument as error:
+        raise _located(error.subject, error.message, source, given) from None
+    return config, validate
 
 
 def keys() -> list[str]:

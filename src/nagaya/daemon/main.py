@@ -34,16 +34,18 @@ def _start_logging(level: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the daemon. Returns 0 after SIGTERM; 1 for an error, 2 for a wrong configuration, each told
-    in one line on stderr."""
+    """Run the daemon. Returns 0 after SIGTERM; 1 for an error, a wrong configuration included, told in
+    one line on stderr."""
     from nagaya.daemon import config as configuration
 
     try:
-        config = configuration.load(argv)
-        config.settings()
+        config, validate = configuration.load(argv)
     except InvalidArgument as error:
         sys.stderr.write(f"nagayad: {error}\n")
-        return 2
+        return 1
+    if validate:
+        sys.stderr.write("configuration OK\n")  # dockerd's words, and where it writes them
+        return 0
     if os.geteuid() != 0:
         sys.stderr.write("nagayad: needs root (namespaces, mounts and cgroups)\n")
         return 1

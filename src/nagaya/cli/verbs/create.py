@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from nagaya.cli import life
 from nagaya.cli.create import CREATE_FLAGS
-from nagaya.cli.flags import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ SUMMARY = "Create a new container"
 FLAGS = CREATE_FLAGS
 ARGS = (1, None)
 INTERSPERSED = False
-HELPS = UsageError
+CREATES = True
 
 
 def run(given: Given, client: Client) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from nagaya.cli import life
-from nagaya.cli.http import ApiError
-from nagaya.cli.output import note
 from nagaya.errors import InvalidArgument
 
 TYPE_CHECKING = False
@@ -23,9 +21,5 @@ def run(given: Given, client: Client) -> int:
     old, new = given.args
     if not new.strip():
         raise InvalidArgument("Error: Neither old nor new names may be empty")
-    try:
-        client.call("POST", life.path(old) + "/rename", {"name": new})
-    except ApiError as error:
-        note(str(error))
-        raise InvalidArgument(f"Error: failed to rename container named {old}") from None
+    client.call("POST", life.path(old) + "/rename", {"name": new})
     return 0

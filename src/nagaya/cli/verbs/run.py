@@ -24,7 +24,7 @@ FLAGS = (
 )
 ARGS = (1, None)
 INTERSPERSED = False
-HELPS = NagayaError
+CREATES = "and runs"
 
 
 def run(given: Given, client: Client) -> int:
@@ -35,7 +35,7 @@ def run(given: Given, client: Client) -> int:
         try:
             client.call("POST", life.path(reference) + "/start")
         except NagayaError as error:
-            note(f"nagaya: {error}\n\nRun 'nagaya run --help' for more information")
+            note(f"nagaya: {error}")
             return life.start_status(error)
         return 0
     attach = {word.lower() for word in given["attach"]} or {"stdout", "stderr", "stdin"}
@@ -64,7 +64,7 @@ def run(given: Given, client: Client) -> int:
         try:
             client.call("POST", path + "/start")
         except NagayaError as error:
-            note(f"nagaya: {error}\n\nRun 'nagaya run --help' for more information")
+            note(f"nagaya: {error}")
             if given["rm"]:
                 waiting.read()  # its removal: the name is free when we return
             return life.start_status(error)

@@ -23,19 +23,10 @@ FLAGS = (
 ARGS = (1, None)
 
 
-def _start_each(names: list[str], client: Client) -> int:
-    failed = [
-        name for name in names if life.each([name], lambda n: client.call("POST", life.path(n) + "/start"))
-    ]
-    if failed:
-        note(f"Error: failed to start containers: {', '.join(failed)}")
-    return 1 if failed else 0
-
-
 def run(given: Given, client: Client) -> int:
     """0, or attached: the container's exit code."""
     if not (given["attach"] or given["interactive"]):
-        return _start_each(given.args, client)
+        return life.each(given.args, lambda name: client.call("POST", life.path(name) + "/start"))
     if len(given.args) > 1:
         raise UsageError("you cannot start and attach multiple containers at once")
     path = life.path(given.args[0])
