@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from clients import Cli
 from house import House
-from images import Registry, busybox_layers, write_layout
+from images import Registry, busybox_layers, layer, write_layout
 
 pytestmark = pytest.mark.root
 
@@ -91,6 +91,70 @@ def test_pull_list_tag_and_remove(cli: Cli, tmp_path: Path) -> None:
     assert cli.ok("images", "-q", repository) == ""
     said = cli("rmi", reference)
     assert said.status == 1 and f"No such image: {reference}" in said.err
+
+
+def test_all_tags_short_ids_and_filters(cli: Cli, tmp_path: Path) -> None:
+    number = 0
+    found: dict[str, int] = {}
+    while True:  # until two ids begin alike
+        layout = tmp_path / str(number)
+        write_layout(layout, [layer([("n", b"n")])], {"Labels": {"n": str(number)}})
+        manifest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
+        document = json.loads((layout / "blobs" / manifest.replace(":", "/")).read_text())
+        prefix = document["config"]["digest"][7:9]
+        if prefix in found:
+            break
+        found[prefix] = number
+        number += 1
+    with Registry(tmp_path / "registry", cli.server.inside([])) as registry:
+        one = registry.push(f"oci:{tmp_path}/{found[prefix]}", "t/a:1")
+        two = registry.push(f"oci:{tmp_path}/{number}", "t/a:2")
+        repository = one.rpartition(":")[0]
+        said = cli("pull", "-a", one)
+        assert said.status and "tag can't be used with --all-tags/-a" in said.err
+        said = cli("pull", "-a", repository + "x")
+        assert said.status == 1 and f"repository {repository}x not found" in said.err
+        lines = cli.ok("pull", "-a", repository).splitlines()
+        assert sorted(line for line in lines if "Pulling from" in line) == [
+            "1: Pulling from t/a",
+            "2: Pulling from t/a",
+        ]
+        assert lines[-2:] == [f"Status: Downloaded newer image for {repository}", repository]
+        assert cli.ok("pull", "-a", "-q", repository) == repository
+        again = cli.ok("pull", one).splitlines()  # of an image that is here no layers are told
+        assert len(again) == 4 and again[2] == f"Status: Image is up to date for {one}"
+        digest = again[1].removeprefix("Digest: ")
+        first = cli.ok("pull", f"{repository}@{digest}").splitlines()[0]
+        assert first == f"{repository}@{digest}: Pulling from t/a"
+    for words in (["rmi", prefix], ["history", prefix], ["tag", prefix, "x:1"]):
+        said = cli(*words)
+        assert said.status == 1 and f"No such image: {prefix}" in said.err
+    said = cli("inspect", prefix)  # looks for all kinds of things
+    assert said.status == 1 and f"no such object: {prefix}" in said.err.lower()
+    zeros = "0" * 64
+    assert re.search(f"No such image: (sha256:)?{zeros}\n", cli("rmi", zeros).err)  # old clients say it so
+    for words, says in (
+        (["dangling=x"], "invalid filter 'dangling=[x]'"),
+        (["reference=["], "syntax error in pattern"),
+        (["before=nosuch"], "no such image: nosuch:latest"),
+    ):
+        said = cli("images", "--filter", *words)
+        assert said.status == 1 and says in said.err.lower()
+    shown = cli.ok(
+        "images", "--format", "{{.CreatedSince}}|{{.Tag}}", "--filter", f"reference={repository}:1"
+    )
+    assert shown in ("N/A|1", "|1")  # no time is no age
+    cli.ok("tag", one, "zz:1")
+    cli.ok("tag", one, "aa:1")
+    image = cli.ok("inspect", "-f", "{{.Id}}", one)
+    assert cli.ok("rmi", "-f", image).splitlines() == [
+        f"Untagged: {one}",
+        f"Untagged: {repository}@{digest}",
+        "Untagged: aa:1",
+        "Untagged: zz:1",
+        f"Deleted: {image}",
+    ]
+    assert cli.ok("rmi", two).splitlines()[0] == f"Untagged: {two}"
 
 
 def test_the_built_in_image_s_table(cli: Cli) -> None:

@@ -296,19 +296,32 @@ def test_image_filters() -> None:
         ("busybox:1", "busybox:2", False),
         ("busybox:*", "busybox:2", True), ("*/b", "a/b:1", True), ("*", "a/b:1", False),
         ("h:5/x", "h:5/x:1", True), ("x", "x@sha256:0", True),
+        ("b[^a]sy", "busy:1", True), ("b[a-t]sy", "busy:1", False), ("b\\usy", "busy:1", True),
+        ("?usy:?", "busy:1", True), ("*s*y", "busybusy", True), ("*u*s", "busy:1", False),
+        ("*a" * 60 + "b", "a" * 200, False),  # and it does not take until tomorrow
     ],
 )  # fmt: skip
 def test_reference_patterns(pattern: str, reference: str, expected: bool) -> None:
     assert images.reference_matches(pattern, reference) is expected
 
 
+@pytest.mark.parametrize("pattern", ["[", "[]a]", "[a", "[a-", "[-a]", "x\\", "[z-a]"])
+def test_what_is_no_pattern(pattern: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^syntax error in pattern$"):
+        images.reference_matches(pattern, "busybox:latest")
+
+
 def test_pull_words() -> None:
     assert images.pull_reference("a", "1") == "a:1"
     assert images.pull_reference("a", "sha256:00") == "a@sha256:00"
     assert images.pull_reference("a:1", "") == "a:1"
-    line = images.progress_document(PullProgress("Downloading", "abc", 500_000, 1_000_000), "1")
+    line = images.progress_document(PullProgress("Downloading", "abc", 500_000, 1_000_000))
     assert line["progress"] == "[" + "=" * 25 + ">" + " " * 24 + "]  500kB/1MB"
-    assert images.progress_document(PullProgress("Pull complete", "abc"), "1")["progressDetail"] == {}
+    assert images.progress_document(PullProgress("Pull complete", "abc"))["progressDetail"] == {}
+    assert images.progress_document(PullProgress("Pulling from a/b", "1")) == {
+        "status": "Pulling from a/b",
+        "id": "1",
+    }
 
 
 def test_registry_credentials() -> None:

@@ -140,12 +140,12 @@ class Script:
         raise CommandNotFound('exec: "nope"')
 
     async def pull_image(
-        self, reference: str, platform: str, auth: RegistryAuth | None
+        self, reference: str, platform: str, auth: RegistryAuth | None, *, all_tags: bool = False
     ) -> AsyncIterator[PullProgress]:
-        self.calls.append(("pull", (reference, platform, auth)))
+        self.calls.append(("pull", (reference, platform, auth, all_tags)))
         if reference.startswith("secret"):
             raise Unauthenticated("pull access denied")
-        yield PullProgress("Pulling from library/x")
+        yield PullProgress("Pulling from library/x", "1")
         yield PullProgress("Downloading", "abcdef", 1000, 2000)
         raise NotFound("the blob has gone")
 
@@ -549,8 +549,15 @@ def test_pull_errors_before_and_after_the_first_progress(live: Live) -> None:
     assert lines[0] == {"status": "Pulling from library/x", "id": "1"}
     assert lines[1]["progressDetail"] == {"current": 1000, "total": 2000}
     assert lines[2] == {"errorDetail": {"message": "the blob has gone"}, "error": "the blob has gone"}
-    reference, platform, auth = live.engine.calls[-1][1]
-    assert (reference, platform, auth.username) == ("x:1", "linux/arm64", "u")
+    reference, platform, auth, all_tags = live.engine.calls[-1][1]
+    assert (reference, platform, auth.username, all_tags) == ("x:1", "linux/arm64", "u", False)
+    for query, everything in (
+        ("fromImage=h:1/x", True),
+        ("fromImage=h:1/x:2", False),
+        ("fromImage=x&tag=sha256:" + "0" * 64, False),
+    ):
+        live.ask("POST", f"/images/create?{query}")
+        assert live.engine.calls[-1][1][3] is everything
 
 
 def test_a_thousand_idle_connections_and_a_fast_answer(live: Live) -> None:

@@ -86,16 +86,64 @@ def test_a_pull_tells_what_dockerd_tells(registry: FakeRegistry, store: ImageSto
         f"Digest: {digest}",
         f"Status: Downloaded newer image for {registry.name()}",
     ]
-    assert {p.layer for p in told if p.layer} == {digest_of(gzipped(x))[7:19] for x in (BASE, TOP)}
+    assert {p.layer for p in told[1:] if p.layer} == {digest_of(gzipped(x))[7:19] for x in (BASE, TOP)}
     assert image.names == (registry.name(), f"{registry.address}/a/b@{digest}")
     assert image.config is not None and image.config.cmd == ["true"]
     assert read(store, registry.name(), "both") == b"high\n"
     assert read(store, registry.name(), "a") == b"one\n"
     again: list[Progress] = []
     store.pull(registry.name(), report=again.append)
-    assert [p.status for p in again].count("Already exists") == 2
+    assert [p.layer for p in again if p.layer] == ["1"]  # of what is here no layers are told
     assert again[-1].status == f"Status: Image is up to date for {registry.name()}"
     assert registry.count("/blobs/") == 3
+
+
+def test_all_tags_of_a_repository_page_by_page(registry: FakeRegistry, store: ImageStore) -> None:
+    registry.image(BASE, tag="1")
+    registry.image(BASE, TOP, tag="2")
+    registry.image(BASE, TOP, tag="latest")
+    pages = {
+        "/v2/a/b/tags/list": (["1", "2"], '</v2/a/b/tags/list?n=2&last=2>; rel="next"'),
+        "/v2/a/b/tags/list?n=2&last=2": (["latest"], ""),
+    }
+
+    def script(path: str, headers: dict[str, str]) -> None:
+        if path in pages:
+            tags, link = pages[path]
+            raise Answer(200, json.dumps({"name": "a/b", "tags": tags}).encode(), {"Link": link})
+
+    registry.script = script
+    told: list[Progress] = []
+    name = f"{registry.address}/a/b"
+    pulled = store.pull_all(name, report=told.append)
+    assert [len(i.document.diff_ids) for i in pulled] == [1, 2]
+    assert [p.layer for p in told if p.status == "Pulling from a/b"] == ["1", "2", "latest"]
+    assert sum(p.status.startswith("Digest: ") for p in told) == 3
+    assert told[-1].status == f"Status: Downloaded newer image for {name}"
+    assert len({n for i in store.list() for n in i.names if "@" not in n}) == 3
+    store.pull_all(name, report=told.append)
+    assert told[-1].status == f"Status: Image is up to date for {name}"
+
+
+@pytest.mark.parametrize(
+    ("body", "link"),
+    [
+        (b'{"tags":["../../x"]}', ""),
+        (b'{"tags":[1]}', ""),
+        (b"[" * 100_000, ""),
+        (json.dumps({"tags": [f"t{n}" for n in range(10_001)]}).encode(), ""),
+        (b'{"tags":["1"]}', '</v2/a/b/tags/list?last=1>; rel="next"'),  # the same page for ever
+    ],
+)
+def test_a_list_of_tags_that_lies(registry: FakeRegistry, store: ImageStore, body: bytes, link: str) -> None:
+    def script(path: str, headers: dict[str, str]) -> None:
+        if "/tags/list" in path:
+            raise Answer(200, body, {"Link": link})
+
+    registry.script = script
+    with pytest.raises((InvalidArgument, NotFound)):
+        store.pull_all(f"{registry.address}/a/b")
+    assert registry.count("/tags/list") <= 2
 
 
 def test_a_descriptor_may_carry_annotations(registry: FakeRegistry, store: ImageStore) -> None:

@@ -71,7 +71,9 @@ def human_duration(seconds: float) -> str:
 
 
 def ago(epoch: float) -> str:
-    """The age of a moment: "3 minutes ago"."""
+    """The age of a moment: "3 minutes ago"; of Go's zero time docker shows none."""
+    if epoch <= -62_135_596_800:
+        return "N/A"
     return human_duration(time.time() - epoch) + " ago"
 
 

@@ -31,11 +31,13 @@ def split(reference: str) -> tuple[str, str]:
     return reference, "latest"
 
 
-def pull(client: Client, reference: str, platform: str, *, quiet: bool, fd: int = 1) -> None:
+def pull(
+    client: Client, reference: str, platform: str, *, quiet: bool, fd: int = 1, all_tags: bool = False
+) -> None:
     """Pull; what happens is shown on fd. Raises NagayaError when the daemon reports a failure."""
     from nagaya.cli.auth import registry_auth
 
-    name, tag = split(reference)
+    name, tag = (reference, "") if all_tags else split(reference)
     query = {"fromImage": name, "tag": tag, "platform": platform}
     headers = {"X-Registry-Auth": registry_auth(name)}
     messages = _checked(client.send("POST", "/images/create", query, headers=headers).objects())

@@ -257,9 +257,9 @@ class Engine:
     # images
 
     def pull_image(
-        self, reference: str, platform: str, auth: RegistryAuth | None
+        self, reference: str, platform: str, auth: RegistryAuth | None, *, all_tags: bool = False
     ) -> AsyncIterator[PullProgress]:
-        return self._images.pull(reference, platform, auth)
+        return self._images.pull(reference, platform, auth, all_tags=all_tags)
 
     async def list_images(self) -> Sequence[ImageSummary]:
         return await self._images.list()

@@ -25,6 +25,7 @@ from nagaya.oci import reference
 
 log = logging.getLogger(__name__)
 
+_NEVER = -62_135_596_800  # 0001-01-01, as dockerd has it
 _STATES = ("running", "paused", "restarting")
 
 
@@ -35,7 +36,9 @@ class Images:
         self._world = world
         self._documents: dict[str, dict[str, Any]] = {}  # whole configurations: they never change
 
-    async def pull(self, name: str, platform: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
+    async def pull(
+        self, name: str, platform: str, auth: RegistryAuth | None, *, all_tags: bool = False
+    ) -> AsyncIterator[PullProgress]:
         """Pull; one report at a time. Closing the iterator ends the pull."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Progress | None] = asyncio.Queue()
@@ -45,22 +48,29 @@ class Images:
         def report(progress: Progress) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, progress)
 
+        def run() -> Sequence[Image]:
+            images = self._world.images
+            if all_tags:
+                return images.pull_all(name, platform, credentials, report, cancel)
+            return [images.pull(name, platform, credentials, report, cancel)]
+
         work = self._world.task(
-            self._world.pull_job(
-                lambda: self._world.images.pull(name, platform, credentials, report, cancel)
-            ),
+            self._world.pull_job(run),
             f"pull of {name[:200]}",
         )
         work.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (progress := await queue.get()) is not None:
                 yield PullProgress(progress.status, progress.layer, progress.current, progress.total)
-            image = await work
+            images = await work
         finally:
             cancel.set()
             if work.done() and not work.cancelled():
                 work.exception()  # seen, also when nobody asks any more
-        self._tell("pull", reference.parse_tagged(name).familiar, image.id, _labels(image))
+        named = reference.parse(name)
+        for image in images[:1]:
+            shown = named.familiar_name if all_tags else named.tagged().familiar
+            self._tell("pull", shown, image.id, _labels(image))
 
     async def list(self) -> Sequence[ImageSummary]:
         """All images, the last made first, as dockerd lists them."""
@@ -150,8 +160,9 @@ def _labels(image: Image) -> Mapping[str, str]:
 
 
 def _seconds(text: str) -> int:
-    """Seconds since the epoch of an RFC 3339 time; 0 for what is none."""
+    """Seconds since the epoch of an RFC 3339 time; for what is none Go's zero time, of which docker
+    shows no age."""
     try:
         return int(datetime.fromisoformat(text).timestamp())
     except (ValueError, OverflowError):
-        return 0
+        return _NEVER

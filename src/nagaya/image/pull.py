@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
@@ -47,7 +47,8 @@ _POLL = 0.2  # seconds between looks at whether a waiting pull was cancelled
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """One report in dockerd's words. layer: short digest, "" for the image; sizes in bytes."""
+    """One report in dockerd's words. layer: short digest, or what "Pulling from" is about, "" for the
+    image; sizes in bytes."""
 
     status: str
     layer: str = ""
@@ -127,7 +128,8 @@ class Puller:
         lease: Callable[[Iterable[str]], None],
     ) -> Pulled:
         top = registry.manifest(reference.target)
-        report(Progress(f"Pulling from {reference.path}"))
+        about = reference.with_digest(reference.digest).canonical if reference.digest else reference.tag
+        report(Progress(f"Pulling from {reference.path}", about))
         fetched, image = self._choose(registry, top, reference, wanted)
         documents = {top.digest: top.data, fetched.digest: fetched.data}
         lease([*documents, image.config.digest, *(layer.digest for layer in image.layers)])
@@ -141,11 +143,25 @@ class Puller:
         if wanted and not platform.fits(config.platform, platform.parse(wanted)):
             raise _wrong_platform(reference, wanted, config.platform)
         lease(diff_ids)
-        self._layers(registry, list(zip(image.layers, diff_ids, strict=True)), report, check)
+        wanted_layers = list(zip(image.layers, diff_ids, strict=True))
+        # of an image that is here dockerd tells no layers
+        known = self._catalog.image(image.config.digest) is not None and all(
+            self._here(d.digest, diff_id) for d, diff_id in wanted_layers
+        )
+        if not known:
+            self._layers(registry, wanted_layers, report, check)
         for digest, data in documents.items():
             self._content.put(data, digest)
         blobs = dict.fromkeys((*documents, image.config.digest, *(x.digest for x in image.layers)))
         return Pulled(top.digest, image.config.digest, fetched.digest, diff_ids, tuple(blobs))
+
+    def tags(
+        self, repository: Reference, auth: RegistryAuth | None, check: Callable[[], None]
+    ) -> Sequence[str]:
+        """All tags of the repository. Raises what `Registry.tags` raises."""
+        transport = Transport(self._config, self._schemes)
+        with _watched(check, transport.cut):
+            return Registry(repository, self._config, transport, auth, check).tags()
 
     def unpack_stored(self, digest: str, diff_id: str, check: Callable[[], None]) -> None:
         """Unpack a layer whose blob is in the content store already."""

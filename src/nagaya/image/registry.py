@@ -15,7 +15,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
@@ -36,11 +36,13 @@ from nagaya.image.auth import RegistryAuth
 from nagaya.image.transport import Answer, NetworkError, RegistryConfig, Transport
 from nagaya.oci import digest as digests
 from nagaya.oci import manifest as manifests
-from nagaya.oci.reference import Reference
+from nagaya.oci.reference import Reference, valid_tag
 
 _HUB_ENDPOINT = "https://registry-1.docker.io"
 _MAX_BODY = 1 << 20  # of token answers and error documents
 _MAX_WAIT = 30.0  # a Retry-After beyond this is an answer, not a pause
+_MAX_TAGS = 10_000
+_LINK = re.compile(r"<[^<>?]*\?([^<>\s]{1,2000})>\s*;\s*rel=\"?next\"?")
 _REDIRECTS = 10
 _PIECE = 256 << 10
 _RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -59,6 +61,10 @@ class _Error(msgspec.Struct):
 
 class _Errors(msgspec.Struct):
     errors: list[_Error] | None = None
+
+
+class _Tags(msgspec.Struct):
+    tags: list[str] | None = None
 
 
 class _Token(msgspec.Struct):
@@ -166,6 +172,40 @@ class Registry:
                         step="fetch manifest",
                     )
             return Fetched(data, wanted, answer.headers.get("Content-Type", ""))
+
+        return self._each(fetch)
+
+    def tags(self) -> Sequence[str]:
+        """The repository's tags (distribution-spec, "Listing Tags"), page by page.
+
+        Raises like `manifest`, and InvalidArgument when they are no tags or too many.
+        """
+
+        def fetch(endpoint: _Endpoint) -> list[str]:
+            found: dict[str, None] = {}
+            path = "tags/list"
+            while path:
+                answer = self._request(endpoint, path, {})
+                if answer.status != 200:
+                    raise self._failure(answer, endpoint, path)
+                body = self._read(answer, _MAX_BODY)
+                try:
+                    page = msgspec.json.decode(body, type=_Tags).tags or []
+                except (msgspec.MsgspecError, RecursionError):
+                    raise InvalidArgument(
+                        "the registry's list of tags is not valid", subject="tags"
+                    ) from None
+                before = len(found)
+                found.update(dict.fromkeys(page))
+                if len(found) > _MAX_TAGS or not all(map(valid_tag, page)):
+                    raise InvalidArgument(
+                        f"the registry's list of tags is not valid, or has more than {_MAX_TAGS}",
+                        subject="tags",
+                    )
+                next_page = _LINK.fullmatch(answer.headers.get("Link", "").strip())
+                # a page without news would be asked for ever
+                path = f"tags/list?{next_page[1]}" if next_page and len(found) > before else ""
+            return list(found)
 
         return self._each(fetch)
 

@@ -76,7 +76,7 @@ def plan(
         raise _conflict(
             image_id, "must be forced", f"image is being used by stopped container {mine[0].container[:12]}"
         )
-    return Plan(tuple(sorted(names, key=_is_digest)), image=True)
+    return Plan(tuple(sorted(names)), image=True)
 
 
 def _single(names: Sequence[str]) -> bool:

@@ -101,11 +101,43 @@ class ImageStore:
         if wanted:
             platform.parse(wanted)
         if _is_builtin(asked):
-            report(Progress(f"Pulling from {asked.path}"))
+            report(Progress(f"Pulling from {asked.path}", asked.tag))
             image = self.resolve(name)
             report(Progress(f"Digest: {image.manifest}"))
-            report(Progress(f"Status: Image is up to date for {asked.familiar}"))
+            report(_status(asked.familiar, newer=False))
             return image
+        image_id, newer = self._pull(asked, wanted, auth, report, cancel)
+        report(_status(asked.familiar, newer=newer))
+        return self._image(image_id)
+
+    def pull_all(
+        self,
+        name: str,
+        wanted: str = "",
+        auth: RegistryAuth | None = None,
+        report: Report = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> Sequence[Image]:
+        """Fetch every tag of the repository `name`; else as `pull`. What came before an error stays."""
+        repository = reference.parse(name)
+        if wanted:
+            platform.parse(wanted)
+        if _is_builtin(repository.tagged()):
+            return [self.pull(name, wanted, auth, report, cancel)]
+        tags = self._puller.tags(repository, auth, lambda: check_cancel(cancel))
+        pulled = [self._pull(repository.with_tag(tag), wanted, auth, report, cancel) for tag in tags]
+        report(_status(repository.familiar_name, newer=any(newer for _, newer in pulled)))
+        return [self._image(image_id) for image_id in dict.fromkeys(i for i, _ in pulled)]
+
+    def _pull(
+        self,
+        asked: Reference,
+        wanted: str,
+        auth: RegistryAuth | None,
+        report: Report,
+        cancel: threading.Event | None,
+    ) -> tuple[str, bool]:
+        """(id of the image, does a name mean something new?)"""
         leased: list[str] = []
 
         def lease(wanted: Iterable[str]) -> None:
@@ -137,9 +169,7 @@ class ImageStore:
         finally:
             self._release(leased)
         report(Progress(f"Digest: {pulled.digest}"))
-        what = "Downloaded newer image" if newer else "Image is up to date"
-        report(Progress(f"Status: {what} for {asked.familiar}"))
-        return self._image(pulled.id)
+        return pulled.id, newer
 
     def _release(self, leased: list[str]) -> None:
         with self._mutex:
@@ -323,9 +353,10 @@ class ImageStore:
         if not _is_hex(short):
             return None
         matches = [r.id for r in self._catalog.images() if digests.parse(r.id)[1].startswith(short)]
-        if len(matches) > 1:
-            raise InvalidArgument(
-                f"the image id {text} is ambiguous: it begins {len(matches)} ids", subject=text
+        if len(matches) > 1:  # as in dockerd no image, so that `run` may yet pull one of that name
+            raise NotFound(
+                f"No such image: {_shown(text)} (as an id it is ambiguous: {len(matches)} begin so)",
+                subject=text,
             )
         return matches[0] if matches else None
 
@@ -409,6 +440,11 @@ def _is_builtin(named: Reference) -> bool:
     return named.canonical == f"{builtin.NAME}:latest"
 
 
+def _status(name: str, *, newer: bool) -> Progress:
+    what = "Downloaded newer image" if newer else "Image is up to date"
+    return Progress(f"Status: {what} for {name}")
+
+
 def _is_hex(text: str) -> bool:
     return 0 < len(text) <= 64 and not set(text) - set("0123456789abcdef")
 
@@ -425,6 +461,8 @@ def _by_name(text: str, names: Sequence[str]) -> str:
 
 
 def _shown(text: str) -> str:
+    if len(text) == 64 and _is_hex(text):
+        return f"sha256:{text}"
     try:
         return reference.parse_tagged(text).familiar
     except InvalidArgument:

@@ -73,6 +73,12 @@ class Reference(msgspec.Struct, frozen=True):
             return self
         return msgspec.structs.replace(self, tag=DEFAULT_TAG)
 
+    def with_tag(self, tag: str) -> Reference:
+        """The same repository with a tag, without a digest. Raises InvalidArgument."""
+        if not valid_tag(tag):
+            raise _invalid(tag)
+        return Reference(self.domain, self.path, tag)
+
     def with_digest(self, digest: str) -> Reference:
         """The same repository pinned to a digest, without a tag. Raises InvalidArgument."""
         digests.parse(digest)

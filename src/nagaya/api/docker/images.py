@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from nagaya.api.docker.errors import message_of
@@ -23,23 +24,25 @@ from nagaya.errors import InvalidArgument, Unimplemented
 
 
 async def create(engine: EngineService, request: Request) -> Answer:
-    """POST /images/create: pull. Errors before the first progress are an HTTP status, later ones the
-    stream's last line. The client's going away ends the pull."""
+    """POST /images/create: pull, all tags when none is named. Errors before the first progress are an
+    HTTP status, later ones the stream's last line. The client's going away ends the pull."""
     await request.body()
     if request.get("fromSrc"):
         raise Unimplemented("importing an image (POST /images/create?fromSrc) is not supported yet")
     image, tag = request.get("fromImage"), request.get("tag")
     if not image:
         raise InvalidArgument("invalid reference format: no image named (fromImage)", subject="fromImage")
+    reference = pull_reference(image, tag)
     pull = engine.pull_image(
-        pull_reference(image, tag),
+        reference,
         request.get("platform"),
         registry_auth(request.header(b"x-registry-auth")),
+        all_tags="@" not in reference and ":" not in reference.rpartition("/")[2],
     )
 
     async def items() -> AsyncIterator[bytes]:
         async for progress in pull:
-            yield json_line(progress_document(progress, tag or "latest"))
+            yield json_line(progress_document(progress))
 
     return Stream(
         await primed(items()), render_error=lambda error: json_line(error_document(message_of(error)))
@@ -50,10 +53,8 @@ async def listing(engine: EngineService, request: Request) -> Response:
     """GET /images/json"""
     filters = Filters.parse(request.get("filters"))
     chosen = select(await engine.list_images(), filters)
-    used: dict[str, int] = {}
-    for container in engine.list_containers():
-        used[container.image_digest] = used.get(container.image_digest, 0) + 1
-    return json_response([summary(image, used.get(image.id, 0), request.version) for image in chosen])
+    used = Counter(container.image_digest for container in engine.list_containers())
+    return json_response([summary(image, used[image.id], request.version) for image in chosen])
 
 
 async def inspect_one(engine: EngineService, request: Request) -> Response:

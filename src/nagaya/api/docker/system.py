@@ -125,7 +125,12 @@ async def disk_usage(engine: EngineService, request: Request) -> Response:
         {
             "LayersSize": sum(image.size for image in images),
             "Images": [
-                {**summary(image, used[image.id], request.version), "SharedSize": 0} for image in images
+                {
+                    **summary(image, 0, request.version),
+                    "Containers": used[image.id],
+                    "SharedSize": 0,
+                }
+                for image in images
             ],
             "Containers": await summaries(engine, containers, size=True),
             "Volumes": [

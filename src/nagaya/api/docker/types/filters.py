@@ -56,7 +56,7 @@ class Filters:
             return True
         if len(values) == 1 and values[0] in ("0", "false", "False", "FALSE", "f"):
             return False
-        raise InvalidArgument(f"invalid filter '{name}={','.join(values)}'", subject=name)
+        raise InvalidArgument(f"invalid filter '{name}=[{' '.join(values)}]'", subject=name)
 
     def matches_any(self, name: str, test: Callable[[str], object]) -> bool:
         """True when the filter is absent or one of its values passes."""

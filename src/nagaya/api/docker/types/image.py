@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import fnmatch
+import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from nagaya.api.docker.types.inspect import DRIVER
 from nagaya.api.docker.types.structs import AuthBody
 from nagaya.api.docker.types.times import ZERO, rfc3339_nano
 from nagaya.engine.model import ImageSummary, PullProgress, RegistryAuth
-from nagaya.errors import NotFound
+from nagaya.errors import InvalidArgument, NotFound
 
 Json = dict[str, Any]
 
@@ -37,7 +38,7 @@ def container_defaults(image: ImageSummary) -> Mapping[str, Any]:
 def summary(image: ImageSummary, containers: int, version: tuple[int, int]) -> Json:
     """One element of GET /images/json."""
     shown: Json = {
-        "Containers": containers,
+        "Containers": containers if version >= (1, 51) else -1,  # "not counted"
         "Created": image.created // 1_000_000_000,
         "Id": image.id,
         "Labels": image_labels(image) or None,
@@ -130,6 +131,8 @@ def select(images: Iterable[ImageSummary], filters: Filters) -> list[ImageSummar
 def _named_so(filters: Filters) -> Callable[[ImageSummary], ImageSummary | None]:
     """An image with those of its names that a `reference` filter means; None when there are none."""
     patterns = filters.values("reference")
+    for pattern in patterns:
+        _path_pattern(pattern)  # says so when it is none, whatever images are here
 
     def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(n for n in names if any(reference_matches(pattern, n) for pattern in patterns))
@@ -144,20 +147,68 @@ def _named_so(filters: Filters) -> Callable[[ImageSummary], ImageSummary | None]
 
 
 def reference_matches(pattern: str, reference: str) -> bool:
-    """Docker's reference filter: a path pattern (`*` stays within a component) over the familiar name,
-    with or without its tag."""
+    """Docker's reference filter: a path pattern over the familiar name, with or without its tag.
+    Raises InvalidArgument for a pattern that is none."""
+    wanted = _path_pattern(pattern)
     name = reference.partition("@")[0]
     repository, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:
         repository = name
-    return any(_path_match(pattern, text) for text in {reference, name, repository})
+    return any(wanted.fullmatch(text) for text in {reference, name, repository})
 
 
-def _path_match(pattern: str, text: str) -> bool:
-    parts, components = pattern.split("/"), text.split("/")
-    return len(parts) == len(components) and all(
-        fnmatch.fnmatchcase(component, part) for part, component in zip(parts, components, strict=True)
+@lru_cache(64)
+def _path_pattern(pattern: str) -> re.Pattern[str]:
+    """Go's path.Match as a regular expression: `*` and `?` stay within a component. What follows a star
+    is matched where it first fits and never tried elsewhere, which keeps hostile patterns cheap."""
+    runs, at = [""], 0
+    while at < len(pattern):
+        char, at = pattern[at], at + 1
+        if char == "*":
+            runs.append("")
+        elif char == "?":
+            runs[-1] += "[^/]"
+        elif char == "[":
+            piece, at = _class(pattern, at)
+            runs[-1] += piece
+        else:
+            char, at = _literal(pattern, at - 1)
+            runs[-1] += re.escape(char)
+    if len(runs) == 1:
+        return re.compile(runs[0])
+    return re.compile(
+        runs[0] + "".join(f"(?>[^/]*?{run})" for run in runs[1:-1] if run) + f"[^/]*{runs[-1]}", re.DOTALL
     )
+
+
+def _class(pattern: str, at: int) -> tuple[str, int]:
+    """(regular expression, end) of the class whose "[" lies before `at`."""
+    inverted = pattern[at : at + 1] == "^"
+    at += inverted
+    found = ""
+    while not found or pattern[at : at + 1] != "]":
+        if pattern[at : at + 1] in ("-", "]"):
+            raise _bad_pattern()
+        low, at = _literal(pattern, at)
+        high = low
+        if pattern[at : at + 1] == "-":
+            high, at = _literal(pattern, at + 1)
+        if low > high:
+            raise _bad_pattern()
+        found += f"{re.escape(low)}-{re.escape(high)}"
+    return f"[{'^' * inverted}{found}]", at + 1
+
+
+def _literal(pattern: str, at: int) -> tuple[str, int]:
+    """(character, end) at a place of the pattern, a backslash taken away."""
+    at += pattern[at : at + 1] == "\\"
+    if at >= len(pattern):
+        raise _bad_pattern()
+    return pattern[at], at + 1
+
+
+def _bad_pattern() -> InvalidArgument:
+    return InvalidArgument("syntax error in pattern", subject="reference")
 
 
 def _named(images: Iterable[ImageSummary], ref: str) -> ImageSummary:
@@ -166,28 +217,29 @@ def _named(images: Iterable[ImageSummary], ref: str) -> ImageSummary:
             return image
         if ref and (image.id == ref or image.id.removeprefix("sha256:").startswith(ref)):
             return image
-    raise NotFound(f"No such image: {ref}", subject=ref)
+    shown = ref if ":" in ref.rpartition("/")[2] else ref + ":latest"
+    raise NotFound(f"No such image: {shown}", subject=ref)
 
 
 def pull_reference(image: str, tag: str) -> str:
-    """fromImage and tag in one reference; the tag may be a digest. No tag at all means latest."""
+    """fromImage and tag in one reference; the tag may be a digest."""
     if tag:
         return f"{image}@{tag}" if ":" in tag else f"{image}:{tag}"
     return image
 
 
-def progress_document(progress: PullProgress, tag: str) -> Json:
+def progress_document(progress: PullProgress) -> Json:
     """One line of a pull's stream, as moby's jsonmessage."""
     document: Json = {"status": progress.status}
-    if progress.layer:
+    if progress.layer and not progress.status.startswith("Pulling from "):
         detail: Json = {}
         if progress.current or progress.total:
             detail = {"current": progress.current, "total": progress.total}
             document["progress"] = progress_bar(progress.current, progress.total)
         document["progressDetail"] = detail
         document["id"] = progress.layer
-    elif progress.status.startswith("Pulling from ") and tag:
-        document["id"] = tag
+    elif progress.layer:
+        document["id"] = progress.layer
     return document
 
 
