@@ -9,12 +9,15 @@ import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from house import SOURCE, House, python_main, wait_for
 from rawhttp import call
+
+from nagaya.linux.process import is_ending
 
 pytestmark = pytest.mark.root
 
@@ -192,6 +195,54 @@ def test_sigterm_stops_no_container(house: House) -> None:
     house.start()
     assert house.ok("inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "stays") == f"{pid} running"
     house.ok("rm", "-f", "stays")
+    nothing_left(house)
+
+
+def keepers(house: House) -> list[int]:
+    """The pids of all keepers of the house, known to its pid file or not, and of their io."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if str(house.run_dir).encode() in words and any(b"nagaya.supervisor" in w for w in words):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("keeper_first", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_daemon_and_keeper_end_at_once(house: House, keeper_first: bool, number: int) -> None:
+    """SIGTERM for both, as an init system that stops all: no keeper is left that nobody asked for."""
+    for _ in range(3):
+        house.ok("run", "--rm", "--network", "none", "nagaya/busybox", "true")  # there is a keeper
+        daemon = house.daemon
+        assert daemon is not None
+        ends = [(house.supervisor_pid(), number), (daemon.pid, signal.SIGTERM)]
+        for pid, each in ends if keeper_first else ends[::-1]:
+            os.kill(pid, each)
+        assert daemon.wait(20) == 0, house.tail()
+        wait_for(lambda: not keepers(house), 5, "the keeper's end")
+        house.daemon = None
+        house.start()
+    nothing_left(house)
+
+
+def test_a_keeper_that_dies_while_the_daemon_ends_is_replaced_for_containers(house: House) -> None:
+    script = "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); sleep 0.01; done"
+    house.ok("run", "-d", "--name", "talks", "--network", "none", "nagaya/busybox", "sh", "-c", script)
+    daemon, keeper = house.daemon, house.supervisor_pid()
+    assert daemon is not None
+    os.kill(keeper, signal.SIGKILL)
+    wait_for(lambda: is_ending(keeper), 5, "the keeper's end")
+    os.kill(daemon.pid, signal.SIGTERM)
+    assert daemon.wait(20) == 0, house.tail()
+    house.daemon = None
+    assert house.supervisor_pid() != keeper, house.tail()
+    assert house.supervisor_pid() in keepers(house)
+    house.start()
+    assert house.ok("wait", "talks") == "0"
+    assert house.ok("logs", "talks").split() == [str(i) for i in range(200)]
+    house.ok("rm", "talks")
     nothing_left(house)
 
 

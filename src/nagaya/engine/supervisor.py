@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nagaya.engine.holdings import Holdings, holding
 from nagaya.engine.keeper import (
     CONNECT,
     Entry,
@@ -30,7 +31,6 @@ from nagaya.engine.keeper import (
     memfd_of,
     reach_keeper,
     read_reply,
-    status_of,
 )
 from nagaya.errors import (
     AlreadyExists,
@@ -44,6 +44,7 @@ from nagaya.errors import (
 )
 from nagaya.linux import seqpacket
 from nagaya.linux.namespaces import pidfd_send_signal
+from nagaya.linux.process import is_ending
 from nagaya.wire.messages import VERSION
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ class Supervisor:
         on_detached: Callable[[str, int, str], None] | None = None,
         on_dropped: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        self.entries: dict[str, Entry] = {}
-        self.held: dict[str, list[int]] = {}
+        self._has = Holdings()
         self.keeper_pid = 0
         self._keeper_born = 0
         self.adoptions = 0
@@ -82,7 +82,6 @@ class Supervisor:
         self._command = [*(command or default_command()), "--run", run_dir]
         if root:
             self._command += ["--root", root]
-        self._state: list[int] = []  # journal and stage of io
         self._link: Link | None = None
         self._ready = asyncio.Event()
         self._closing = False
@@ -96,6 +95,16 @@ class Supervisor:
         self._attached: dict[int, str] = {}
         self._abandoned: set[str] = set()
 
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """The tokens the keeper has."""
+        return self._has.entries
+
+    @property
+    def held(self) -> dict[str, list[int]]:
+        """What it holds over daemon restarts, by token."""
+        return self._has.held
+
     # connection
 
     async def start(self) -> None:
@@ -104,29 +113,26 @@ class Supervisor:
         Raises Unavailable, FailedPrecondition (another version).
         """
         await self._connect()
-        self._ready.set()
+        if self._link is not None:  # else it was lost at once, and is being replaced
+            self._ready.set()
 
     async def close(self) -> None:
-        """Leave the keeper alone with its containers."""
+        """Leave the keeper alone with its containers. Of one that has just died they are first given to
+        another: without one their output would have no reader."""
+        if self._ready.is_set() and is_ending(self.keeper_pid):
+            self._lost()  # which the link has not told yet
         self._closing = True
         if self._reconnecting is not None:
+            if self._has:
+                await asyncio.wait([self._reconnecting], timeout=CONNECT)
             self._reconnecting.cancel()
             await asyncio.gather(self._reconnecting, return_exceptions=True)
         self._disconnect(Unavailable("the client was closed"))
-        for entry in self.entries.values():
-            seqpacket.close_all(entry.fds.values())
-        for fds in self.held.values():
-            seqpacket.close_all(fds)
-        seqpacket.close_all(self._state)
-        self.entries.clear()
-        self.held.clear()
-        self._state = []
+        self._has.close()
 
     async def _connect(self) -> None:
         sock = await reach_keeper(self._command, self._run_dir)
-        former, self._state = self._state, []
-        old_entries, old_held = self.entries, self.held
-        self.entries, self.held = {}, {}
+        former, self._has = self._has, Holdings()
         self._greeted = asyncio.get_running_loop().create_future()
         self._link = Link(sock, self._dispatch, self._lost)
         try:
@@ -135,11 +141,8 @@ class Supervisor:
             async with asyncio.timeout(CONNECT):
                 await self._greeted
         except BaseException as error:
-            # what we hold is needed by the next attempt
-            for entry in self.entries.values():
-                seqpacket.close_all(entry.fds.values())
-            seqpacket.close_all(self._state)
-            self.entries, self.held, self._state = old_entries, old_held, former
+            self._has.close()
+            self._has = former  # what we hold is needed by the next attempt
             self._disconnect(Unavailable("the supervisor did not finish its greeting"))
             if isinstance(error, TimeoutError):
                 raise Unavailable("the supervisor does not answer", step="hello") from None
@@ -147,52 +150,23 @@ class Supervisor:
         finally:
             self._greeted = None
         if known and self._keeper_born != known:
-            self._adopt(former, old_entries, old_held)
+            self._adopt(former)
         else:
-            self._compare(former, old_entries, old_held)
+            ended = self._has.ended_since(former)
+            former.close()
+            for exit in ended:
+                if self.on_exit:
+                    self.on_exit(exit)
 
-    def _adopt(self, state: list[int], entries: dict[str, Entry], held: dict[str, list[int]]) -> None:
+    def _adopt(self, former: Holdings) -> None:
         """Give everything to a new keeper."""
         self.adoptions += 1
-        if state and not self.entries:
-            seqpacket.close_all(self._state)
-            self._state = state
-            self.entries = entries
-            self._send("restore", state, entries=len(entries))
-            for entry in entries.values():
-                ended = entry.exit
-                self._send(
-                    "adopt",
-                    list(entry.fds.values()),
-                    token=entry.token,
-                    pid=entry.pid,
-                    stdio=entry.stdio,
-                    slots=entry.slots,
-                    log=entry.log,
-                    fds=list(entry.fds),
-                    exited=ended is not None,
-                    status=status_of(ended) if ended else None,
-                    time_ns=ended.time_ns if ended else 0,
-                )
-        else:  # another daemon was first, or there is nothing to give
-            seqpacket.close_all(state)
-            for entry in entries.values():
-                seqpacket.close_all(entry.fds.values())
-        for token, fds in held.items():
-            self.held[token] = fds
-            for first in range(0, len(fds), seqpacket.MAX_FDS):
-                self._send("hold", fds[first : first + seqpacket.MAX_FDS], token=token)
-
-    def _compare(self, state: list[int], entries: dict[str, Entry], held: dict[str, list[int]]) -> None:
-        """The same keeper again: what changed meanwhile."""
-        seqpacket.close_all(state)
-        for fds in held.values():
-            seqpacket.close_all(fds)
-        for token, old in entries.items():
-            seqpacket.close_all(old.fds.values())
-            now = self.entries.get(token)
-            if old.exit is None and now is not None and now.exit is not None and self.on_exit:
-                self.on_exit(now.exit)
+        restoring = bool(former.state) and not self._has.entries
+        self._has.take_over(former)
+        for kind, fds, fields in self._has.restoring() if restoring else ():
+            self._send(kind, fds, **fields)
+        for kind, fds, fields in self._has.holding():
+            self._send(kind, fds, **fields)
 
     def _disconnect(self, reason: NagayaError) -> None:
         self._ready.clear()
@@ -212,17 +186,27 @@ class Supervisor:
                 self.on_detached(token, serial, "restart")
 
     def _lost(self) -> None:
+        greeting = self._greeted is not None and not self._greeted.done()
         self._disconnect(Unavailable("the supervisor has died", step="supervisor"))
+        if greeting:
+            return  # whoever waits for it decides
+        if self._has:
+            log.warning("lost the supervisor (pid %d), starting another", self.keeper_pid)
+            self._begin_reconnecting()
+        else:  # perhaps we are told to end just now, as it was: then another would be nobody's
+            log.warning("lost the supervisor (pid %d); the next container starts another", self.keeper_pid)
+
+    def _begin_reconnecting(self) -> None:
         if not self._closing and (self._reconnecting is None or self._reconnecting.done()):
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
-        log.warning("lost the supervisor (pid %d), starting another", self.keeper_pid)
         delay = 0.05
         while True:
             try:
                 await self._connect()
-                break
+                if self._link is not None:
+                    break
             except NagayaError as error:
                 log.error("cannot start a supervisor: %s", error)
                 await asyncio.sleep(delay)
@@ -238,6 +222,9 @@ class Supervisor:
 
     async def _connected(self, timeout: float = CONNECT) -> None:
         if not self._ready.is_set():
+            if self._closing:
+                raise Unavailable("the client was closed", step="supervisor")
+            self._begin_reconnecting()
             try:
                 async with asyncio.timeout(timeout):
                     await self._ready.wait()
@@ -254,17 +241,17 @@ class Supervisor:
         match said["kind"]:
             case "hello":
                 self.keeper_pid, self._keeper_born = said["pid"], said["born"]
-                self._state = fds
+                self._has.state = fds
                 self._awaited = said["entries"] + said["held"]
                 self._one_less(0)
             case "entry":
-                self._note_entry(said, fds)
+                self._has.note(said, fds)
                 self._one_less(1)
             case "held":
-                self.held.setdefault(said["token"], []).extend(fds)
+                self._has.hold(said["token"], fds)
                 self._one_less(1)
             case "started":
-                entry = self._note_entry(said, fds)
+                entry = self._has.note(said, fds)
                 if entry.token in self._abandoned:
                     self._abandon(entry)
                 waiting = self._starting.get(entry.token)
@@ -290,9 +277,7 @@ class Supervisor:
                 if self._attached.pop(said["serial"], None) is not None and self.on_detached:
                     self.on_detached(said["token"], said["serial"], said["reason"])
             case "stdin_closed":
-                known = self.entries.get(said["token"])
-                if known is not None and "stdin" in known.fds:
-                    os.close(known.fds.pop("stdin"))
+                self._has.close_stdin(said["token"])
             case "dropped":
                 log.warning(
                     "container %s: %d log lines lost: %s",
@@ -311,23 +296,6 @@ class Supervisor:
         self._awaited -= count
         if self._awaited <= 0 and self._greeted is not None and not self._greeted.done():
             self._greeted.set_result(None)
-
-    def _note_entry(self, said: Message, fds: list[int]) -> Entry:
-        former = self.entries.pop(said["token"], None)
-        if former is not None:  # a foreign container whose init is known now
-            seqpacket.close_all(former.fds.values())
-        entry = Entry(
-            said["token"],
-            said["pid"],
-            said["stdio"],
-            list(said["slots"]),
-            said["log"],
-            dict(zip(said["fds"], fds, strict=False)),
-        )
-        if said["exited"]:
-            entry.exit = exit_of(said)
-        self.entries[entry.token] = entry
-        return entry
 
     def _exited(self, said: Message) -> None:
         entry = self.entries.get(said["token"])
@@ -549,23 +517,21 @@ class Supervisor:
         self._forget(token)
 
     def _forget(self, token: str) -> None:
-        entry = self.entries.pop(token, None)
-        if entry is not None:
-            seqpacket.close_all(entry.fds.values())
+        self._has.forget(token)
         self._send("release", token=token)
 
     async def hold(self, token: str, fds: Sequence[int]) -> None:
         """Let the keeper hold duplicates (sockets of published ports, of DNS) over daemon restarts.
         They come back in `held`. The caller keeps its own."""
         await self._connected()
-        for first in range(0, len(fds), seqpacket.MAX_FDS):
-            self._send("hold", fds[first : first + seqpacket.MAX_FDS], token=token)
-        self.held.setdefault(token, []).extend(os.dup(fd) for fd in fds)
+        for kind, part, fields in holding(token, fds):
+            self._send(kind, part, **fields)
+        self._has.hold(token, [os.dup(fd) for fd in fds])
 
     async def unhold(self, token: str) -> None:
         """Close what was held under the token."""
         await self._connected()
-        seqpacket.close_all(self.held.pop(token, []))
+        self._has.unhold(token)
         self._send("unhold", token=token)
 
     async def quit(self) -> None:
