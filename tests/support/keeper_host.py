@@ -54,7 +54,11 @@ def crash(request: dict[str, Any], job: Job) -> dict[str, Any]:
 
 def nap(request: dict[str, Any], job: Job) -> dict[str, Any]:
     time.sleep(request["seconds"])
-    return {"slept": request["seconds"], "fds": sorted(int(n) for n in os.listdir("/proc/self/fd"))}
+    return {
+        "slept": request["seconds"],
+        "pid": os.getpid(),
+        "fds": sorted(int(n) for n in os.listdir("/proc/self/fd")),
+    }
 
 
 def large(request: dict[str, Any], job: Job) -> dict[str, Any]:

@@ -86,6 +86,14 @@ def children_of(pid: int) -> list[int]:
     return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def name_of(pid: int) -> str:
+    """What ps shows of a process; "" when it has gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def fds_of(pid: int) -> int:
     """How many descriptors a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
@@ -206,14 +214,11 @@ class Keeping:
         return int((self.run_dir / "supervisor.pid").read_text())
 
     def io_pid(self) -> int:
-        """The keeper's child that is still its own program; 0 while there is none, or builders too."""
-        keeper = self.keeper_pid
-        own = _cmdline(keeper)
-        found = [child for child in children_of(keeper) if _cmdline(child) == own]
-        return found[0] if own and len(found) == 1 else 0
+        """The keeper's child that moves the bytes; 0 while there is none."""
+        return next((child for child in children_of(self.keeper_pid) if name_of(child) == "nagaya-io"), 0)
 
     async def io(self) -> int:
-        """The pid of io, once no builder is in the way."""
+        """The pid of io, once there is one."""
         await until(self.io_pid, "io")
         return self.io_pid()
 

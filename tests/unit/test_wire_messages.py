@@ -18,7 +18,15 @@ TABLES = [TO_KEEPER, TO_DAEMON, TO_IO, FROM_IO, FROM_BUILDER]
 
 def test_a_message_is_complete_and_has_nothing_unknown() -> None:
     said = check(TO_KEEPER, {"kind": "spawn", "serial": 4, "from a later version": 1})
-    assert said == {"kind": "spawn", "serial": 4, "token": "", "stdio": "none", "stdin": False, "log": None}
+    assert said == {
+        "kind": "spawn",
+        "serial": 4,
+        "token": "",
+        "stdio": "none",
+        "stdin": False,
+        "log": None,
+        "shared": False,
+    }
     assert message(TO_KEEPER, "resize", token="t", h=1, w=2) == {
         "kind": "resize",
         "token": "t",

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +22,7 @@ import msgspec
 import nagaya
 from nagaya.errors import NagayaError, ResourceExhausted, Unavailable
 from nagaya.linux import seqpacket
+from nagaya.oci.runtime import makes_pid_namespace
 from nagaya.wire.messages import TO_DAEMON, TO_KEEPER, check, message
 
 if TYPE_CHECKING:
@@ -197,6 +198,14 @@ async def reach_keeper(command: list[str], run_dir: str) -> _socket.socket:
         sock.close()
         raise Unavailable("the supervisor belongs to another user", subject=path)
     return sock
+
+
+def shares_builder(request: Mapping[str, Any]) -> bool:
+    """May a builder do this that has done, and will do, others? Not what joins a pid namespace, where
+    its memory could be read, nor what leaves processes behind."""
+    if request.get("op") in ("run", "create"):
+        return makes_pid_namespace(request.get("spec"))
+    return request.get("op") not in ("exec", "spawn-foreign")
 
 
 def memfd_of(name: str, data: bytes) -> int:

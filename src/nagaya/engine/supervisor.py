@@ -31,6 +31,7 @@ from nagaya.engine.keeper import (
     memfd_of,
     reach_keeper,
     read_reply,
+    shares_builder,
 )
 from nagaya.errors import (
     AlreadyExists,
@@ -401,7 +402,9 @@ class Supervisor:
         ours.setblocking(False)
         try:
             try:
-                self._send("spawn", [memfd, theirs.fileno()], serial=serial, **spawn)
+                self._send(
+                    "spawn", [memfd, theirs.fileno()], serial=serial, shared=shares_builder(request), **spawn
+                )
             finally:
                 os.close(memfd)
                 theirs.close()

@@ -58,6 +58,11 @@ def prctl(option: int, argument: int = 0, *, subject: str = "") -> int:
     return syscall("prctl", option, argument, 0, 0, 0, subject=subject)
 
 
+def set_name(name: str) -> None:
+    """What ps shows of this process, 15 bytes of it at most (prctl(2), PR_SET_NAME)."""
+    syscall("prctl", PR_SET_NAME, name.encode(), 0, 0, 0, subject="name")
+
+
 def set_no_new_privs() -> None:
     """No exec of this process gains privileges any more (prctl(2), PR_SET_NO_NEW_PRIVS)."""
     prctl(PR_SET_NO_NEW_PRIVS, 1, subject="no_new_privs")

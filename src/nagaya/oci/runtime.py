@@ -251,6 +251,15 @@ def _sysctls(linux: dict[str, Any], kinds: dict[str, str], spec: dict[str, Any])
             raise _bad(field, f'sysctl "{key}" is not allowed in the hosts {label} namespace')
 
 
+def makes_pid_namespace(spec: Any) -> bool:
+    """Is the first process alone in a new pid namespace, so that no other container can look at it?"""
+    try:
+        kinds = [n for n in spec["linux"]["namespaces"] if n["type"] == "pid"]
+        return len(kinds) == 1 and not kinds[0].get("path")
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
 def example(*, rootless_ids: tuple[int, int] | None = None) -> dict[str, Any]:
     """The starter config.json of `nagaya-oci spec`, as runc's; rootless_ids: (uid, gid) to map."""
     granted = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]

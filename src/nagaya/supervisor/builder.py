@@ -1,6 +1,6 @@
-"""A builder: the keeper's child that carries out one request and ends.
+"""A builder: the keeper's child that carries out requests, one after the other.
 
-It alone reads the request (specs, environments and credentials never enter the keeper's memory),
+It alone reads a request (specs, environments and credentials never enter the keeper's memory),
 answers the daemon directly on the reply socket, and tells the keeper the pid, the pidfd and the
 terminal of what it made. The table of operations is a parameter; `operations.py` has the real one.
 """
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 MAX_REQUEST = 16 << 20
 
+# what a job is: see `serve`
+ALONE = b"alone"
+SHARED = b"shared"
+
 
 class Job:
     """What an operation works with.
@@ -34,9 +38,10 @@ class Job:
     descriptors that go out with the reply. trace: rows of (name, detail, start_ns, duration_ns).
     """
 
-    __slots__ = ("_notice", "pid", "reply_fds", "stdio", "trace")
+    __slots__ = ("_alone", "_notice", "pid", "reply_fds", "stdio", "trace")
 
-    def __init__(self, stdio: tuple[int, int, int], notice: socket | None) -> None:
+    def __init__(self, stdio: tuple[int, int, int], notice: socket | None, alone: bool) -> None:
+        self._alone = alone
         self.stdio = stdio
         self.reply_fds: list[int] = []
         self.trace: list[list[Any]] = []
@@ -48,6 +53,13 @@ class Job:
         if self._notice is None:
             raise InvalidArgument("a request that makes a process needs a token", subject="token")
         return self._notice
+
+    def alone(self) -> None:
+        """Ask before anything of us joins a pid namespace: what processes there could read must hold
+        no other container's secrets. Raises InvalidArgument when this builder has, or will have, others.
+        """
+        if not self._alone:
+            raise InvalidArgument("this request needs a builder of its own", subject="shared")
 
     def launched(self, pid: int, pidfd: int, console: int = -1) -> None:
         """Hand the new process to the keeper, before the daemon hears of it.
@@ -67,26 +79,37 @@ class Job:
             ) from None
 
 
-def work(
-    operations: Mapping[str, Operation],
-    request_fd: int,
-    reply_fd: int,
-    notice: socket | None,
-    stdio: tuple[int, int, int],
-    nofile: tuple[int, int],
-) -> int:
-    """Carry out the request in this process, a fresh fork of the keeper. Returns the exit status.
+def serve(operations: Mapping[str, Operation], control: socket, nofile: tuple[int, int]) -> int:
+    """Do the jobs that come on control, in this process, a fresh fork of the keeper. Returns the exit
+    status of the last.
 
-    nofile: the (soft, hard) limit to give back, which the keeper raised for itself.
+    A job is a packet ALONE or SHARED with descriptors: the request, the reply socket, and for a new
+    process the notice socket and its stdio. nofile: the (soft, hard) limit to give back, which the
+    keeper raised for itself.
     """
-    gc.disable()  # it lives for milliseconds
-    keep = {request_fd, reply_fd, *stdio}
-    if notice is not None:
-        keep.add(notice.fileno())
-    close_others(keep)
+    gc.disable()  # it lives for milliseconds, or for a hundred jobs
+    close_others({control.fileno()})
+    process.set_name("nagaya-builder")
     process.reset_signals()
     process.set_rlimit(process.RLIMITS["RLIMIT_NOFILE"], *nofile, subject="nofile")
-    job = Job(stdio, notice)
+    status = 0
+    while (packet := seqpacket.receive(control, wait=True)) is not None and packet.data:
+        status = _do(operations, packet)
+        if packet.data == ALONE:
+            break
+        close_others({control.fileno()})  # the new process's, and what a failure forgot
+        try:
+            seqpacket.send(control, bytes([status]), wait=True)
+        except OSError:
+            break  # the keeper has ended
+    return status
+
+
+def _do(operations: Mapping[str, Operation], packet: seqpacket.Packet) -> int:
+    request_fd, reply_fd, *others = packet.fds
+    notice = socket(-1, -1, -1, fileno=others[0]) if others else None
+    stdio = (others[1], others[2], others[3]) if len(others) > 1 else (-1, -1, -1)
+    job = Job(stdio, notice, packet.data == ALONE)
     try:
         reply = {"ok": True, "result": _run(operations, request_fd, job)}
     except NagayaError as error:

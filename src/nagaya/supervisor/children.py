@@ -1,5 +1,5 @@
-"""The keeper's children: builders, and io, which is started when it is needed and again when it dies;
-and what /proc says of a dead process."""
+"""The keeper's child io, which is started when it is needed and again when it dies; and what /proc
+says of a dead process."""
 
 from __future__ import annotations
 
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 
 _SETTLED = 1.0  # seconds of life after which a death is not counted as a crash loop
 _MOST_DELAY = 1.0
-
-
-class Builder:
-    """A running builder: for which entry, and where its notice comes from."""
-
-    __slots__ = ("entry", "notice", "pid")
-
-    def __init__(self, pid: int, entry: Entry | None, notice: socket | None) -> None:
-        self.pid = pid
-        self.entry = entry
-        self.notice = notice
 
 
 class IoProcess:
@@ -100,7 +89,7 @@ class IoProcess:
             self.send(kind, token=token)
 
     def _become_io(self, fd: int, entries: list[Entry], state: list[int]) -> None:
-        """In the child; never returns (see Keeper._become_builder)."""
+        """In the child; never returns (see Builders._become_builder)."""
         status = 70
         try:
             work(fd, entries, state)
@@ -196,6 +185,7 @@ def work(fd: int, entries: list[Entry], state: list[int]) -> None:
     for entry in entries:
         keep.update(entry.streams().values())
     close_others(keep)
+    process.set_name("nagaya-io")
     process.prctl(process.PR_SET_PDEATHSIG, 9)
     process.prctl(process.PR_SET_CHILD_SUBREAPER, 0)
     _signal.set_wakeup_fd(-1)

@@ -39,6 +39,7 @@ def spawn(request: dict[str, Any], job: Job) -> dict[str, Any]:
     argv = request.get("argv")
     if not isinstance(argv, list) or not argv or not all(isinstance(a, str) for a in argv):
         raise InvalidArgument("argv must be a list of words", subject="argv")
+    job.alone()  # what becomes of the runtime's children is this process's business until it ends
     pid_file = str(request.get("pid_file") or "")
     if pid_file:
         job.keeper()

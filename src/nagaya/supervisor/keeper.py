@@ -26,11 +26,12 @@ from nagaya.errors import (
     Unavailable,
 )
 from nagaya.linux import json, namespaces, seqpacket, tty
-from nagaya.supervisor import builder, children
-from nagaya.supervisor.children import Builder, IoProcess
+from nagaya.supervisor import children
+from nagaya.supervisor.builders import Builders
+from nagaya.supervisor.children import IoProcess
 from nagaya.supervisor.entries import Entry, Slots, check_entry, is_pidfd, make_stdio, outputs
 from nagaya.supervisor.link import Link
-from nagaya.wire.messages import FROM_BUILDER, FROM_IO, STDIO, TO_DAEMON, TO_KEEPER, VERSION, check, message
+from nagaya.wire.messages import FROM_IO, STDIO, TO_DAEMON, TO_KEEPER, VERSION, check, message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,8 +58,6 @@ class Keeper:
         renew: Callable[[], None] | None = None,
     ) -> None:
         self._listener = listener
-        self._operations = operations
-        self._nofile = nofile
         self._log_root = log_root
         self._renew = renew
         self._renewing = False
@@ -69,7 +68,7 @@ class Keeper:
         self._by_pid: dict[int, Entry] = {}
         self._held: dict[str, list[int]] = {}
         self._links: list[Link] = []
-        self._builders: dict[int, Builder] = {}
+        self._builders = Builders(self, operations, nofile)
         # Exits of children that no builder, or no daemon of the program that we were before a renewal,
         # has told us about yet. Kept while one may.
         self._early: dict[int, tuple[int, int]] = {}
@@ -93,7 +92,7 @@ class Keeper:
         _signal.signal(_signal.SIGHUP, lambda *_: self._be_renewed())
         self.listen_to(wake, lambda _: self._signalled(wake))
         self.listen_to(self._listener.fileno(), lambda _: self._accept())
-        while not self._quit and not (self._leaving and not self._entries and not self._builders):
+        while not self._quit and not (self._leaving and not self._entries and not self._builders.busy):
             for fd, events in self._epoll.poll(self._timeout()):
                 handler = self._handlers.get(fd)
                 if handler is not None:
@@ -148,7 +147,7 @@ class Keeper:
     def _renewable(self) -> bool:
         """A daemon has duplicates of everything, and nothing is under way."""
         kept = any(link.greeted and link.idle for link in self._links)
-        return kept and not self._builders and not self._adopting
+        return kept and not self._builders.busy and not self._adopting
 
     def _signalled(self, wake: int) -> None:
         try:
@@ -273,7 +272,7 @@ class Keeper:
             self._answer(link, "held", part, token=token)
 
     def _do_restore(self, link: Link, request: Message, fds: list[int]) -> None:
-        if self._entries or self._builders:
+        if self._entries or self._builders.busy:
             raise FailedPrecondition("this keeper has containers of its own already")
         if len(fds) != 3:
             raise InvalidArgument("restore needs three descriptors")
@@ -353,7 +352,7 @@ class Keeper:
             entry = self._entries[request["token"]] = Entry(request["token"], "none", None)
         if entry.pid:
             raise FailedPrecondition("has a process already", subject=entry.token)
-        self._started(entry, request["pid"], fds.pop())
+        self.started(entry, request["pid"], fds.pop())
 
     def _do_quit(self, link: Link, request: Message, fds: list[int]) -> None:
         self._quit = True
@@ -378,32 +377,21 @@ class Keeper:
         if token in self._entries:
             raise AlreadyExists("the token is taken", subject=token)
         entry = Entry(token, kind, log) if token else None
-        notice: socket | None = None
-        child_notice: socket | None = None
         stdio = (-1, -1, -1)
         try:
             if entry is not None:
                 entry.slots = self._slots.take(outputs(kind, log))
                 stdio = make_stdio(entry, request["stdin"])
-                notice, child_notice = seqpacket.pair()
-            pid = os.fork()
-            if not pid:
-                self._become_builder(fds, child_notice, stdio)
+            self._builders.employ(fds, entry, stdio, shared=request["shared"])
         except (OSError, NagayaError):
-            if notice is not None:
-                notice.close()
             if entry is not None:
                 entry.close()
                 self._slots.give(entry.slots)
             raise
         finally:
             seqpacket.close_all(fd for fd in stdio if fd >= 0)
-            if child_notice is not None:
-                child_notice.close()
-        self._builders[pid] = started = Builder(pid, entry, notice)
-        if entry is not None and notice is not None:
+        if entry is not None:
             self._entries[token] = entry
-            self.listen_to(notice.fileno(), lambda _: self._from_builder(started))
 
     def _check_log(self, log: dict[str, Any] | None) -> None:
         if not log or log.get("driver") == "none":
@@ -416,45 +404,8 @@ class Keeper:
         if self._log_root and not path.startswith(self._log_root.rstrip("/") + "/"):
             raise InvalidArgument(f"the log must lie below {self._log_root}", subject="log.path")
 
-    def _become_builder(self, fds: list[int], notice: socket | None, stdio: tuple[int, int, int]) -> None:
-        """In the child. Never returns, and frees no object of the keeper: a socket object that dies
-        here would close a number that is something else by now."""
-        status = 70
-        try:
-            _signal.set_wakeup_fd(-1)
-            status = builder.work(self._operations, fds[0], fds[1], notice, stdio, self._nofile)
-        finally:
-            os._exit(status)
-
-    def _from_builder(self, worker: Builder) -> None:
-        notice, entry = worker.notice, worker.entry
-        if notice is None or entry is None:
-            return
-        try:
-            packet = seqpacket.receive(notice)
-        except OSError:
-            packet = seqpacket.Packet(b"", [], False)
-        if packet is None:
-            return
-        if not packet.data:
-            self.ignore(notice.fileno())
-            notice.close()
-            worker.notice = None
-            return
-        fds = packet.fds
-        launched = check(FROM_BUILDER, json.loads(packet.data))
-        if packet.truncated or not fds:
-            # Without descriptors the process cannot be kept: end it rather than lose its output.
-            self.tell("note", text=f"{entry.token}: no descriptor left for a new process")
-            os.kill(launched["pid"], 9)
-            seqpacket.close_all(fds)
-            return
-        if len(fds) > 1:
-            os.set_blocking(fds[1], False)
-            entry.fds["tty"] = fds[1]
-        self._started(entry, launched["pid"], fds[0])
-
-    def _started(self, entry: Entry, pid: int, pidfd: int) -> None:
+    def started(self, entry: Entry, pid: int, pidfd: int) -> None:
+        """An entry's process is there."""
         entry.pid = pid
         entry.fds["pidfd"] = pidfd
         self._open(entry)
@@ -474,18 +425,18 @@ class Keeper:
         entry.ready = True
         self.tell("started", list(entry.fds.values()), **entry.fields())
 
-    def _builder_ended(self, worker: Builder, status: int) -> None:
-        while worker.notice is not None:
-            self._from_builder(worker)
-        entry = worker.entry
-        if entry is None or entry.pid or self._entries.get(entry.token) is not entry:
-            return
-        if status == 0:
-            self._open(entry)  # of a foreign runtime: its init comes with `watch`
-        else:
-            # clients that wait for it stay: they are told why before the daemon releases the token
-            self._forget(entry, drop=False)
-            self.tell("failed", token=entry.token)
+    def job_ended(self, entry: Entry | None, status: int) -> None:
+        """A builder has done, or died over, a job that may have been to make an entry's process."""
+        if entry is not None and not entry.pid and self._entries.get(entry.token) is entry:
+            if status == 0:
+                self._open(entry)  # of a foreign runtime: its init comes with `watch`
+            else:
+                # clients that wait for it stay: they are told why before the daemon releases the token
+                self._forget(entry, drop=False)
+                self.tell("failed", token=entry.token)
+        if not self._builders.busy and not self._adopting:
+            self._newborn = False
+            self._early.clear()
 
     # exits
 
@@ -522,18 +473,14 @@ class Keeper:
             if not pid:
                 return
             now = time.time_ns()
-            worker = self._builders.pop(pid, None)
             entry = self._by_pid.get(pid)
-            if worker is not None:
-                self._builder_ended(worker, status)
-                if not self._builders and not self._adopting:
-                    self._newborn = False
-                    self._early.clear()
+            if self._builders.reaped(pid, status):
+                pass
             elif entry is not None:
                 self._exited(entry, status, now)
             elif pid == self._io.pid:
                 self._io.died()
-            elif self._builders or self._adopting or self._newborn:
+            elif self._builders.busy or self._adopting or self._newborn:
                 self._early[pid] = (status, now)
 
     def _exited(self, entry: Entry, status: int | None, time_ns: int) -> None:

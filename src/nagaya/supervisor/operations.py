@@ -14,6 +14,7 @@ from fcntl import ioctl
 
 from nagaya.errors import AlreadyExists, InvalidArgument, KernelError
 from nagaya.linux import mounts, namespaces
+from nagaya.oci.runtime import makes_pid_namespace
 from nagaya.runtime import container
 from nagaya.runtime.trace import Trace
 from nagaya.supervisor import foreign
@@ -81,6 +82,8 @@ def _make(request: Request, job: Job) -> dict[str, Any]:
     no_pivot, no_new_keyring."""
     job.keeper()
     root, identifier, bundle, spec = _need(request, "root", "id", "bundle", "spec")
+    if not makes_pid_namespace(spec):
+        job.alone()
     trace = Trace()
     make = container.create if request["op"] == "create" else container.run
     try:
@@ -107,6 +110,7 @@ def _make(request: Request, job: Job) -> dict[str, Any]:
 def _exec(request: Request, job: Job) -> dict[str, Any]:
     """root, id, process; console, cgroup."""
     job.keeper()
+    job.alone()
     root, identifier, process = _need(request, "root", "id", "process")
     trace = Trace()
     try:
@@ -180,6 +184,7 @@ def _netns(request: Request, job: Job) -> dict[str, Any]:
         os.close(os.open(pin, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
     except FileExistsError:
         raise AlreadyExists("a network namespace is pinned there", subject=pin) from None
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         namespaces.unshare(namespaces.CLONE_NEWNET)
         _no_ipv6_for_interfaces_to_come()
@@ -192,6 +197,8 @@ def _netns(request: Request, job: Job) -> dict[str, Any]:
     except BaseException:
         os.unlink(pin)
         raise
+    finally:
+        namespaces.setns(own, namespaces.CLONE_NEWNET)  # the next job's processes begin in ours
     return {"pin": pin}
 
 

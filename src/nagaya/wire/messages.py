@@ -56,13 +56,15 @@ TO_KEEPER: Table = {
     # then `entries` adopt messages; only then is output read again
     "restore": {"entries": _INT},
     "adopt": _ENTRY,
-    # [request memfd, reply socket]; token "": a call without a process
+    # [request memfd, reply socket]; token "": a call without a process; shared: a builder that has done
+    # other such jobs may do it, as it joins no pid namespace that containers are in
     "spawn": {
         "serial": _INT,
         "token": _TEXT,
         "stdio": ((str,), "none"),
         "stdin": _BOOL,
         "log": _MAYBE_DICT,
+        "shared": _BOOL,
     },
     # [pidfd]: the init of a foreign runtime's container
     "watch": {"token": _STR, "pid": _INT},
