@@ -67,6 +67,11 @@ _PIDFD_INFO_EXIT = 1 << 3
 _INFO_SIZE = 72
 
 
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A duplicate of another process's descriptor, close-on-exec (pidfd_getfd(2)). Raises KernelError."""
+    return syscall("pidfd_getfd", pidfd, fd, 0, subject=str(fd))
+
+
 def pidfd_exit_status(pidfd: int) -> int | None:
     """The wait status of an exited and reaped process that we are not the parent of.
 

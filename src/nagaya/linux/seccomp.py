@@ -441,7 +441,7 @@ def _add_call(call: Any, field: str, default: int, rules: dict[str, _Rules]) -> 
             raise _bad(f"{field}.names", f"{name!r} is not the name of a system call")
         if action == RET_USER_NOTIF and name == "write":
             # the process could not hand over the listener any more
-            raise _bad(f"{field}.action", "SCMP_ACT_NOTIFY cannot be used for write")
+            raise _bad(f"{field}.action", "SCMP_ACT_NOTIFY cannot be used for the write syscall")
         for one in rules.values():
             number = one.numbers.get(name, 0)
             if number > one.last:
@@ -489,10 +489,16 @@ def precompile(seccomp: dict[str, Any]) -> dict[str, Any]:
     """
     calls = seccomp.get("syscalls") or []
     program = compile_profile(seccomp)
-    allowed = {n for c in calls if c.get("action") == "SCMP_ACT_ALLOW" for n in c.get("names") or []}
+    passing = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY")
+    allowed = {n for c in calls if c.get("action") in passing for n in c.get("names") or []}
     permissive = seccomp.get("defaultAction") in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
     early = not permissive and not allowed.issuperset(_AFTER_CLONE)
-    return {"compiled": program.hex(), "flags": flags(seccomp), "early": early}
+    bits = flags(seccomp)
+    document = {"compiled": program.hex(), "flags": bits, "early": early}
+    if bits & FLAG_NEW_LISTENER:
+        for key in ("listenerPath", "listenerMetadata"):
+            document[key] = seccomp.get(key) or ""
+    return document
 
 
 def load(program: bytes, flags: int = 0) -> int:

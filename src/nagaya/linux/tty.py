@@ -65,13 +65,13 @@ def set_controlling(fd: int) -> None:
 
 
 def make_raw(fd: int) -> bytes:
-    """cfmakeraw(3); returns the former settings for `restore`."""
+    """cfmakeraw(3) but for the output: "\n" still moves to the line's begin, as the one who relays sends it
+    (see `plain_newlines`); returns the former settings for `restore`."""
     data = buffer(_TERMIOS_SIZE)
     syscall("ioctl", fd, TCGETS, data, subject="TCGETS")
     former = bytes(data)
     iflag, oflag, cflag, lflag = unpack("=4I", former[:16])
     iflag &= ~0o2753  # IGNBRK BRKINT PARMRK ISTRIP INLCR IGNCR ICRNL IXON
-    oflag &= ~0o1  # OPOST
     lflag &= ~0o100113  # IEXTEN ECHONL ECHO ICANON ISIG
     cflag = cflag & ~0o460 | 0o60  # PARENB and CSIZE off; CS8
     control = bytearray(former[17:])
@@ -79,6 +79,15 @@ def make_raw(fd: int) -> bytes:
     words = pack("=4I", *(word & 0xFFFFFFFF for word in (iflag, oflag, cflag, lflag)))
     syscall("ioctl", fd, TCSETSW, words + former[16:17] + bytes(control), subject="TCSETSW")
     return former
+
+
+def plain_newlines(fd: int) -> None:
+    """Clear ONLCR: what a program prints comes out of the master as it was printed."""
+    data = buffer(_TERMIOS_SIZE)
+    syscall("ioctl", fd, TCGETS, data, subject="TCGETS")
+    words = bytes(data)
+    oflag = unpack("=I", words[4:8])[0] & ~0o4
+    syscall("ioctl", fd, TCSETSW, words[:4] + pack("=I", oflag) + words[8:], subject="TCSETSW")
 
 
 def restore(fd: int, settings: bytes) -> None:

@@ -260,8 +260,10 @@ def makes_pid_namespace(spec: Any) -> bool:
         return False
 
 
-def example(*, rootless_ids: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The starter config.json of `nagaya-oci spec`, as runc's; rootless_ids: (uid, gid) to map."""
+def example(*, rootless_ids: tuple[int, int] | None = None, own_cgroups: bool = True) -> dict[str, Any]:
+    """The starter config.json of `nagaya-oci spec`, as runc's; rootless_ids: (uid, gid) to map;
+    own_cgroups: a cgroup namespace."""
+    kinds = ["pid", "network", "ipc", "uts", "mount"] + ["cgroup"] * own_cgroups
     granted = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
     plain = ["nosuid", "noexec", "nodev"]
     spec: dict[str, Any] = {
@@ -294,7 +296,7 @@ def example(*, rootless_ids: tuple[int, int] | None = None) -> dict[str, Any]:
         ],
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
+            "namespaces": [{"type": kind} for kind in kinds],
             "maskedPaths": [
                 "/proc/acpi",
                 "/proc/asound",

@@ -26,21 +26,27 @@ class Option:
         self.default: Any = _EMPTY[kind] if default is None else default
 
 
-def parse(argv: list[str], options: list[Option]) -> tuple[dict[str, Any], list[str]]:
-    """({key: value}, positional arguments). Parsing stops at the first positional argument or "--".
+def parse(argv: list[str], options: list[Option], *, mixed: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """({key: value}, positional arguments). Parsing stops at "--", and at the first
+    positional argument unless options may be mixed with these.
 
     Raises InvalidArgument for an unknown option or a value of the wrong kind.
     """
     by_name = {name: option for option in options for name in option.names}
     values: dict[str, Any] = {o.names[0]: o.default[:] if o.kind == LIST else o.default for o in options}
     position = 0
+    positional: list[str] = []
     while position < len(argv):
         word = argv[position]
         if word == "--":
             position += 1
             break
         if not word.startswith("-") or word == "-":
-            break
+            if not mixed:
+                break
+            positional.append(word)
+            position += 1
+            continue
         name, equals, value = word.lstrip("-").partition("=")
         option = by_name.get(name)
         if option is None:
@@ -68,7 +74,7 @@ def parse(argv: list[str], options: list[Option]) -> tuple[dict[str, Any], list[
                 ) from None
         else:
             values[key] = value
-    return values, argv[position:]
+    return values, [*positional, *argv[position:]]
 
 
 def describe(options: list[Option]) -> str:

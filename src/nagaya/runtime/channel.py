@@ -8,6 +8,7 @@ format has no version. The child's end is close-on-exec, so its end of file says
 from __future__ import annotations
 
 import _socket
+import os
 from _struct import pack, unpack_from
 
 from nagaya.errors import InternalError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # child -> parent
 PID = "pid"  # [PID, pid]: the first process, cloned by a stage; the stage exits
 HOOKS = "hooks"  # [HOOKS]: namespaces and mounts are there, root not changed yet: answered by GO
+LISTENER = "listener"  # [LISTENER, fd]: the filter is loaded, its listener is that fd of ours: answered by GO
 READY = "ready"  # [READY, trace, warnings] + pty master: all is prepared but the exec: answered by GO
 ERROR = "error"  # [ERROR, error.to_wire()]
 # parent -> child
@@ -41,6 +43,10 @@ class Channel:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def write(self, *message: Any) -> None:
+        """Send by write(2): the one call that a filter with a listener never stops. Raises OSError."""
+        os.write(self._socket.fileno(), dumps(message).encode())
 
     def send(self, *message: Any, fds: Sequence[int] = ()) -> None:
         """Send one message. Raises InternalError when the other end is gone."""

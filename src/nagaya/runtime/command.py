@@ -69,7 +69,7 @@ class Settings:
         return "systemd" if self.systemd_cgroup else "cgroupfs"
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], program: str = NAME) -> int:
     """Run one command; returns the exit code. argv is without the program's name."""
     try:
         values, rest = parse(argv, OPTIONS)
@@ -78,10 +78,10 @@ def main(argv: list[str]) -> int:
         _say(2, f"Incorrect Usage. {error}\n")
         return 1
     if values["version"]:
-        _say(1, version())
+        _say(1, version(program))
         return 0
     if values["help"] or not rest or rest[0] in ("help", "h"):
-        _say(1, usage())
+        _say(1, usage(program))
         return 0
     name, arguments = rest[0], rest[1:]
     if name not in VERBS:
@@ -91,29 +91,30 @@ def main(argv: list[str]) -> int:
     if "--help" in arguments[:1] or "-h" in arguments[:1]:
         _say(
             1,
-            f"NAME:\n   {NAME} {name} - {VERBS[name]}\n\nUSAGE:\n   {NAME} {name} {verb.USAGE}\n\nOPTIONS:\n",
+            f"NAME:\n   {program} {name} - {VERBS[name]}\n\n"
+            f"USAGE:\n   {program} {name} {verb.USAGE}\n\nOPTIONS:\n",
         )
         _say(1, describe(verb.OPTIONS) + "\n")
         return 0
     try:
         try:
-            options, positional = parse(arguments, verb.OPTIONS)
+            options, positional = parse(arguments, verb.OPTIONS, mixed=name not in ("exec", "ps"))
         except InvalidArgument as error:
-            _say(2, f"Incorrect Usage: {error}\n\n{NAME} {name} {verb.USAGE}\n\n")
+            _say(2, f"Incorrect Usage: {error}\n\n{program} {name} {verb.USAGE}\n\n")
             settings.log.message("error", str(error))
             return 1
         low, high = verb.ARITY
         if not low <= len(positional) <= high:
             wanted = f"exactly {low}" if low == high else f"a minimum of {low}"
-            _say(2, f"Incorrect Usage.\n\n{NAME} {name} {verb.USAGE}\n\n")
-            settings.log.message("error", f'{NAME}: "{name}" requires {wanted} argument(s)')
+            _say(2, f"Incorrect Usage.\n\n{program} {name} {verb.USAGE}\n\n")
+            settings.log.message("error", f'{program}: "{name}" requires {wanted} argument(s)')
             return 1
         if name in ("create", "run", "exec"):
             selfbind.ensure()
         code: int = verb.main(settings, options, positional)
         return code
     except NagayaError as error:
-        settings.log.message("error", _failure(name, error))
+        settings.log.message("error", _failure(program, name, error))
         return 255 if name == "exec" else 1
     except OSError as error:
         text = f"{error.filename}: {os.strerror(error.errno or 0).lower()}" if error.filename else str(error)
@@ -131,13 +132,13 @@ _BEFORE_THE_START = (
 )
 
 
-def _failure(name: str, error: NagayaError) -> str:
+def _failure(program: str, name: str, error: NagayaError) -> str:
     text = str(error)
     if name not in ("create", "run", "exec"):
         return text
     if error.code not in _BEFORE_THE_START:
         text = f"unable to start container process: {text}"
-    return f"exec failed: {text}" if name == "exec" else f"{NAME} {name} failed: {text}"
+    return f"exec failed: {text}" if name == "exec" else f"{program} {name} failed: {text}"
 
 
 def _load(name: str) -> Any:
@@ -151,19 +152,20 @@ def _say(fd: int, text: str) -> None:
     os.write(fd, text.encode())
 
 
-def version() -> str:
+def version(program: str = NAME) -> str:
     """What --version prints, in the form that dockerd and podman parse."""
     from nagaya.oci.runtime import VERSION
 
-    return f"{NAME} version {__version__}\nspec: {VERSION}\npython: {sys.version.split()[0]}\n"
+    python = sys.version.split()[0]
+    return f"{program} version {__version__}\ncommit: v{__version__}\nspec: {VERSION}\npython: {python}\n"
 
 
-def usage() -> str:
+def usage(program: str = NAME) -> str:
     """The help text."""
     width = max(len(name) for name in VERBS)
     verbs = "\n".join(f"   {name:<{width}}  {text}" for name, text in VERBS.items())
     return (
-        f"NAME:\n   {NAME} - Open Container Initiative runtime\n\nUSAGE:\n"
-        f"   {NAME} [global options] command [command options] [arguments...]\n\n"
+        f"NAME:\n   {program} - Open Container Initiative runtime\n\nUSAGE:\n"
+        f"   {program} [global options] command [command options] [arguments...]\n\n"
         f"VERSION:\n   {__version__}\n\nCOMMANDS:\n{verbs}\n\nGLOBAL OPTIONS:\n{describe(OPTIONS)}\n"
     )

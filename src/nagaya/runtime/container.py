@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from time import monotonic_ns
 
-from nagaya.errors import FailedPrecondition, InvalidArgument, NagayaError
+from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError
 from nagaya.linux import namespaces as ns
 from nagaya.linux import process as proc
 from nagaya.oci import runtime as oci
@@ -24,6 +24,7 @@ from nagaya.runtime.launching import (
     place,
     prepare,
     receive_pid,
+    serve_last_filter,
     spawn,
     tell,
     write_pid_file,
@@ -225,13 +226,16 @@ def _make(
         if pid_file and not job.late:
             write_pid_file(pid_file, launch.pid)
         manager.settle()
+        begin = monotonic_ns()
         tell(launch, channel.GO)
+        trace.add("hand-over", "", begin)
         if job.late:
             receive_pid(launch)
             _note_process(launch, record)
             store.save(path, record)
             if pid_file:
                 write_pid_file(pid_file, launch.pid)
+        serve_last_filter(launch)
         if not waits:
             await_exec(launch)
             poststart(record)
@@ -293,7 +297,7 @@ def _undo(launch: Launch | None, manager: cgroups.Manager | None, path: str) -> 
     if launch is not None:
         abandon(launch)
     try:
-        if manager is not None:
+        if manager is not None and manager.fresh:  # else it was refused for it is another container's
             manager.kill_all()
             manager.delete()
     except NagayaError:
@@ -361,6 +365,7 @@ def exec_process(
             receive_pid(launch)
         if pid_file:
             write_pid_file(pid_file, launch.pid)
+        serve_last_filter(launch)
         await_exec(launch)
     except BaseException:
         if launch is not None:
@@ -383,13 +388,19 @@ def _exec_fds(manager: cgroups.Manager | None, below: dict[str, str] | None) -> 
     paths = dict(manager.paths)
     for controller, path in below.items():
         parts = path.strip("/").split("/")
-        if ".." in parts or (controller and controller not in paths):
-            raise InvalidArgument(f"bad sub cgroup path: {controller}:{path}", subject="--cgroup")
+        if controller and controller not in paths:
+            raise InvalidArgument(f"unknown controller {controller}", subject="--cgroup")
+        if ".." in parts:
+            raise InvalidArgument(f"bad sub cgroup path: {path} is not a sub cgroup path", subject="--cgroup")
         for key in [controller] if controller else list(paths):
             paths[key] = f"{manager.paths[key]}/{'/'.join(parts)}"
     from nagaya.runtime import cgroups
 
-    return cgroups.from_state({**manager.to_state(), "paths": paths}).join_fds()
+    try:
+        return cgroups.from_state({**manager.to_state(), "paths": paths}).join_fds()
+    except KernelError as error:
+        error.step = f"error adding pid to cgroups: open {error.subject}/cgroup.procs"
+        raise
 
 
 def kill_launched(launched: Launched) -> None:

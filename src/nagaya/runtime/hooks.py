@@ -6,6 +6,7 @@ image (NVIDIA's CVE-2025-23266 was an LD_PRELOAD of the image in a hook).
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import errno
 import os
 import select
@@ -23,14 +24,24 @@ if TYPE_CHECKING:
 _OUTPUT_LIMIT = 4096
 
 
-def run(name: str, hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    """Run hooks one after another. Raises FailedPrecondition, DeadlineExceeded."""
+def run(
+    name: str,
+    hooks: list[dict[str, Any]],
+    state: dict[str, Any],
+    *,
+    directory: int = -1,
+    environment: dict[bytes, bytes] | None = None,
+) -> None:
+    """Run hooks one after another. directory: an open one to run them in. environment: for a hook
+    that has none of its own. Raises FailedPrecondition, DeadlineExceeded."""
     data = dumps(state).encode()
     for number, hook in enumerate(hooks):
-        _run_one(f"{name} #{number}", hook, data)
+        _run_one(f"{name} hook #{number}", hook, data, directory, environment or {})
 
 
-def _run_one(name: str, hook: dict[str, Any], data: bytes) -> None:
+def _run_one(
+    name: str, hook: dict[str, Any], data: bytes, directory: int, inherited: dict[bytes, bytes]
+) -> None:
     path: str = hook["path"]
     timeout = hook.get("timeout")
     in_read, in_write = os.pipe2(os.O_CLOEXEC)
@@ -42,8 +53,11 @@ def _run_one(name: str, hook: dict[str, Any], data: bytes) -> None:
             os.dup2(in_read, 0)
             os.dup2(out_write, 1)
             os.dup2(out_write, 2)
+            if directory >= 0:
+                os.fchdir(directory)
             ns.close_range(3, cloexec=True)
-            os.execve(path, hook.get("args") or [path], _environment(hook.get("env") or []))
+            environment = inherited if hook.get("env") is None else _environment(hook["env"])
+            os.execve(path, hook.get("args") or [path], environment)
         except OSError as error:
             os.write(2, f"{path}: {os.strerror(error.errno or 0).lower()}".encode())
         finally:
@@ -56,18 +70,17 @@ def _run_one(name: str, hook: dict[str, Any], data: bytes) -> None:
     except DeadlineExceeded:
         os.waitpid(pid, 0)
         raise DeadlineExceeded(
-            f"error running hook: {path}: timed out after {timeout} s", subject=path, step=f"hook {name}"
+            f"error running {name}: {path}: timed out after {timeout} s", subject=path
         ) from None
     finally:
         os.close(out_read)
         os.close(pidfd)
     if status:
         code = os.waitstatus_to_exitcode(status)
-        how = f"exit status {code}" if code >= 0 else f"signal {-code}"
+        how = f"exit status {code}" if code >= 0 else f"signal: {str(_signal.strsignal(-code)).lower()}"
+        said = output.decode("utf-8", "replace").strip()
         raise FailedPrecondition(
-            f"error running hook: {how}, stdout+stderr: {output.decode('utf-8', 'replace').strip()}",
-            subject=path,
-            step=f"hook {name}",
+            f"error running {name}: error running hook: {how}, stdout+stderr: {said}", subject=path
         )
 
 
@@ -108,6 +121,6 @@ def _feed(in_write: int, out_read: int, pidfd: int, data: bytes, timeout: int | 
             os.close(in_write)
 
 
-def _environment(words: list[str]) -> dict[str, str]:
+def _environment(words: list[str]) -> dict[bytes, bytes]:
     pairs = (word.partition("=") for word in words)
-    return {key: value for key, equals, value in pairs if equals and key}
+    return {os.fsencode(key): os.fsencode(value) for key, equals, value in pairs if equals and key}

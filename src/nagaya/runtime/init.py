@@ -28,18 +28,28 @@ if TYPE_CHECKING:
 class Seccomp:
     """A compiled filter: `load` is linux.seccomp's, imported by the parent only when there is one."""
 
-    __slots__ = ("early_clone", "flags", "program")
+    __slots__ = ("agent", "early_clone", "flags", "program")
 
-    def __init__(self, program: bytes, flags: int, early_clone: bool) -> None:
+    def __init__(self, program: bytes, flags: int, early_clone: bool, agent: tuple[str, str]) -> None:
         self.program = program
         self.flags = flags
         self.early_clone = early_clone  # the filter refuses what the last clone needs
+        self.agent = agent  # (listenerPath, listenerMetadata) of a filter with a listener, else ("", "")
 
-    def load(self) -> None:
-        """Install it. Raises KernelError."""
+    def comes_last(self, no_new_privileges: bool) -> bool:
+        """Is it loaded right before the exec, after the parent's last GO?"""
+        return no_new_privileges or self.early_clone
+
+    def load(self, context: Context) -> None:
+        """Install it, and wait until the parent has handed a listener to the agent. Raises KernelError."""
         from nagaya.linux import seccomp
 
-        seccomp.load(self.program, self.flags)
+        listener = seccomp.load(self.program, self.flags)
+        if listener >= 0:
+            context.channel.write(channel.LISTENER, listener)
+            if not os.read(context.channel.fileno(), 64):
+                os._exit(1)
+            os.close(listener)
 
 
 def main(
@@ -97,7 +107,9 @@ def _prepare(
     settings: dict[str, Any] = job.process
     user: dict[str, Any] = settings.get("user") or {}
     uid = user.get("uid") or 0
-    late = job.late and (seccomp is None or not seccomp.early_clone)
+    # an agent is told of the process that stays; who loads a filter before the last clone does not
+    late = seccomp is not None and not seccomp.early_clone and not seccomp.agent[0]
+    last = seccomp is not None and seccomp.comes_last(bool(settings.get("noNewPrivileges")))
 
     process.reset_signals()
     identity.score(context, settings.get("oomScoreAdj"))
@@ -124,7 +136,7 @@ def _prepare(
     if settings.get("noNewPrivileges"):
         process.set_no_new_privs()
     elif seccomp is not None and not seccomp.early_clone:
-        seccomp.load()
+        seccomp.load(context)
     sets = identity.Capabilities(context, settings.get("capabilities"))
     if settings.get("capabilities") is not None:
         sets.drop_bounding()
@@ -159,8 +171,8 @@ def _prepare(
 
     if job.late:
         # only now does anything of us become visible in the pid namespace we joined
-        if late and seccomp is not None and settings.get("noNewPrivileges"):
-            seccomp.load()
+        if late and last and seccomp is not None:
+            seccomp.load(context)
             seccomp = None
         pid, pidfd = process.clone(ns.CLONE_PARENT | ns.CLONE_PIDFD)
         if pid:
@@ -169,12 +181,17 @@ def _prepare(
         os.setsid()
         if context.slave >= 0:
             _terminal()
+    if last and seccomp is not None and seccomp.agent[0]:
+        seccomp.load(context)  # the parent is there to hand the listener over only before `start`
+        seccomp = None
     if context.fifo >= 0:
         _await_start(context)
-    if seccomp is not None and (settings.get("noNewPrivileges") or seccomp.early_clone):
-        seccomp.load()
+    if last and seccomp is not None:
+        seccomp.load(context)
     if hook_list:
-        hooks.run("startContainer", hook_list, {**context.state, "status": "created"})
+        # runc gives them the program's environment where they have none of their own
+        state = {**context.state, "status": "created"}
+        hooks.run("startContainer", hook_list, state, environment=environment)
     try:
         os.execve(program, [os.fsencode(a) for a in arguments], environment)
     except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from time import monotonic_ns
 
-from nagaya.errors import InternalError, KernelError, NagayaError, Unimplemented, from_wire
+from nagaya.errors import InternalError, InvalidArgument, KernelError, NagayaError, from_wire
 from nagaya.linux import namespaces as ns
 from nagaya.runtime import channel, hooks, init, plan
 from nagaya.runtime.lifecycle import SIGKILL, oci_state
@@ -64,12 +64,15 @@ def compile_filter(profile: dict[str, Any] | None, trace: Trace) -> init.Seccomp
     made = profile if "compiled" in profile else seccomp.precompile(profile)
     program = bytes.fromhex(made["compiled"])
     trace.add("seccomp", f"{len(program) // 8} instructions", begin)
+    agent = ("", "")
     if made["flags"] & seccomp.FLAG_NEW_LISTENER:
-        raise Unimplemented(
-            "linux.seccomp: SCMP_ACT_NOTIFY needs an agent at listenerPath, which is not offered",
-            subject="linux.seccomp.listenerPath",
-        )
-    return init.Seccomp(program, made["flags"], made["early"])
+        agent = (made.get("listenerPath") or "", made.get("listenerMetadata") or "")
+        if not agent[0].startswith("/"):
+            raise InvalidArgument(
+                "linux.seccomp.listenerPath: must be an absolute path where an action is SCMP_ACT_NOTIFY",
+                subject="linux.seccomp.listenerPath",
+            )
+    return init.Seccomp(program, made["flags"], made["early"], agent)
 
 
 def spawn(launch: Launch, start_hooks: list[dict[str, Any]]) -> None:
@@ -193,9 +196,39 @@ def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) 
                 # capabilities of a user namespace raise no hard limit: the host's side does it
                 identity.limits(launch.job.process.get("rlimits") or [], launch.child)
             return
+        elif kind == channel.LISTENER and launch.seccomp is not None:
+            _hand_over(launch, launch.seccomp.agent, int(rest[0]))
         else:
             raise InternalError(f"unexpected message {kind!r}", step="init")
         tell(launch, channel.GO)
+
+
+def _hand_over(launch: Launch, agent_at: tuple[str, str], number: int) -> None:
+    """Give the first process's listener, its descriptor `number`, to the seccomp agent."""
+    from nagaya.runtime import agent  # few profiles have one
+
+    begin = monotonic_ns()
+    state = launch.context.state
+    listener = ns.pidfd_getfd(launch.pidfd, number)
+    try:
+        agent.register(*agent_at, listener, launch.child, {**state, "pid": state["pid"] or launch.child})
+    finally:
+        os.close(listener)
+    launch.trace.add("seccomp agent", agent_at[0], begin)
+
+
+def serve_last_filter(launch: Launch) -> None:
+    """After the last GO: a filter with a listener that is loaded only now needs its agent."""
+    loaded = launch.seccomp
+    if loaded is None or not loaded.agent[0]:
+        return
+    if not loaded.comes_last(bool(launch.job.process.get("noNewPrivileges"))):
+        return
+    received = _receive(launch)
+    if received is None or received[0][0] != channel.LISTENER:
+        raise InternalError("the first process died before its filter was loaded", step="seccomp")
+    _hand_over(launch, loaded.agent, int(received[0][1]))
+    tell(launch, channel.GO)
 
 
 def place(launch: Launch, paths: dict[str, str], joins: list[int], leave: int, memory: list[int]) -> None:

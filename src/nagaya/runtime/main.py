@@ -22,7 +22,8 @@ def main(argv: list[str]) -> NoReturn:
     sys.meta_path.insert(0, finder)
     from nagaya.runtime.command import main as command
 
-    code = command(argv)
+    # named runc, it is to be taken for it: dockerd and podman read the name in --version
+    code = command(argv, sys.argv[0].rpartition("/")[2])
     if finder.stale:
         finder.renew()
     # nothing is buffered; taking the interpreter down would cost 2 ms

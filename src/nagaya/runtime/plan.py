@@ -193,10 +193,11 @@ class HostHooks(Step):
 class Hooks(Step):
     """Run hooks inside the container's namespaces."""
 
-    __slots__ = ("hooks", "status")
+    __slots__ = ("hooks", "kind", "status")
 
     def __init__(self, kind: str, hooks: list[dict[str, Any]], status: str) -> None:
         super().__init__(f"hooks {kind}", " ".join(str(h["path"]) for h in hooks))
+        self.kind = kind
         self.hooks = hooks
         self.status = status
 

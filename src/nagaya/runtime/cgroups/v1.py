@@ -245,7 +245,8 @@ def plan_v1(resources: dict[str, Any], *, devices: bool = True) -> list[Write]:
     """
     if resources.get("unified"):
         raise InvalidArgument(
-            "linux.resources.unified needs cgroup v2, and this host has v1", subject=f"{_FIELD}.unified"
+            "invalid configuration: linux.resources.unified needs cgroup v2, and this host has v1",
+            subject=f"{_FIELD}.unified",
         )
     writes = _cpu(resources) + _memory(resources) + _blkio(resources) + _others(resources)
     if devices:
@@ -293,7 +294,7 @@ class ManagerV1(Manager):
                 done.add(path)
                 made = cgroup.make(path)
                 if controller == "cpuset":
-                    _inherit_cpuset(made)
+                    _inherit_cpuset([*_unfilled(os.path.dirname(made[0] if made else path)), *made])
         self.fresh = True
 
     def set(self, resources: dict[str, Any], *, devices: bool | None = None) -> None:
@@ -372,6 +373,15 @@ class ManagerV1(Manager):
         from nagaya.runtime.cgroups import stats  # only the verb `events` and the API's stats need it
 
         return stats.v1(self.paths)
+
+
+def _unfilled(path: str) -> list[str]:
+    """The cgroups from path upwards, top down, that somebody made and never gave a cpu or a node to."""
+    found: list[str] = []
+    while "" in ((cgroup.try_read(f"{path}/cpuset.{key}") or "?").strip() for key in ("cpus", "mems")):
+        found.insert(0, path)
+        path = os.path.dirname(path)
+    return found
 
 
 def _inherit_cpuset(made: list[str]) -> None:

@@ -16,5 +16,5 @@ def host_hooks(context: Context, _step: plan.HostHooks) -> None:
 
 
 def container_hooks(context: Context, step: plan.Hooks) -> None:
-    """createContainer, startContainer: in the namespaces of the container."""
-    hooks.run(step.name, step.hooks, {**context.state, "status": step.status})
+    """createContainer: in the namespaces of the container, in its root directory."""
+    hooks.run(step.kind, step.hooks, {**context.state, "status": step.status}, directory=context.rootfd)

@@ -140,6 +140,8 @@ class Capabilities:
         self.effective = known["effective"] & self.permitted
         self.ambient = known["ambient"] & known["inheritable"] & self.permitted
         self.inheritable = self.ambient
+        for name in caps.to_names(known["ambient"] & ~self.ambient):
+            context.trace.warn(f"can't raise ambient capability {name}: it is not inheritable and permitted")
 
     def drop_bounding(self) -> None:
         """First: while CAP_SETPCAP is still held."""

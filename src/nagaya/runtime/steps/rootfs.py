@@ -11,8 +11,8 @@ import errno
 import os
 
 from nagaya.errors import InvalidArgument, KernelError
+from nagaya.linux import cgroup, paths
 from nagaya.linux import mounts as m
-from nagaya.linux import paths
 from nagaya.runtime.options import attributes
 
 TYPE_CHECKING = False
@@ -141,8 +141,8 @@ def mount(context: Context, step: plan.Mount) -> None:
 
 def _ordinary(rootfd: int, step: plan.Mount) -> int:
     # proc and sys at a symbolic link were CVE-2019-19921 and, again, 2023-27561
-    os.close(paths.mkdirs_in_root(rootfd, step.destination))
     try:
+        os.close(paths.mkdirs_in_root(rootfd, step.destination))
         return paths.openat2(
             rootfd,
             step.destination.lstrip("/") or ".",
@@ -151,7 +151,7 @@ def _ordinary(rootfd: int, step: plan.Mount) -> int:
             paths.RESOLVE_IN_ROOT | paths.RESOLVE_NO_SYMLINKS,
         )
     except KernelError as error:
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EEXIST):
             raise
         raise InvalidArgument(
             f'filesystem "{step.type}" must be mounted on ordinary directory', subject=step.destination
@@ -267,9 +267,32 @@ def change_root(context: Context, step: plan.ChangeRoot) -> None:
         os.chdir("/")
         return
     if step.how == "move root":
+        _hide_kernel_files()
         m.mount(".", "/", None, m.MS_MOVE)
     os.chroot(".")
     os.chdir("/")
+
+
+def _hide_kernel_files() -> None:
+    """Without pivot_root the host's mounts stay below our root: who mounts proc or sysfs anew in a user
+    namespace is stopped only by the kernel's rule that what others hide must stay hidden. So leave no
+    whole proc or sysfs but the container's."""
+    seen = []
+    for line in cgroup.read("/proc/self/mountinfo").split("\n"):
+        left, found, right = line.partition(" - ")
+        if found and right.split(" ", 1)[0] in ("proc", "sysfs"):
+            seen.append(left.split(" ")[4])
+    own = os.getcwd()
+    for point in reversed(seen):
+        if point == own or point.startswith(own + "/"):
+            continue
+        m.mount(None, point, None, m.MS_SLAVE | m.MS_REC)
+        try:
+            m.umount2(point, m.MNT_DETACH)
+        except KernelError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+            m.mount("tmpfs", point, "tmpfs", 0, None)  # locked by an outer user namespace
 
 
 def make_directory(context: Context, step: plan.MakeDirectory) -> None:

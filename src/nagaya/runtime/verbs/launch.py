@@ -136,13 +136,23 @@ def arguments_for(settings: Settings, options: dict[str, Any], spec: dict[str, A
     }
 
 
+# what runc's log says at these moments, for who looks for it there
+_RUNC_WORDS = {
+    "clone": "nsexec container setup",
+    "identity": "child process in init()",
+    "hand-over": "init: closing the pipe to signal completion",
+    "exec": "setns_init: about to exec",
+}
+
+
 def warn(settings: Settings, trace: container.Trace) -> None:
     """Pass on what the launch warned of."""
     for text in trace.warnings:
         settings.log.message("warning", text)
     if settings.log.debug:
         for name, detail, _start, duration in trace.to_wire():
-            settings.log.message("debug", f"{name} ({duration / 1e6:.2f} ms) {detail}")
+            text = f"{name} ({duration / 1e6:.2f} ms) {detail}"
+            settings.log.message("debug", f"{_RUNC_WORDS[name]}: {text}" if name in _RUNC_WORDS else text)
 
 
 _FORWARDED = [n for n in (*range(1, 32), *range(34, 65)) if n not in (9, 17, 19, 23)]  # KILL CHLD STOP URG
@@ -169,6 +179,7 @@ class Foreground:
         master = launched.console
         settings = b""
         if master >= 0:
+            tty.plain_newlines(master)
             try:
                 settings = tty.make_raw(0)
                 tty.set_size(master, *tty.get_size(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from nagaya.errors import AlreadyExists
+from nagaya.linux.cgroup import layout
 from nagaya.linux.json import dumps_indented
 from nagaya.oci.runtime import example
 from nagaya.runtime.arguments import FLAG, TEXT, Option
@@ -26,7 +27,11 @@ OPTIONS = [
 def main(_settings: Settings, options: dict[str, Any], _positional: list[str]) -> int:
     """0 when it is written; an existing file is never replaced."""
     path = f"{options['bundle'] or '.'}/config.json"
-    document = example(rootless_ids=(os.geteuid(), os.getegid()) if options["rootless"] else None)
+    # on v1 a container sees its cgroups without a namespace of theirs, and runc asks for none there
+    document = example(
+        rootless_ids=(os.geteuid(), os.getegid()) if options["rootless"] else None,
+        own_cgroups=layout().version == 2,
+    )
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:

@@ -1,0 +1,117 @@
+"""What runc's users rely on beyond the specification: names, texts, order of options, hooks' surroundings."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from bundles import Bundle
+
+pytestmark = pytest.mark.root
+
+
+def test_named_runc_it_is_runc(our_box: Bundle, tmp_path: Path) -> None:
+    alias = tmp_path / "runc"
+    alias.symlink_to(our_box.runtime)
+    done = subprocess.run([alias, "--version"], capture_output=True, text=True, check=True)
+    first, second, third = done.stdout.splitlines()[:3]
+    assert first.startswith("runc version 0.") and second.startswith("commit: ")
+    assert third.startswith("spec: 1.")
+    done = subprocess.run([alias, "kill", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1].strip().startswith("runc kill - ")
+
+
+def test_options_may_follow_the_container(box: Bundle) -> None:
+    box.start()
+    box.ok("update", box.id, "--pids-limit", "77")
+    assert box.ok("exec", box.id, "echo", "--force") == "--force\n"
+    box.ok("delete", box.id, "--force")
+    assert box.call("state", box.id).returncode == 1
+
+
+def test_a_container_refused_for_its_cgroup_leaves_the_first_alive(our_box: Bundle) -> None:
+    our_box.spec["linux"]["cgroupsPath"] = f"/{our_box.tag}"
+    our_box.start()
+    second = our_box.call("create", "--bundle", str(our_box.path), our_box.id + "b")
+    assert second.returncode == 1
+    assert "container's cgroup is not empty" in second.stderr
+    assert our_box.status() == "running"
+    assert our_box.ok("exec", our_box.id, "echo", "alive") == "alive\n"
+
+
+def test_a_create_container_hook_runs_in_the_root_directory(box: Bundle) -> None:
+    box.spec["root"]["readonly"] = False
+    box.spec["hooks"] = {
+        "createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "/usr/bin/touch ./from-the-hook"]}]
+    }
+    assert box.shell("ls /from-the-hook") == "/from-the-hook\n"
+
+
+def test_a_start_container_hook_has_the_programs_environment(our_box: Bundle) -> None:
+    # as runc does since 1.3
+    our_box.spec["process"]["env"].append("ONE=two")
+    our_box.spec["hooks"] = {
+        "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", '[ "$ONE" = two ] && [ -n "$HOME" ]']}]
+    }
+    our_box.shell("true")
+
+
+def test_a_hook_ended_by_a_signal(box: Bundle) -> None:
+    box.spec["hooks"] = {"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", "kill -9 $$"]}]}
+    done = box.run("true")
+    assert done.returncode == 1
+    assert "error running hook" in done.stderr and "signal: killed" in done.stderr
+
+
+def test_without_pivot_root_no_whole_proc_is_left_to_mount_another(box: Bundle) -> None:
+    box.spec["process"]["capabilities"] = {
+        kind: ["CAP_SYS_ADMIN", "CAP_SETFCAP"] for kind in ("bounding", "permitted")
+    }
+    (box.rootfs / "bin" / "unshare").symlink_to("busybox")
+    script = "mount -t proc none /proc && echo mounted"
+    done = box.run("unshare", "-mrpf", "sh", "-c", script, options=("--no-pivot",))
+    assert done.returncode != 0
+    assert "mounted" not in done.stdout and "denied" in done.stderr.lower(), done
+
+
+def test_a_program_on_a_terminal_prints_plain_newlines(our_box: Bundle) -> None:
+    # runc does so, too, but starts only where it has a terminal itself
+    our_box.spec["process"]["terminal"] = True
+    assert our_box.shell("echo one; echo two") == "one\ntwo\n"
+
+
+def test_a_symbolic_link_for_proc_is_refused(box: Bundle) -> None:
+    (box.rootfs / "proc").rmdir()
+    (box.rootfs / "proc").symlink_to("/elsewhere")
+    done = box.run("true")
+    assert done.returncode == 1
+    assert "must be mounted on ordinary directory" in done.stderr
+
+
+def test_a_missing_or_foreign_cgroup_of_exec(box: Bundle) -> None:
+    box.start()
+    for argument, text in (
+        ("..", "sub cgroup path"),
+        ("nope", "adding pid"),
+        ("nope:/", "unknown controller nope"),
+    ):
+        done = box.call("exec", "--cgroup", argument, box.id, "true")
+        assert done.returncode == 255 and text in done.stderr, done
+
+
+def test_an_ambient_capability_that_is_not_inheritable_is_warned_of(our_box: Bundle) -> None:
+    capabilities = our_box.spec["process"]["capabilities"]
+    capabilities["ambient"] = ["CAP_KILL"]
+    done = our_box.run("true")
+    assert done.returncode == 0
+    assert "can't raise ambient capability CAP_KILL: " in done.stderr
+
+
+def test_debug_has_the_words_that_runc_users_look_for(box: Bundle) -> None:
+    box.save()
+    box.spec["process"]["args"] = ["true"]
+    box.save()
+    done = box.call("--debug", "run", "--bundle", str(box.path), box.id)
+    for words in ("nsexec", "child process in init()", "init: closing the pipe to signal completion"):
+        assert words in done.stderr
