@@ -83,6 +83,26 @@ def test_read_only_and_writable_places(cli: Cli) -> None:
     script = "touch /x 2>&1; touch /tmp/y && echo tmp; touch /dev/shm/z && echo shm"
     shown = inside(cli, "--read-only", "--tmpfs", "/tmp:size=1m", script=script)
     assert shown.splitlines() == ["touch: /x: Read-only file system", "tmp", "shm"]
+    script = "for f in hosts hostname resolv.conf; do echo >>/etc/$f || echo no; done 2>/dev/null"
+    assert inside(cli, "--read-only", script=script).split() == ["no"] * 3
+    assert inside(cli, script=script) == ""
+
+
+def test_the_mark_of_a_container(cli: Cli) -> None:
+    assert inside(cli, script="ls -l /.dockerenv | cut -c1-10; wc -c </.dockerenv").split() == [
+        "-rwxr-xr-x",
+        "0",
+    ]
+
+
+def test_times_nobody_understands(cli: Cli) -> None:
+    cli.ok("create", "--name", "box", IMAGE)
+    if cli.name != "docker20":
+        for flag in ("since", "until"):
+            said = cli("logs", f"--{flag}", "nosuch", "box")
+            assert said.err == (
+                f'invalid value for "{flag}": failed to parse value as time or duration: "nosuch"\n'
+            )
 
 
 def test_capabilities(cli: Cli) -> None:

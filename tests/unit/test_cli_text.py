@@ -148,11 +148,11 @@ def test_sizes_of_flags(text: str, number: int) -> None:
 def test_times_of_flags() -> None:
     assert values.duration("1h2m3.5s") == 3723500000000
     assert values.duration("-1.5h") == -5400 * 10**9
-    assert values.moment("12.5") == "12.5"
-    assert values.moment("2026-01-02T03:04:05.123456789Z") == "1767323045.123456789"
-    assert values.moment("2026-01-02T03:04:05.5+01:00") == "1767319445.500000000"
-    assert float(values.moment("2026-01-02T03:04:05Z".replace("Z", "+00:00"))) == 1767323045
-    assert abs(float(values.moment("10m")) - (time.time() - 600)) < 5
+    assert values.moment("since", "12.5") == "12.5"
+    assert values.moment("since", "2026-01-02T03:04:05.123456789Z") == "1767323045.123456789"
+    assert values.moment("since", "2026-01-02T03:04:05.5+01:00") == "1767319445.500000000"
+    assert float(values.moment("since", "2026-01-02T03:04:05Z".replace("Z", "+00:00"))) == 1767323045
+    assert abs(float(values.moment("since", "10m")) - (time.time() - 600)) < 5
     for bad in ("", "1", "1x", "s", "-", "1..2s"):
         with pytest.raises(UsageError):
             values.duration(bad)

@@ -57,11 +57,12 @@ def duration(text: str) -> int:
     return sign * int(total)
 
 
-def moment(text: str) -> str:
-    """--since and --until as the API wants them, seconds since the epoch: of such a number, an RFC 3339
-    time, a date, or a duration before now. Raises UsageError."""
+def moment(name: str, text: str) -> str:
+    """--since or --until, as named, as the API wants them: seconds since the epoch. Of such a number, an
+    RFC 3339 time, a date, or a duration before now. Raises UsageError."""
     if not text or text.replace(".", "", 1).isdecimal():
         return text
+    wrong = UsageError(f'invalid value for "{name}": failed to parse value as time or duration: "{text}"')
     if text[0].isdecimal() and "-" in text[:5]:
         import datetime
 
@@ -71,13 +72,16 @@ def moment(text: str) -> str:
         try:
             when = datetime.datetime.fromisoformat(head + rest[len(digits) :])
         except ValueError:
-            raise UsageError(f'invalid time "{text}"') from None
+            raise wrong from None
         if dot and not digits:
-            raise UsageError(f'invalid time "{text}"')
+            raise wrong
         return f"{int(when.timestamp())}.{digits[:9]:0<9}"
     import time
 
-    return f"{time.time() - duration(text) / 1e9:.9f}"
+    try:
+        return f"{time.time() - duration(text) / 1e9:.9f}"
+    except UsageError:
+        raise wrong from None
 
 
 def nano_cpus(text: str) -> int:

@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from nagaya.engine import limits, merge, names, privileges, spec_mounts, volumes
+from nagaya.engine import files, limits, merge, names, privileges, spec_mounts, volumes
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.logs import log_settings
 from nagaya.engine.model import Container, ContainerConfig, CreateRequest, MountSpec
@@ -169,6 +169,8 @@ def make(world: World, container_id: str, name: str, request: CreateRequest) -> 
     operation = journal.begin("create", container_id, {"volumes": anonymous})
     try:
         rootfs = world.images.prepare(container_id, image.id)
+        # programs tell by it that they run in one of Docker's containers (systemd-detect-virt, installers)
+        files.write(f"{rootfs['upper']}/.dockerenv", "", 0o755)
         journal.point("create: snapshot")
         os.mkdir(directory, 0o710)
         journal.point("create: directory")

@@ -65,7 +65,9 @@ class Surroundings(NamedTuple):
 def compose(container: Container, around: Surroundings) -> Spec:
     """The whole config.json. Raises InvalidArgument that names the field at fault."""
     config = container.config
-    user = spec_mounts.of_user(around.mounts, config.tmpfs, around.files)
+    user = spec_mounts.of_user(
+        around.mounts, config.tmpfs, around.files, read_only_files=config.read_only_rootfs
+    )
     if around.init:
         user.insert(
             0,

@@ -28,9 +28,9 @@ def run(given: Given, client: Client) -> int:
     about = client.call("GET", life.path(given.args[0]) + "/json")
     config, state = about["Config"], about["State"]
     if not state.get("Running"):
-        raise FailedPrecondition("cannot attach to a stopped container, start it first")
+        raise FailedPrecondition("You cannot attach to a stopped container, start it first")
     if state.get("Paused"):
-        raise FailedPrecondition("cannot attach to a paused container, unpause it first")
+        raise FailedPrecondition("You cannot attach to a paused container, unpause it first")
     path = life.path(about["Id"])
     stdin = config.get("OpenStdin", False) and not given["no-stdin"]
     require_terminal(config["Tty"], stdin)

@@ -30,8 +30,8 @@ ARGS = (0, 0)
 def run(given: Given, client: Client) -> int:
     """Print one line an event until interrupted or until --until."""
     query = {
-        "since": values.moment(given["since"]),
-        "until": values.moment(given["until"]),
+        "since": values.moment("since", given["since"]),
+        "until": values.moment("until", given["until"]),
         "filters": filters(given["filter"]),
     }
     template = None

@@ -34,8 +34,8 @@ def run(given: Given, client: Client) -> int:
         "timestamps": given["timestamps"],
         "details": given["details"],
         "tail": given["tail"],
-        "since": values.moment(given["since"]),
-        "until": values.moment(given["until"]),
+        "since": values.moment("since", given["since"]),
+        "until": values.moment("until", given["until"]),
     }
     answer = client.send("GET", life.path(about["Id"]) + "/logs", query)
     show(answer.chunks(), raw=about["Config"]["Tty"])
