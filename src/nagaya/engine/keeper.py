@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import nagaya
-from nagaya.errors import NagayaError, ResourceExhausted, Unavailable
+from nagaya.errors import InternalError, NagayaError, ResourceExhausted, Unavailable
 from nagaya.linux import seqpacket
 from nagaya.oci.runtime import makes_pid_namespace
 from nagaya.wire.messages import TO_DAEMON, TO_KEEPER, check, message
@@ -34,6 +34,10 @@ CONNECT = 10.0  # seconds for a new keeper to answer
 _BATCH = 64  # packets read in one turn of the loop
 _MOST_REPLY = 16 << 20
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+
+
+class BuilderDied(InternalError):
+    """A builder was killed over a request, which may be half done."""
 
 
 class Exit(msgspec.Struct, frozen=True):

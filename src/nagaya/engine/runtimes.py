@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from nagaya.engine import files
-from nagaya.engine.keeper import Started
+from nagaya.engine.keeper import BuilderDied, Started
 from nagaya.engine.launch import Launch
 from nagaya.engine.model import Container
 from nagaya.engine.world import World
@@ -157,9 +157,16 @@ class BuiltIn:
         return reply.result.get("pids", []) if op == "ps" else reply.result
 
     async def delete(self, container_id: str) -> None:
-        # NotFound: the attempt ended before there was anything, or it is gone already
-        with suppress(NotFound):
-            await self._world.supervisor.call(self._request("delete", container_id, force=True))
+        for attempts_left in (2, 1, 0):
+            # NotFound: the attempt ended before there was anything, or it is gone already
+            with suppress(NotFound):
+                try:
+                    await self._world.supervisor.call(self._request("delete", container_id, force=True))
+                except BuilderDied:
+                    if attempts_left:
+                        continue  # killed, for lack of memory perhaps: what it left is still to be removed
+                    raise
+            return
 
 
 class Foreign:

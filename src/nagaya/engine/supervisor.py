@@ -21,6 +21,7 @@ import msgspec
 from nagaya.engine.holdings import Holdings, holding
 from nagaya.engine.keeper import (
     CONNECT,
+    BuilderDied,
     Entry,
     Exit,
     Link,
@@ -37,7 +38,6 @@ from nagaya.errors import (
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
-    InternalError,
     NagayaError,
     NotFound,
     Unavailable,
@@ -261,7 +261,7 @@ class Supervisor:
             case "failed":
                 waiting = self._starting.get(said["token"])
                 if waiting is not None and not waiting.done():
-                    waiting.set_exception(InternalError("the builder died without an answer", step="spawn"))
+                    waiting.set_exception(BuilderDied("the builder died without an answer", step="spawn"))
                 self._abandoned.discard(said["token"])
             case "exit":
                 self._exited(said)
@@ -422,7 +422,7 @@ class Supervisor:
                     raise refusal.result()
                 if self._link is None or not self._ready.is_set():
                     raise Unavailable("the supervisor has died", step=str(request.get("op")))
-                raise InternalError("the builder died without an answer", step=str(request.get("op")))
+                raise BuilderDied("the builder died without an answer", step=str(request.get("op")))
         finally:
             ours.close()
             del self._refusals[serial]
