@@ -11,11 +11,13 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import pytest
 from bundles import Bundle, bundle
 
+from nagaya.linux.ffi import try_syscall
 from nagaya.oci import defaults
 from nagaya.oci.seccomp_default import resolve
 
@@ -261,3 +263,14 @@ def test_joining_a_user_namespace(our_box: Bundle) -> None:
     spec["linux"]["namespaces"].append({"type": "user", "path": f"/proc/{pid}/ns/user"})
     assert our_box.shell("readlink /proc/self/ns/user; id -u").split() == [user, "0"]
     our_box.id = first
+
+
+def ignore_signals() -> None:
+    """As a caller may leave them: of the C library's own two, too, as a Python of 2024 does."""
+    for number in (1, 13, 15, 32, 33, 40):
+        try_syscall("rt_sigaction", number, pack("=QQQQ", 1, 0, 0, 0), None, 8)  # SIG_IGN
+
+
+def test_signals_that_the_caller_ignored_are_not_ignored_inside(our_box: Bundle) -> None:
+    done = our_box.run("grep", "SigIgn", "/proc/self/status", preexec_fn=ignore_signals)
+    assert (done.returncode, done.stdout.split()) == (0, ["SigIgn:", "0" * 16]), done

@@ -78,6 +78,7 @@ _COMMON = {
     "set_mempolicy_home_node": 450,
 }
 _X86_64 = {
+    "rt_sigaction": 13,
     "ioctl": 16,
     "clone": 56,
     "personality": 135,
@@ -114,6 +115,7 @@ _X86_64 = {
     "fstatfs": 138,
 }
 _AARCH64 = {
+    "rt_sigaction": 134,
     "ioctl": 29,
     "clone": 220,
     "personality": 92,

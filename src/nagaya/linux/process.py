@@ -154,6 +154,8 @@ def signal_number(text: str) -> int:
 def reset_signals() -> None:
     """Default dispositions and an empty mask, as a new program expects: Python ignores SIGPIPE and
     SIGXFSZ, a caller (nohup) may ignore more, and exec(2) would hand both on."""
+    for number in (32, 33):  # the C library keeps these to itself (nptl(7)), and hands them on as they are
+        try_syscall("rt_sigaction", number, bytes(32), None, 8)  # a struct sigaction of SIG_DFL
     for number in range(1, _SIGRTMAX + 1):
         if number in (9, 19, 32, 33):
             continue
