@@ -27,8 +27,11 @@ class ContentStore:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        for path in (directory, f"{directory}/blobs", f"{directory}/ingest"):
+        blobs = f"{directory}/blobs"
+        for path in (directory, f"{directory}/ingest", blobs, *(f"{blobs}/{a}" for a in digests.ALGORITHMS)):
             os.makedirs(path, mode=0o700, exist_ok=True)
+        for path in (blobs, directory, os.path.dirname(os.path.abspath(directory))):
+            _sync(path)
 
     def path(self, digest: str) -> str:
         """Where the blob is, or would be. Raises InvalidArgument for what is not a digest."""
@@ -155,12 +158,8 @@ class ContentStore:
 
     def _publish(self, path: str, digest: str) -> None:
         target = self.path(digest)
-        directory = os.path.dirname(target)
-        if not os.path.isdir(directory):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            _sync(os.path.dirname(directory))
         os.rename(path, target)
-        _sync(directory)
+        _sync(os.path.dirname(target))
 
 
 class Ingest:

@@ -15,6 +15,7 @@ from nagaya.errors import InvalidArgument
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+ALGORITHMS = ("sha256", "sha512")
 _DIGEST = re.compile(r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
 
 

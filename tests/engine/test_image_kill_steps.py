@@ -1,0 +1,143 @@
+"""kill -9 at every step of a pull, found by counting: what is here afterwards is whole, and nothing else."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fakeregistry import quick
+from house import House, python_main
+from images import Registry, busybox_layers, write_layout
+from imagetrees import free_port, mounted, sample, survey
+from killsteps import pull
+
+from nagaya.engine.catalog import LedgerCatalog
+from nagaya.engine.ledger import Ledger
+from nagaya.image.store import ImageStore
+
+pytestmark = pytest.mark.root
+
+# processes that begin without the threads of the test's
+FORKS = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("sample") / "layout"
+    write_layout(made, sample(), {"Cmd": ["true"]})
+    return made
+
+
+@pytest.fixture(scope="module")
+def name(layout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with Registry(tmp_path_factory.mktemp("registry"), port=free_port()) as registry:
+        yield registry.push(f"oci:{layout}:latest", "sample:1")
+
+
+@pytest.fixture(scope="module")
+def umoci(layout: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    tree = tmp_path_factory.mktemp("umoci") / "tree"
+    subprocess.run(
+        ["umoci", "raw", "unpack", "--image", f"{layout}:latest", str(tree)], check=True, capture_output=True
+    )
+    return survey(tree)
+
+
+def files(root: Path) -> list[str]:
+    """Everything in the store that is not of its making: no directories that are always there."""
+    found = [str(p.relative_to(root)) for p in (root / "content").rglob("*") if p.is_file()]
+    found += [f"layer {p.name}" for p in (root / "snapshots/l").iterdir() if p.name != "empty"]
+    return found + [f"snapshot {p.name}" for p in (root / "snapshots").iterdir() if p.name != "l"]
+
+
+def trees(root: Path, store: ImageStore, catalog: LedgerCatalog, name: str) -> list[object]:
+    """Every layer of the image as it lies on the disk, but for the times of whiteouts."""
+    found: list[object] = []
+    for diff_id in store.resolve(name).document.diff_ids:
+        row = catalog.layer(diff_id)
+        assert row is not None
+        top = root / "snapshots/l" / row.directory
+        for line in survey(top):
+            path, mode, device = top / str(line[0]), int(str(line[1])), line[4]
+            whiteout = stat.S_ISCHR(mode) and device == 0
+            opaque = stat.S_ISDIR(mode) and "trusted.overlay.opaque" in os.listxattr(path)
+            found.append((diff_id, *line[:6], *(line[7:] if whiteout else line[6:]), opaque))
+    return found
+
+
+def kill_at(number: int, root: Path, name: str, whole: list[object]) -> bool | None:
+    """Kill a pull into root at that step, recover, look, pull again, look, remove. Was the image there
+    after the recovery? None when the pull got through before the step."""
+    root.mkdir()
+    process = FORKS.Process(target=pull, args=(str(root), name, number))
+    process.start()
+    process.join(60)
+    if process.exitcode == 0:
+        return None
+    assert process.exitcode == -signal.SIGKILL, number
+    ledger = Ledger(f"{root}/ledger.db")
+    try:
+        catalog = LedgerCatalog(ledger)
+        store = ImageStore(str(root), catalog, quick())
+        store.recover()
+        listed = store.list()
+        if listed:
+            assert len(listed) == 1 and len(listed[0].names) == 2, number
+            assert trees(root, store, catalog, name) == whole, number
+        else:
+            # what has arrived of a blob waits for the next try, and nothing else
+            assert all(f.startswith("content/ingest/sha256-") for f in files(root)), (number, files(root))
+            assert catalog.layers() == [] and catalog.names() == [], number
+        store.pull(name)
+        assert trees(root, store, catalog, name) == whole, number
+        # two documents, three blobs, three layers
+        assert len(files(root)) == 8, (number, files(root))
+        store.remove(name, ())
+        assert files(root) == [], number
+    finally:
+        ledger.close()
+    subprocess.run(["rm", "-rf", str(root)], check=True)
+    return bool(listed)
+
+
+def test_kill_at_every_step(name: str, umoci: object, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    ledger = Ledger(f"{first}/ledger.db")
+    store = ImageStore(str(first), LedgerCatalog(ledger), quick())
+    store.pull(name)
+    assert mounted(store, name, tmp_path / "merged") == umoci
+    whole = trees(first, store, LedgerCatalog(ledger), name)
+    ledger.close()
+    found: list[bool | None] = []
+    with ThreadPoolExecutor(4) as pool:
+        while None not in found:
+            numbers = range(len(found) + 1, len(found) + 9)
+            found += pool.map(lambda n: kill_at(n, tmp_path / str(n), name, whole), numbers)
+    assert found.count(False) > 100 and found.count(True) >= 1, found
+
+
+@pytest.mark.parametrize("step", [3, 20, 60, 85, 110])
+def test_the_daemon_dies_of_a_pull_and_the_image_runs_after_the_next(step: int, tmp_path: Path) -> None:
+    write_layout(tmp_path / "layout", busybox_layers(), {"Cmd": ["cat", "/data/kept", "/data/changed"]})
+    with House() as house, Registry(tmp_path / "registry", house.inside([])) as registry:
+        name = registry.push(f"oci:{tmp_path}/layout", "x:1")
+        house.stop_daemon()
+        program, house.program = house.program, [*python_main("killsteps"), str(step)]
+        house.start()
+        house.program = program
+        daemon = house.daemon
+        assert daemon is not None
+        assert house.docker("pull", name).returncode != 0
+        assert daemon.wait(20) == -signal.SIGKILL, house.tail()
+        house.start()
+        assert house.ok("images", "-q", name) == ""
+        assert os.listdir(house.root / "snapshots/l") == ["empty"]
+        assert house.ok("run", "--rm", "--network", "none", name) == "kept\nnew"
