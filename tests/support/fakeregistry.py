@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
@@ -74,6 +75,12 @@ class Answer(Exception):
         self.status, self.body, self.headers, self.cut = status, body, headers or {}, cut
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients may go away
+            super().handle_error(request, client_address)
+
+
 class FakeRegistry:
     """Serves `blobs` and `manifests` on 127.0.0.1. Use as a context manager.
 
@@ -122,7 +129,7 @@ class FakeRegistry:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

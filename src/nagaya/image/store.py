@@ -161,9 +161,12 @@ class ImageStore:
             self._release(leased)
             if not isinstance(error, _WORTH_RESUMING):
                 # what a registry lied about, or a full disk, is not kept for a next try
-                self._collect()
                 with self._mutex:
                     self._content.discard(d for d in leased if d not in self._leases)
+                try:
+                    self._collect()
+                except NagayaError as second:  # it says less than the first
+                    log.warning("what a pull of %s left stays for now: %s", asked.familiar, second)
             leased.clear()
             raise
         finally:
@@ -322,12 +325,13 @@ class ImageStore:
             kept = {d for row in self._catalog.snapshots() for d in row.layers}
             self._orphans = not kept <= layers
             layers |= kept
-            unused = [row for row in self._catalog.layers() if row.diff_id not in layers]
-            for row in unused:
-                self._catalog.delete_layer(row.diff_id)
             for digest in self._content.digests():
                 if digest not in blobs:
                     self._content.delete(digest)
+            # second: on a full disk the blobs made the room that deleting rows takes
+            unused = [row for row in self._catalog.layers() if row.diff_id not in layers]
+            for row in unused:
+                self._catalog.delete_layer(row.diff_id)
         for row in unused:
             self._snapshots.drop_layer(row.directory)
         return {row.diff_id for row in unused}

@@ -49,8 +49,14 @@ def remove(parent: int, name: str | bytes, scratch: int | None = None) -> None:
                     continue
                 moved = f".gone-{text[:64]}-{made}"
                 made += 1
-                os.rename(entry.name, moved, src_dir_fd=fd, dst_dir_fd=scratch)
-                pending.append((scratch, moved))
+                try:
+                    os.rename(entry.name, moved, src_dir_fd=fd, dst_dir_fd=scratch)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    remove(fd, entry.name, scratch)  # no room for a name: where it is, before all else
+                else:
+                    pending.append((scratch, moved))
         except OSError as error:
             if error.errno in (errno.EBUSY, errno.EXDEV):
                 raise _mounted(text) from None
