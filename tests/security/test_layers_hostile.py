@@ -437,6 +437,20 @@ def test_extended_headers_without_end_are_refused(unpack: Unpack) -> None:
         unpack(header(b"x", b"g") * 100)
 
 
+def test_names_that_take_all_memory_are_refused(
+    unpack: Unpack, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "_MAX_REMEMBERED", 100_000)
+    folder = tarfile.DIRTYPE
+    unpack(*(file(f"{n:0200}") for n in range(600)))  # files are not remembered
+    trees.remove(os.open(home, os.O_RDONLY), "fs")
+    with pytest.raises(ResourceExhausted, match="directories and whiteouts take more than"):
+        unpack(*(member(f"{n:0200}", folder) for n in range(600)))
+    trees.remove(os.open(home, os.O_RDONLY), "fs")
+    with pytest.raises(ResourceExhausted, match="directories and whiteouts take more than"):
+        unpack(*(file(f".wh.{n:0200}") for n in range(600)))
+
+
 def test_more_entries_than_the_limit(unpack: Unpack) -> None:
     with pytest.raises(ResourceExhausted, match="more than 10 entries"):
         unpack(*(file(f"f{n}") for n in range(11)), entries=10)

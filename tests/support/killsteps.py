@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     steps, original = Steps(int(argv[0])), ImageStore.pull
 
     def first(store: ImageStore, *arguments: Any, **options: Any) -> Any:
-        ImageStore.pull = original  # type: ignore[method-assign,assignment]
+        ImageStore.pull = original  # type: ignore[method-assign]
         steps.arm()
         return original(store, *arguments, **options)
 

@@ -412,6 +412,113 @@ def test_another_host_that_asks_for_credentials_gets_none(registry: FakeRegistry
         assert not any("authorization" in headers for _, headers in thief.asked)
 
 
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+
+
+def foreign(registry: FakeRegistry, urls: list[str], kind: str = FOREIGN) -> None:
+    """An image of one layer which the registry does not serve, but says who does."""
+    descriptor = registry.image(BASE)
+    document = json.loads(registry.manifests[descriptor["digest"]][0])
+    document["layers"][0].update(mediaType=kind, urls=urls)
+    registry.manifest(document, "1")
+    del registry.blobs[digest_of(BASE)]
+
+
+def test_a_foreign_layer_comes_from_its_url_without_credentials(
+    registry: FakeRegistry, store: ImageStore
+) -> None:
+    """CVE-2020-15157, also when the other host asks for them."""
+    with FakeRegistry() as elsewhere:
+        foreign(registry, [f"http://{elsewhere.address}/files/x.tar"])
+        basic(registry, "me:secret")
+        elsewhere.script = lie(
+            "",
+            lambda: Answer(401, headers={"WWW-Authenticate": f'Bearer realm="http://{elsewhere.address}/t"'}),
+        )
+        with pytest.raises(NotFound, match=r"/files/x\.tar.*HTTP status 401"):
+            store.pull(registry.name(), auth=RegistryAuth("me", "secret"))
+        assert (elsewhere.count("/t"), elsewhere.count("/files/")) == (0, 1)
+        elsewhere.script = lie("/files/", lambda: Answer(200, BASE))
+        store.pull(registry.name(), auth=RegistryAuth("me", "secret"))
+        assert read(store, registry.name(), "both") == b"low\n"
+        assert not any("authorization" in headers for _, headers in elsewhere.asked)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("file:///etc/passwd", "is not https"),
+        ("http://203.0.113.1/x", "is not https"),
+        ("/etc/passwd", "is not https"),
+        ("https://[::", r"'invalid:https://\[::' is not https"),
+        ("https://x:99999999/", "is not https"),
+        ("gopher://127.0.0.1/x", "is not https"),
+    ],
+)
+def test_a_foreign_layer_from_nowhere(
+    registry: FakeRegistry, store: ImageStore, tmp_path: Path, url: str, words: str
+) -> None:
+    foreign(registry, [url])
+    with pytest.raises(NagayaError, match=words) as caught:
+        store.pull(registry.name())
+    assert "\n" not in str(caught.value)
+    assert left(tmp_path) == []
+
+
+def test_an_ordinary_layers_urls_are_not_asked(registry: FakeRegistry, store: ImageStore) -> None:
+    with FakeRegistry() as elsewhere:
+        foreign(registry, [f"http://{elsewhere.address}/x"], "application/vnd.oci.image.layer.v1.tar")
+        with pytest.raises(NotFound):
+            store.pull(registry.name())
+        assert elsewhere.asked == []
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        *("sha256:../../../../etc/passwd", "sha256:" + "A" * 64, "sha256:" + "0" * 63 + "\n"),
+        *("sha256:" + "0" * 64 + "/../../x", "sha512:" + "0" * 64, "md5:" + "0" * 32, ""),
+    ],
+)
+@pytest.mark.parametrize("where", ["config", "layer", "index", "diff id"])
+def test_c_image_2024_3727_what_is_no_digest_is_refused_wherever_it_stands(
+    registry: FakeRegistry, store: ImageStore, tmp_path: Path, where: str, digest: str
+) -> None:
+    if where == "diff id":
+        registry.image(BASE, diff_ids=[digest])
+    else:
+        descriptor = registry.image(BASE)
+        document = json.loads(registry.manifests[descriptor["digest"]][0])
+        if where == "index":
+            document = {"schemaVersion": 2, "manifests": [{**descriptor, "digest": digest}]}
+        else:
+            (document["config"] if where == "config" else document["layers"][0])["digest"] = digest
+        registry.manifest(document, "1", kind=OCI_INDEX if where == "index" else OCI_MANIFEST)
+    with pytest.raises(InvalidArgument, match=r"invalid (digest|diff id)"):
+        store.pull(registry.name())
+    assert left(tmp_path) == []
+    assert not any(".." in path for path, _ in registry.asked)
+
+
+def test_a_giant_configuration_is_refused_before_it_is_fetched(
+    registry: FakeRegistry, store: ImageStore, tmp_path: Path
+) -> None:
+    descriptor = registry.image(BASE)
+    document = json.loads(registry.manifests[descriptor["digest"]][0])
+    config = document["config"]["digest"]
+    document["config"]["size"] = 1 << 40
+    registry.manifest(document, "1")
+    with pytest.raises(InvalidArgument, match=f"has size {1 << 40} in config"):
+        store.pull(registry.name())
+    assert registry.count(config) == 0
+    document["config"]["size"] = 100  # and one that is longer than announced is not read to its end
+    registry.manifest(document, "1")
+    registry.script = lie(config, lambda: Answer(200, b" " * (64 << 20), {"Transfer-Encoding": "x"}))
+    with pytest.raises((DataLoss, Unavailable)):
+        store.pull(registry.name())
+    assert left(tmp_path) == []
+
+
 def test_a_mirror_is_asked_first_and_never_with_the_registrys_credentials(
     registry: FakeRegistry, tmp_path: Path
 ) -> None:
@@ -511,6 +618,16 @@ LIES: dict[str, tuple[Callable[[str, dict[str, str]], None], type[NagayaError], 
         lie("/manifests/", lambda: Answer(302, headers={"Location": "file:///etc/passwd"})),
         Unavailable,
         "redirect to 'file:///etc/passwd' refused",
+    ),
+    "redirect-to-nonsense": (
+        lie("/manifests/", lambda: Answer(302, headers={"Location": "https://[::"})),
+        Unavailable,
+        r"redirect to 'invalid:https://\[::' refused",
+    ),
+    "token-server-nonsense": (
+        lie("", lambda: Answer(401, headers={"WWW-Authenticate": 'Bearer realm="https://[::"'})),
+        Unauthenticated,
+        "is not a URL",
     ),
     "token-server-no-token": (
         no_token,

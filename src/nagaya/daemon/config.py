@@ -20,6 +20,7 @@ import nagaya
 from nagaya.daemon import checks
 from nagaya.engine.settings import Settings
 from nagaya.errors import InvalidArgument
+from nagaya.image.layers import Limits
 from nagaya.image.transport import RegistryConfig
 from nagaya.network import ipam
 from nagaya.network.service import NetworkService
@@ -39,6 +40,8 @@ class Registries(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fie
     retries: int = 4
     downloads: int = 3
     unpacks: int = 3
+    max_layer_size: int = Limits().size
+    max_layer_entries: int = Limits().entries
 
 
 class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
@@ -118,8 +121,9 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
 
     def registry_config(self) -> RegistryConfig:
         """What the image room is told."""
-        given = {f: getattr(self.registries, f) for f in Registries.__struct_fields__}
-        return RegistryConfig(**given)
+        given = msgspec.structs.asdict(self.registries)
+        limits = Limits(given.pop("max_layer_size"), given.pop("max_layer_entries"))
+        return RegistryConfig(**given, limits=limits)
 
 
 def _find_init() -> str:

@@ -47,6 +47,8 @@ _META = b".wh..wh."
 _OPAQUE = b".wh..wh..opq"
 _PATH_MAX = 4096
 _CACHED_DIRECTORIES = 64
+_MAX_REMEMBERED = 256 << 20  # bytes of directories' and whiteouts' paths: those of 300 Debians
+_ENTRY = 200  # bytes that Python takes for one, beside the path
 _MAX_ID = (1 << 32) - 2  # -1 would mean "leave the owner alone" to chown(2)
 _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTR_PREFIXES = (b"user.", b"system.posix_acl_")
@@ -118,6 +120,7 @@ class _Unpacker:
         self._stale = False  # a directory or link was removed: cached fds may no longer be what they were
         self._times: dict[bytes, int] = {}  # directories' mtimes, set when nothing more is put in them
         self._whiteouts: set[bytes] = set()
+        self._remembered = 0  # bytes of memory that these two take
         self.current = b""
         self.size = 0
         self.entries = 0
@@ -128,7 +131,7 @@ class _Unpacker:
         self.entries += 1
         if self.entries > self._limits.entries:
             raise ResourceExhausted(
-                f"the layer has more than {self._limits.entries} entries (image.max-layer-entries)",
+                f"the layer has more than {self._limits.entries} entries (registries.max-layer-entries)",
                 step="unpack layer",
             )
         parts = _components(name)
@@ -249,6 +252,8 @@ class _Unpacker:
                 self._set_opaque(fd)  # lower layers' directory of that name stays hidden
         finally:
             os.close(fd)
+        if path not in self._times:
+            self._remember(path)
         self._times[path] = entry.mtime
 
     def _directory_metadata(self, fd: int, entry: Entry) -> None:
@@ -370,7 +375,18 @@ class _Unpacker:
                 finally:
                     os.close(fd)
             return
+        self._remember(path)
         self._whiteouts.add(path)
+
+    def _remember(self, path: bytes) -> None:
+        """Long names repeat, so that an archive of gigabytes of them is small."""
+        self._remembered += len(path) + _ENTRY
+        if self._remembered > _MAX_REMEMBERED:
+            raise ResourceExhausted(
+                "the names of the layer's directories and whiteouts take more than "
+                f"{_MAX_REMEMBERED >> 20} MiB",
+                step="unpack layer",
+            )
 
     @staticmethod
     def _set_opaque(fd: int) -> None:

@@ -296,7 +296,7 @@ class Registry:
             answer.away = away
             if answer.status not in _REDIRECT or not answer.headers.get("Location"):
                 return answer
-            location = urljoin(url, answer.headers["Location"])
+            location = _join(url, answer.headers["Location"])
             answer.close()
             before, after = urlsplit(url), urlsplit(location)
             if after.scheme not in ("http", "https") or not after.netloc:
@@ -357,7 +357,7 @@ class Registry:
 
     def _token(self, url: str, parameters: dict[str, str], credentials: RegistryAuth) -> tuple[str, float]:
         """Docker's token flow (distribution, spec/auth/token.md and oauth.md)."""
-        realm = urljoin(url, parameters["realm"])
+        realm = _join(url, parameters["realm"])
         parts = urlsplit(realm)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise Unauthenticated(f"token server {realm[:200]!r} is not a URL", step="log in")
@@ -451,6 +451,7 @@ class Registry:
         """A layer that registries may not carry: from its own URLs, as anybody would fetch it."""
         last: NagayaError = NotFound(f"layer {descriptor.digest} is nowhere", subject=descriptor.digest)
         for url in (descriptor.urls or ())[:4]:
+            url = _join(url, "")
             parts = urlsplit(url)
             if parts.scheme != "https" and not (
                 parts.scheme == "http" and self._transport.is_insecure(parts.netloc)
@@ -516,6 +517,17 @@ class Registry:
             )
         said = f": {text}" if text else ""
         return Unavailable(f"received unexpected HTTP status: {_status(status)}{said}", subject=name)
+
+
+def _join(url: str, other: str) -> str:
+    """A URL that a stranger gave, relative to where we are; "invalid:" when it cannot be taken apart,
+    so that its scheme is what it is refused for."""
+    try:
+        joined = urljoin(url, other)
+        urlsplit(joined).port  # noqa: B018  both raise
+    except ValueError:
+        return f"invalid:{other or url}"
+    return joined
 
 
 def _basic(credentials: RegistryAuth) -> str:

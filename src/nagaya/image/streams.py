@@ -59,7 +59,7 @@ def limited(stream: Iterable[bytes], limit: int) -> Iterator[bytes]:
         total += len(piece)
         if total > limit:
             raise ResourceExhausted(
-                f"the layer unpacks to more than {limit} bytes (image.max-layer-size)", step="read layer"
+                f"the layer unpacks to more than {limit} bytes (registries.max-layer-size)", step="read layer"
             )
         yield piece
 
