@@ -15,9 +15,10 @@ from nagaya.daemon.config import Config
 from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.engine import Engine
 from nagaya.engine.ledger import Ledger
+from nagaya.engine.reserve import LEAST, Reserve
 from nagaya.engine.supervisor import Supervisor
 from nagaya.engine.world import World
-from nagaya.errors import KernelError
+from nagaya.errors import KernelError, ResourceExhausted
 from nagaya.image.store import ImageStore
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def make_directories(config: Config) -> None:
 
 async def open_engine(config: Config) -> Engine:
     """An engine that has recovered; `close_engine` is its inverse. The locks are the caller's."""
-    ledger = Ledger(f"{config.root}/ledger.db")
+    ledger = _open_ledger(config.root)
     supervisor = Supervisor(config.run, root=config.root)
     try:
         images = ImageStore(config.root, LedgerCatalog(ledger), config.registry_config())
@@ -62,12 +63,27 @@ async def open_engine(config: Config) -> Engine:
         raise
 
 
+def _open_ledger(root: str) -> Ledger:
+    """The ledger, also on a full disk: with the room that was kept for that. Raises what it raises."""
+    reserve = Reserve(root)
+    try:
+        ledger = Ledger(f"{root}/ledger.db")
+    except ResourceExhausted:
+        if not reserve.spend():
+            raise
+        log.warning("the disk of %s is full: only what frees room on it will work", root)
+        return Ledger(f"{root}/ledger.db", scarce=True)
+    reserve.fill()
+    return ledger
+
+
 async def close_engine(engine: Engine) -> None:
     """Leave the containers running, and everything else in order."""
     await engine.close()
     await asyncio.to_thread(engine.world.network.drain)  # interfaces of containers that are just gone
     await engine.world.supervisor.close()
-    engine.world.ledger.close()
+    if engine.world.ledger.close() >= LEAST:  # what its log had is for the next one
+        Reserve(engine.world.settings.root).fill(plenty=1)
 
 
 def raise_file_limit() -> None:

@@ -27,8 +27,9 @@ def take(path: str) -> int:
             f"another nagayad{f' (process {holder})' if holder else ''} works on {os.path.dirname(path)}",
             subject=path,
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    with suppress(OSError):  # a full disk: it only says who has the lock
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
 
 

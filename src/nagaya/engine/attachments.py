@@ -7,7 +7,7 @@ import os
 import socket
 from contextlib import nullcontext
 
-from nagaya.engine import logs
+from nagaya.engine import exits, logs
 from nagaya.engine.model import AttachRequest, Container
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, NotFound
@@ -33,6 +33,8 @@ async def attach(world: World, ref: str, request: AttachRequest, fd: int) -> Non
             async with nullcontext() if running else slot.lock:
                 if world.roster.get(container.id) is None:
                     raise NotFound(f"No such container: {container.id}", subject=container.id)
+                if not running:
+                    await exits.settle(world, slot)
                 handed, fd = fd, -1
                 slot.attached = True
                 await world.supervisor.attach(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import msgspec
 
 from nagaya.engine import creation, launch, limits, names, networks, runtimes, signals, volumes
-from nagaya.engine.exits import Exits
+from nagaya.engine.exits import Exits, settle
 from nagaya.engine.failures import Failure, start_failure
 from nagaya.engine.launch import Launch
 from nagaya.engine.model import (
@@ -35,6 +36,8 @@ from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError, NotFound, NotModified
 from nagaya.linux.namespaces import pidfd_send_signal
 from nagaya.network.model import EndpointPlan
+
+log = logging.getLogger(__name__)
 
 _KILL_PATIENCE = 10.0
 _LIVE = ("running", "paused", "restarting")
@@ -113,11 +116,13 @@ class Containers:
         begun = time.monotonic_ns()
         peers = self._peers(container)
         steps: list[Step] = []
+        await settle(world, slot)
         try:
-            operation, plan, prepared = await self._prepare(container, peers, steps)
+            plan, prepared = await self._prepare(container, peers, steps)
         except Exception as error:
-            await self._start_failed(slot, start_failure(error, container.path))
-            raise
+            failure = start_failure(error, container.path)
+            await self._start_failed(slot, failure)
+            raise failure.error from error
         try:
             if plan is not None:
                 prepared = await self._wire(container, peers, plan, steps)
@@ -129,7 +134,6 @@ class Containers:
         except Exception as error:
             failure = start_failure(error, container.path)
             await self._start_failed(slot, failure)
-            await world.job(world.journal.done, operation)
             raise failure.error from error
         steps += [Step("builder", str(n), str(d), int(s), int(t)) for n, d, s, t in started.trace]
         steps.sort(key=lambda s: s.start_ns)
@@ -141,7 +145,10 @@ class Containers:
         container.oom_killed = False
         container.started = time.time_ns()
         container.finished = 0 if container.finished == 0 else container.finished
-        await world.job(_record_start, world, container, steps, operation)
+        try:
+            await world.job(_record_start, world, container, steps)
+        except NagayaError as error:  # the journal has the start, the keeper the process: nothing is lost
+            log.error("the start of container %s cannot be written: %s", container.id[:12], error)
         world.bus.container(container, "start")
 
     def _peers(self, container: Container) -> dict[str, Container]:
@@ -155,17 +162,17 @@ class Containers:
 
     async def _prepare(
         self, container: Container, peers: Mapping[str, Container], steps: list[Step]
-    ) -> tuple[int, EndpointPlan | None, Launch | Any]:
+    ) -> tuple[EndpointPlan | None, Launch | Any]:
         """Journal, and either everything that is needed (no bridge), or the endpoint's plan."""
         world = self._world
         mark = time.monotonic_ns()
         if not networks.wants_bridge(container):
-            operation, prepared = await world.job(_begin_plain, world, container, peers)
+            prepared = await world.job(_begin_plain, world, container, peers)
             steps.append(
                 _step("engine", "compose config.json", f"{len(prepared.spec['mounts'])} mounts", mark)
             )
-            return operation, None, prepared
-        operation, plan, fds = await world.job(_begin_bridge, world, container)
+            return None, prepared
+        plan, fds = await world.job(_begin_bridge, world, container)
         steps.append(_step("network", "plan endpoint", plan.address, mark))
         if fds:
             try:
@@ -173,7 +180,7 @@ class Containers:
             finally:
                 for fd in fds:
                     os.close(fd)
-        return operation, plan, None
+        return plan, None
 
     async def _wire(
         self, container: Container, peers: Mapping[str, Container], plan: EndpointPlan, steps: list[Step]
@@ -197,8 +204,11 @@ class Containers:
         container.pid = 0
         if container.state == "restarting":
             container.state = "exited"
-        await self._exits.clean(container, held=True)
-        await world.job(_note_failure, world, container)
+        try:
+            await self._exits.clean(container, held=True)
+            await world.job(_note_failure, world, container)
+        except NagayaError as error:  # the journal has it: recovery takes it away
+            log.error("after the failed start of container %s: %s", container.id[:12], error)
         self._exits.drop_attached(slot)
         if container.config.auto_remove:
             slot.notify("not-running", "next-exit")
@@ -236,6 +246,8 @@ class Containers:
                 return
             except TimeoutError:
                 self._signal(slot, 9)
+                if container.state == "paused":  # meanwhile; the frozen do not die (cgroup v1)
+                    await self._thaw(slot)
             try:
                 await asyncio.wait_for(asyncio.shield(ended), _KILL_PATIENCE)
             except TimeoutError:
@@ -446,8 +458,14 @@ class Containers:
             await world.job(remove_files, world, container.id, [v for v in anonymous if v not in used])
         except Exception:
             container.state = previous if previous != "restarting" else "exited"
+            if await world.job(world.journal.is_pending, "remove", container.id):
+                # half of it may be gone, and a daemon that finds the journal's row takes the rest: it
+                # must not start again
+                container.state = "dead"
             raise
         world.roster.discard(container.id)
+        if slot.unwritten:
+            await world.supervisor.release(container.id)
         slot.notify("not-running", "next-exit", "removed")
         world.bus.container(container, "destroy")
 
@@ -455,7 +473,7 @@ class Containers:
 def remove_files(world: World, container_id: str, anonymous: list[str]) -> None:
     """Snapshot, directory, anonymous volumes, row. Blocking; may be repeated after a crash."""
     journal = world.journal
-    operation = journal.begin("remove", container_id, {"volumes": anonymous})
+    journal.begin("remove", container_id, {"volumes": anonymous})
     launch.remove_bundle(world, container_id)
     world.images.remove_snapshot(container_id)
     journal.point("remove: snapshot")
@@ -467,31 +485,22 @@ def remove_files(world: World, container_id: str, anonymous: list[str]) -> None:
         volumes.remove(world.ledger, world.settings.root, name)
     with world.ledger.write():
         world.ledger.delete_container(container_id)
-        journal.done(operation)
+        journal.settle("remove", container_id)
     journal.point("remove: done")
 
 
-def _begin_plain(world: World, container: Container, peers: Mapping[str, Container]) -> tuple[int, Launch]:
-    operation = world.journal.begin("start", container.id)
-    try:
-        prepared = launch.prepare(world, container, peers, "", "")
-    except Exception:
-        launch.remove_bundle(world, container.id)
-        world.journal.done(operation)
-        raise
+def _begin_plain(world: World, container: Container, peers: Mapping[str, Container]) -> Launch:
+    world.journal.begin("start", container.id)
+    prepared = launch.prepare(world, container, peers, "", "")
     world.journal.point("start: composed")
-    return operation, prepared
+    return prepared
 
 
-def _begin_bridge(world: World, container: Container) -> tuple[int, EndpointPlan, list[int]]:
-    operation = world.journal.begin("start", container.id)
-    try:
-        plan, fds = networks.plan(world, container)
-    except Exception:
-        world.journal.done(operation)
-        raise
+def _begin_bridge(world: World, container: Container) -> tuple[EndpointPlan, list[int]]:
+    world.journal.begin("start", container.id)
+    plan, fds = networks.plan(world, container)
     world.journal.point("start: planned")
-    return operation, plan, fds
+    return plan, fds
 
 
 def _wire(
@@ -508,16 +517,18 @@ def _wire(
     return prepared, endpoint, steps
 
 
-def _record_start(world: World, container: Container, steps: Sequence[Step], operation: int) -> None:
+def _record_start(world: World, container: Container, steps: Sequence[Step]) -> None:
     with world.ledger.write():
         world.ledger.put_container(container, trace=steps)
-        world.journal.done(operation)
+        world.journal.settle("start", container.id)
     world.journal.point("start: done")
 
 
 def _note_failure(world: World, container: Container) -> None:
     launch.remove_bundle(world, container.id)
-    world.ledger.put_container(container)
+    with world.ledger.write():
+        world.ledger.put_container(container)
+        world.journal.settle("start", container.id)
 
 
 def _step(room: str, name: str, detail: str, start: int) -> Step:

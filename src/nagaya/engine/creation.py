@@ -172,7 +172,7 @@ def make(world: World, container_id: str, name: str, request: CreateRequest) -> 
         # programs tell by it that they run in one of Docker's containers (systemd-detect-virt, installers)
         files.write(f"{rootfs['upper']}/.dockerenv", "", 0o755)
         journal.point("create: snapshot")
-        os.mkdir(directory, 0o710)
+        files.make_directory(directory, 0o710)
         journal.point("create: directory")
         layers = LayeredRoot([rootfs["upper"], *rootfs["lower"]])
         for point in points:

@@ -88,6 +88,9 @@ class Engine:
         self._world.task(self._handle_exit(exit), f"exit of {exit.token[:12]}")
 
     async def _handle_exit(self, exit: Exit) -> None:
+        entry = self._world.supervisor.entries.get(exit.token)
+        if entry is None or entry.exit != exit:
+            return  # recovery saw it first, and perhaps the container runs again
         try:
             slot = self._world.roster.get(exit.token)
             if slot is not None:

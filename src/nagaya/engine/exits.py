@@ -1,12 +1,14 @@
 """What happens when a container's process ends: noted, told, cleaned up, perhaps started again.
 
 The order is the promise: first the exit is in the ledger, then those who wait are told, then the
-keeper forgets it. A daemon that dies in between sees the same exit again after the next hello.
+keeper forgets it. A daemon that dies in between sees the same exit again after the next hello. When
+the ledger cannot be written (a full disk) all else goes on, and the keeper forgets it later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -18,7 +20,10 @@ from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
 from nagaya.errors import NagayaError
 
+log = logging.getLogger(__name__)
+
 UNKNOWN_EXIT = 255
+_RETRY = 2.0  # seconds until an exit that could not be written is tried again
 
 
 class _Remove(Protocol):
@@ -34,6 +39,7 @@ class Exits:
         self._remove = remove
         self._delays: dict[str, float] = {}
         self._waiting: dict[str, asyncio.Task[Any]] = {}
+        self._writer: asyncio.Task[Any] | None = None
 
     async def container_exited(self, slot: Slot, exit: Exit) -> None:
         """Handle the end of a container's first process."""
@@ -52,21 +58,26 @@ class Exits:
             # before the cgroup goes; a read of cgroupfs waits for no disk
             container.oom_killed = oom.killed(launch.cgroups_path(world, container))
             world.journal.point("exit: seen")
-            cleaning = world.task(
-                runtimes.of(world, container).delete(container.id), f"delete {container.id[:12]}"
-            )
+            cleaning = world.task(self._delete(container), f"delete {container.id[:12]}")
             try:
-                await world.job(_note_exit, world, container)
+                try:
+                    await world.job(_note_exit, world, container)
+                except NagayaError as error:
+                    self._write_later(slot, error)
                 if container.oom_killed:
                     world.bus.container(container, "oom")
                 world.bus.container(container, "die", exitCode=str(container.exit_code))
                 if container.endpoints:
-                    await self._clean_network(container)
+                    try:
+                        await self._clean_network(container)
+                    except NagayaError as error:
+                        log.error("network of container %s stays: %s", container.id[:12], error)
                 removal = container.config.auto_remove and not slot.restarts
                 if not removal:
                     slot.notify("not-running", "next-exit")
                 await cleaning
-                await world.supervisor.release(container.id)
+                if not slot.unwritten:
+                    await world.supervisor.release(container.id)
                 slot.attached = False
                 if delay is not None:
                     self._delays[container.id] = delay
@@ -77,6 +88,31 @@ class Exits:
                     await self._remove(slot, volumes_too=True)
             finally:  # whatever could not be cleaned up, nobody waits for ever
                 slot.notify("not-running", "next-exit")
+
+    async def _delete(self, container: Container) -> None:
+        """What the runtime has of it; what cannot be taken away now, recovery finds."""
+        try:
+            await runtimes.of(self._world, container).delete(container.id)
+        except NagayaError as error:
+            log.error("leftover of container %s stays: %s", container.id[:12], error)
+
+    def _write_later(self, slot: Slot, error: NagayaError) -> None:
+        log.error("the end of container %s cannot be written yet: %s", slot.container.id[:12], error)
+        slot.unwritten = True
+        if self._writer is None or self._writer.done():
+            self._writer = self._world.task(self._write_all(), "write exits")
+
+    async def _write_all(self) -> None:
+        while slots := [slot for slot in self._world.roster if slot.unwritten]:
+            await asyncio.sleep(_RETRY)
+            for slot in slots:
+                async with slot.lock:
+                    try:
+                        await settle(self._world, slot)
+                        if slot.container.config.auto_remove and slot.container.state == "exited":
+                            await self._remove(slot, volumes_too=True)
+                    except NagayaError:
+                        break  # it is the same disk for all
 
     async def clean(self, container: Container, *, held: bool) -> None:
         """Take away what only a running container has: network, runtime state, cgroup. May be
@@ -143,12 +179,24 @@ class Exits:
                 slot.notify("not-running", "next-exit")
 
     def stop_restarting(self) -> None:
-        """The daemon ends: no more starts. The ledger says "restarting", the next daemon goes on."""
-        for task in self._waiting.values():
+        """The daemon ends: no more starts. The ledger says "restarting", the next daemon goes on, and
+        finds at the keeper what could not be written."""
+        for task in (*self._waiting.values(), *([self._writer] if self._writer else [])):
             task.cancel()
 
 
+async def settle(world: World, slot: Slot) -> None:
+    """Write down an end that could not be written when it came, and let the keeper forget it: before
+    its token is used again. The lock is held. Raises what the ledger raises."""
+    if slot.unwritten:
+        await world.job(world.ledger.put_container, slot.container)
+        slot.unwritten = False
+        await world.supervisor.release(slot.container.id)
+
+
 def _note_exit(world: World, container: Container) -> None:
-    world.ledger.put_container(container)
-    world.journal.point("exit: noted")
-    launch.remove_bundle(world, container.id)
+    try:
+        world.ledger.put_container(container)
+        world.journal.point("exit: noted")
+    finally:
+        launch.remove_bundle(world, container.id)

@@ -5,14 +5,30 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from nagaya.image.content import disk_error
+
 
 def write(path: str, text: str, mode: int = 0o644) -> None:
-    """Write a small file in place: a running container has it mounted, so its inode must stay."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    """Write a small file in place: a running container has it mounted, so its inode must stay.
+    Raises ResourceExhausted when the disk is full, KernelError."""
     try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            left = memoryview(text.encode())
+            while left:  # the last of a disk's room takes a part
+                left = left[os.write(fd, left) :]
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise disk_error(error, f"write {path}", path) from None
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Make it and what is missing above, or find it there. Raises ResourceExhausted, KernelError."""
+    try:
+        os.makedirs(path, mode, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, f"make directory {path}", path) from None
 
 
 def remove(path: str) -> None:

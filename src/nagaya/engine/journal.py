@@ -59,6 +59,17 @@ class Journal:
         with self._ledger.write() as db:
             db.execute("DELETE FROM operations WHERE number=?", (number,))
 
+    def settle(self, kind: str, subject: str) -> None:
+        """Forget all operations of a kind on it, also those whose end could not be written (a full
+        disk): one that succeeded later makes them true. Joins an open transaction."""
+        with self._ledger.write() as db:
+            db.execute("DELETE FROM operations WHERE subject=? AND kind=?", (subject, kind))
+
+    def is_pending(self, kind: str, subject: str) -> bool:
+        """Has one of that kind begun on it, and not ended?"""
+        sql = "SELECT 1 FROM operations WHERE subject=? AND kind=?"
+        return bool(self._ledger.read(sql, (subject, kind)))
+
     def pending(self) -> list[Operation]:
         """What was under way, oldest first."""
         rows = self._ledger.read("SELECT number, kind, subject, data, begun FROM operations ORDER BY number")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -231,7 +230,7 @@ def prepare(
         ),
     )
     bundle = settings.bundle(container.id)
-    os.makedirs(bundle, mode=0o700, exist_ok=True)
+    files.make_directory(bundle, 0o700)
     files.write(f"{bundle}/config.json", _encode(document).decode(), 0o600)
     stdio = "pty" if config.tty else "pipes"
     log = log_settings(settings, container.id, config.log)

@@ -21,6 +21,7 @@ All methods block: they are called from the engine's pools, never from the event
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from contextlib import contextmanager
 import msgspec
 
 from nagaya.engine.model import Container, Step
+from nagaya.engine.reserve import allocate
 from nagaya.errors import AlreadyExists, FailedPrecondition, KernelError, ResourceExhausted
 
 _MIGRATIONS: tuple[str, ...] = (
@@ -54,6 +56,10 @@ _MIGRATIONS: tuple[str, ...] = (
     """,
 )
 
+# The write-ahead log is folded in when it has so many pages of 4 KiB; it has room for half as many more.
+_PAGES = 1000
+_SCARCE_PAGES = 160
+
 _encode = msgspec.json.Encoder().encode
 _decode_container = msgspec.json.Decoder(Container).decode
 _decode_steps = msgspec.json.Decoder(tuple[Step, ...]).decode
@@ -71,22 +77,30 @@ class Volume(msgspec.Struct, frozen=True):
 class Ledger:
     """The open database. Thread-safe."""
 
-    def __init__(self, path: str) -> None:
-        """Open or create the file and bring its schema up to date.
+    def __init__(self, path: str, *, scarce: bool = False) -> None:
+        """Open or create the file and bring its schema up to date. scarce: the disk has only the room
+        that was kept for us.
 
-        Raises FailedPrecondition when a newer nagaya wrote it, KernelError when it cannot be opened.
+        Raises FailedPrecondition when a newer nagaya wrote it, ResourceExhausted when the disk is full,
+        KernelError when it cannot be opened.
         """
+        self._path = path
         self._lock = threading.RLock()
         self._depth = 0
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute("PRAGMA wal_autocheckpoint=2000")
             self._db.execute("PRAGMA cache_size=-512")  # KiB; the tables are small, the page cache holds them
             self._migrate(path)
+            plenty = not scarce and allocate(f"{path}-wal", 6144 * _PAGES)
+            self._db.execute(f"PRAGMA wal_autocheckpoint={_PAGES if plenty else _SCARCE_PAGES}")
+            if scarce:
+                any(allocate(f"{path}-wal", size << 20, plenty=1) for size in (3, 2, 1))
         except sqlite3.Error as error:
-            raise KernelError(f"cannot open the ledger: {error}", subject=path, step="open ledger") from None
+            # SQLite has four messages for it, depending on the file that could not be made
+            kind = ResourceExhausted if _is_full(path) else KernelError
+            raise kind(f"cannot open the ledger: {error}", subject=path, step="open ledger") from None
 
     def _migrate(self, path: str) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -102,10 +116,15 @@ class Ledger:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={number + 1}")
 
-    def close(self) -> None:
-        """Close the file; the write-ahead log is folded in."""
+    def close(self) -> int:
+        """Close the file; the write-ahead log is folded in. Returns how many bytes of the disk it had."""
         with self._lock:
+            try:
+                size = os.stat(f"{self._path}-wal").st_size
+            except OSError:
+                size = 0
             self._db.close()
+            return size
 
     @contextmanager
     def write(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
@@ -139,7 +158,7 @@ class Ledger:
             except sqlite3.IntegrityError as error:
                 raise AlreadyExists(str(error), subject="ledger") from None
             except sqlite3.OperationalError as error:
-                if "full" in str(error):
+                if "full" in str(error) or _is_full(self._path):
                     raise ResourceExhausted(f"the ledger cannot grow: {error}", subject="ledger") from None
                 raise KernelError(str(error), subject="ledger", step="write ledger") from None
 
@@ -206,6 +225,11 @@ class Ledger:
         """Forget a volume."""
         with self.write() as db:
             db.execute("DELETE FROM volumes WHERE name=?", (name,))
+
+
+def _is_full(path: str) -> bool:
+    facts = os.statvfs(os.path.dirname(path))
+    return facts.f_bavail * facts.f_frsize < 1 << 16 or (facts.f_files > 0 and not facts.f_favail)
 
 
 def _volume(row: tuple[object, ...]) -> Volume:

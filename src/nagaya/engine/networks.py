@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import msgspec
 
-from nagaya.engine import names
+from nagaya.engine import files, names
 from nagaya.engine.launch import joined_container
 from nagaya.engine.ledger import Ledger
 from nagaya.engine.model import Container, Endpoint, PortBinding
@@ -80,7 +80,7 @@ def plan(world: World, container: Container) -> tuple[EndpointPlan, list[int]]:
                 "INSERT INTO addresses(network, address, owner) VALUES(?,?,?)",
                 (NETWORK, made.address, container.id),
             )
-        os.makedirs(os.path.dirname(world.settings.netns(container.id)), mode=0o700, exist_ok=True)
+        files.make_directory(os.path.dirname(world.settings.netns(container.id)), 0o700)
     except BaseException:
         close_all(fds)
         raise

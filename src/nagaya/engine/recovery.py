@@ -78,7 +78,7 @@ async def recover(world: World, containers: Containers) -> None:
 
 async def _start(containers: Containers, slot: Slot) -> None:
     async with slot.lock:
-        if slot.container.state in ("running", "paused", "restarting", "removing"):
+        if slot.container.state in ("running", "paused", "restarting", "removing", "dead"):
             return
         slot.container.has_been_manually_stopped = False
         try:

@@ -20,13 +20,14 @@ Condition = Literal["not-running", "next-exit", "removed"]
 class Slot:
     """One container and what belongs to it only while the daemon lives."""
 
-    __slots__ = ("attached", "container", "lock", "restarts", "waiters")
+    __slots__ = ("attached", "container", "lock", "restarts", "unwritten", "waiters")
 
     def __init__(self, container: Container) -> None:
         self.container = container
         self.lock = asyncio.Lock()
         self.waiters: list[tuple[Condition, asyncio.Future[WaitResult]]] = []
         self.restarts = 0  # clients restarting it now: an end is then no reason for `--rm`
+        self.unwritten = False  # could its end not be written down yet? Then the keeper keeps it, too
         self.attached = False  # have clients attached that io may keep waiting?
 
     def wait(self, condition: Condition) -> asyncio.Future[WaitResult]:

@@ -181,8 +181,8 @@ class Foreign:
 
     async def run(self, container: Container, prepared: Launch) -> Started:
         world, bundle = self._world, prepared.bundle
-        await world.job(os.makedirs, os.path.dirname(self._state), 0o700, exist_ok=True)
-        await world.job(os.makedirs, prepared.spec["root"]["path"], 0o710, exist_ok=True)
+        await world.job(files.make_directory, os.path.dirname(self._state), 0o700)
+        await world.job(files.make_directory, prepared.spec["root"]["path"], 0o710)
         started = await self._make(
             container.id,
             bundle,
@@ -209,7 +209,7 @@ class Foreign:
         if console is not None:
             process = {**process, "consoleSize": {"height": console[0], "width": console[1]}}
         document = msgspec.json.encode(process)
-        await self._world.job(os.mkdir, directory, 0o700)
+        await self._world.job(files.make_directory, directory, 0o700)
         try:
             await self._world.job(files.write, f"{directory}/process.json", document.decode(), 0o600)
             return await self._make(

@@ -8,6 +8,7 @@ import shutil
 import stat
 import time
 
+from nagaya.engine import files
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.ledger import Ledger, Volume
 from nagaya.engine.model import VolumeSummary
@@ -62,8 +63,8 @@ def ensure(ledger: Ledger, root: str, name: str, *, anonymous: bool) -> tuple[st
     path = path_of(root, name)
     if ledger.volume(name) is not None:
         return path, False
-    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
-    os.makedirs(path, mode=0o755, exist_ok=True)
+    files.make_directory(os.path.dirname(path), 0o711)
+    files.make_directory(path, 0o755)
     ledger.put_volume(Volume(name, time.time_ns(), anonymous))
     return path, True
 

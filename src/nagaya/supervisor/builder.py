@@ -36,9 +36,10 @@ class Job:
 
     stdio: descriptors for the new process, (-1, -1, -1) when the request came without. reply_fds:
     descriptors that go out with the reply. trace: rows of (name, detail, start_ns, duration_ns).
+    operation: its name, once the request was read.
     """
 
-    __slots__ = ("_alone", "_notice", "pid", "reply_fds", "stdio", "trace")
+    __slots__ = ("_alone", "_notice", "operation", "pid", "reply_fds", "stdio", "trace")
 
     def __init__(self, stdio: tuple[int, int, int], notice: socket | None, alone: bool) -> None:
         self._alone = alone
@@ -46,6 +47,7 @@ class Job:
         self.reply_fds: list[int] = []
         self.trace: list[list[Any]] = []
         self.pid = 0
+        self.operation = "read request"
         self._notice = notice
 
     def keeper(self) -> socket:
@@ -115,8 +117,12 @@ def _do(operations: Mapping[str, Operation], packet: seqpacket.Packet) -> int:
     except NagayaError as error:
         reply = {"ok": False, "error": error.to_wire()}
     except OSError as error:
+        path = str(error.filename or "")
         failure = KernelError(
-            os.strerror(error.errno or 0).lower(), subject=str(error.filename or ""), errno=error.errno or 0
+            os.strerror(error.errno or 0).lower(),
+            subject=path,
+            step=f"{job.operation} {path}".rstrip(),
+            errno=error.errno or 0,
         )
         reply = {"ok": False, "error": failure.to_wire()}
     except Exception as error:
@@ -157,6 +163,7 @@ def _run(operations: Mapping[str, Operation], request_fd: int, job: Job) -> dict
     operation = operations.get(str(request.get("op")))
     if operation is None:
         raise InvalidArgument(f"unknown operation {request.get('op')!r}", subject="op")
+    job.operation = str(request["op"])
     return operation(request, job)
 
 
