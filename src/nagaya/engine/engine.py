@@ -12,8 +12,9 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from nagaya.engine import attachments, logs, networks, recovery, top, volumes
+from nagaya.engine import archives, attachments, logs, networks, recovery, top, volumes
 from nagaya.engine.containers import Containers
+from nagaya.engine.copying import PathStat
 from nagaya.engine.execs import Execs
 from nagaya.engine.images import Images
 from nagaya.engine.keeper import Exit
@@ -234,6 +235,17 @@ class Engine:
         except NotFound:  # it was removed by force
             image = 0
         return written, written + image
+
+    async def look_at(self, ref: str, path: str) -> PathStat:
+        return await archives.look(self._world, ref, path)
+
+    async def read_archive(self, ref: str, path: str) -> tuple[PathStat, archives.Archive]:
+        return await archives.read(self._world, ref, path)
+
+    async def write_archive(
+        self, ref: str, path: str, body: AsyncIterator[bytes], *, strict: bool, as_user: bool
+    ) -> None:
+        await archives.write(self._world, ref, path, body, strict=strict, as_user=as_user)
 
     def container_steps(self, ref: str) -> Sequence[Step]:
         return self._world.ledger.trace(self._world.roster.find(ref).container.id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
+from nagaya.engine.copying import PathStat
 from nagaya.engine.model import (
     AttachRequest,
     Container,
@@ -83,6 +84,20 @@ class EngineService(Protocol):
     def inspect_container(self, ref: str) -> Container: ...
     def list_containers(self) -> Sequence[Container]:
         """A snapshot that takes no lock (field notes, complaint 2)."""
+        ...
+
+    async def look_at(self, ref: str, path: str) -> PathStat:
+        """What is at a path of the container. Raises NotFound, InvalidArgument."""
+        ...
+
+    async def read_archive(self, ref: str, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
+        """What is at a path, and its tar stream, to be closed by `aclose` whatever was read of it."""
+        ...
+
+    async def write_archive(
+        self, ref: str, path: str, body: AsyncIterator[bytes], *, strict: bool, as_user: bool
+    ) -> None:
+        """Unpack a tar stream into a directory of the container; see `engine.archives.write`."""
         ...
 
     async def container_size(self, ref: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 
 from nagaya.errors import DeadlineExceeded, InternalError, InvalidArgument
 from nagaya.linux import mounts, namespaces, process, seqpacket
-from nagaya.runtime.steps.rootfs import mount_overlay
+from nagaya.linux.overlay import mount_overlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -237,6 +237,8 @@ class Connection(asyncio.Protocol):
             answer = await self._application(request)
             if not self._hijacked and not self._lost:
                 await self._answer(request, answer)
+            elif isinstance(answer, Stream):
+                await _close(answer)
         except asyncio.CancelledError:
             self._transport.abort()
         except Exception:
@@ -300,10 +302,9 @@ class Connection(asyncio.Protocol):
         headers = [*self._common, *answer.headers, (b"Content-Type", answer.content_type)]
         if not self._body_complete:
             headers.append((b"Connection", b"close"))
-        self._write(self._http.send(h11.Response(status_code=answer.status, headers=headers)))
-        items = answer.items
         try:
-            async for item in items:
+            self._write(self._http.send(h11.Response(status_code=answer.status, headers=headers)))
+            async for item in answer.items:
                 if item:
                     self._write(self._http.send(h11.Data(data=item)))
                     await self._drain()
@@ -314,9 +315,7 @@ class Connection(asyncio.Protocol):
                 raise
             self._write(self._http.send(h11.Data(data=answer.render_error(error))))
         finally:
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                await close()
+            await _close(answer)
         self._write(self._http.send(h11.EndOfMessage()))
         await self._drain()
 
@@ -371,3 +370,9 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         else:
             self._loop.call_later(HALF_CLOSED_POLL, self._watch_half_closed)
+
+
+async def _close(answer: Stream) -> None:
+    close = getattr(answer.items, "aclose", None)
+    if close is not None:
+        await close()

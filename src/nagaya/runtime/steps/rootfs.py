@@ -13,17 +13,15 @@ import os
 from nagaya.errors import InvalidArgument, KernelError
 from nagaya.linux import cgroup, paths
 from nagaya.linux import mounts as m
+from nagaya.linux.overlay import mount_overlay
 from nagaya.runtime.options import attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from nagaya.runtime import plan
     from nagaya.runtime.steps.context import Context
 
 _PROPAGATIONS = m.MS_SHARED | m.MS_PRIVATE | m.MS_SLAVE | m.MS_UNBINDABLE
-_OVERLAY_STRING = 255  # fsconfig(2) takes no longer strings
 
 
 def propagation(_context: Context, step: plan.Propagation) -> None:
@@ -64,42 +62,6 @@ def root(context: Context, step: plan.Root) -> None:
     else:
         m.move_mount(tree, m.AT_FDCWD, where)
     context.rootfd = tree
-
-
-def mount_overlay(overlay: dict[str, Any]) -> int:
-    """A detached overlay mount (overlayfs.rst): lower directories from top to bottom."""
-    lower: list[str] = overlay["lower"]
-    upper, work = overlay.get("upper") or "", overlay.get("work") or ""
-    options: list[str] = overlay.get("options") or []
-    fd = m.fsopen("overlay")
-    try:
-        try:
-            for layer in lower:
-                m.fsconfig_string(fd, "lowerdir+", layer)
-        except KernelError as error:
-            if (
-                error.errno != errno.EINVAL
-                or len(joined := ":".join(_escape(p) for p in lower)) > _OVERLAY_STRING
-            ):
-                raise
-            m.fsconfig_string(fd, "lowerdir", joined)  # Linux < 6.5 has no lowerdir+
-        if upper:
-            m.fsconfig_string(fd, "upperdir", upper)
-            m.fsconfig_string(fd, "workdir", work)
-        for option in options:
-            key, equals, value = option.partition("=")
-            if equals:
-                m.fsconfig_string(fd, key, value)
-            else:
-                m.fsconfig_flag(fd, key)
-        m.fsconfig_create(fd)
-        return m.fsmount(fd)
-    finally:
-        os.close(fd)
-
-
-def _escape(path: str) -> str:
-    return path.replace("\\", "\\\\").replace(":", "\\:")
 
 
 def open_source(step: plan.Mount) -> int:

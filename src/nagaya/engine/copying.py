@@ -1,0 +1,381 @@
+"""`docker cp`: files out of a container as a tar stream, and a tar stream into it.
+
+What names mean is dockerd's (GET and PUT /containers/ID/archive); how they are reached safely is
+`view`'s. The container's processes may rename, replace and remove at any moment: every object is opened
+once, by its name in an open directory, never followed, and used by its fd.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from nagaya.engine.view import View, clean
+from nagaya.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    KernelError,
+    NotFound,
+    PermissionDenied,
+)
+from nagaya.image import streams, trees
+from nagaya.image.tar import (
+    BLOCK_DEVICE,
+    CHARACTER,
+    DIRECTORY,
+    FIFO,
+    HARDLINK,
+    REGULAR,
+    Entry,
+    TarReader,
+    show,
+)
+from nagaya.linux import paths
+
+_PIECE = 256 << 10
+_HERE = paths.RESOLVE_BENEATH | paths.RESOLVE_NO_SYMLINKS | paths.RESOLVE_NO_XDEV
+_LONGEST = 4096  # bytes of a path: deeper trees are cut there, as the kernel would refuse them
+_CAPABILITY = "security.capability"
+_MAX_ID = 2**32 - 2
+_OPEN = os.O_NOFOLLOW | os.O_CLOEXEC
+_NODES = {FIFO: stat.S_IFIFO, CHARACTER: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
+
+
+Owner = tuple[int, int] | None
+
+
+class PathStat(NamedTuple):
+    """What is at a path: its name as asked for, lstat, and where a link leads in the container."""
+
+    name: str
+    info: os.stat_result
+    link: str
+
+
+def look(view: View, path: str, ref: str) -> PathStat:
+    """A link at the end is followed only before "/" or "/.". Raises NotFound, InvalidArgument."""
+    name = "." if path.endswith("/.") else clean(path).rpartition("/")[2] or "/"
+    try:
+        if path.endswith(("/", "/.")):
+            fd = view.directory(path)
+            try:
+                return PathStat(name, os.fstat(fd), "")
+            finally:
+                os.close(fd)
+        fd, last = view.parent(path)
+        try:
+            info = os.stat(last, dir_fd=fd, follow_symlinks=False)
+            link = os.readlink(last, dir_fd=fd) if stat.S_ISLNK(info.st_mode) else ""
+        finally:
+            os.close(fd)
+    except (NotFound, FileNotFoundError, NotADirectoryError) as error:
+        if error.errno == errno.ENOTDIR:
+            raise InvalidArgument(f"{path}: not a directory", subject="path") from None
+        raise NotFound(f"Could not find the file {path} in container {ref}", subject=path) from None
+    return PathStat(
+        name, info, clean(f"{clean(path)}/../{link}" if link[:1] != "/" else link) if link else ""
+    )
+
+
+# out of the container
+
+
+def pack(view: View, path: str, found: PathStat) -> Iterator[bytes]:
+    """The tar stream of what `look` found: named by the last component asked for, "." included."""
+    links: dict[tuple[int, int], str] = {}
+    if not stat.S_ISDIR(found.info.st_mode):
+        fd, last = view.parent(path)
+        try:
+            yield from _member(fd, last, found.name, links)
+        finally:
+            os.close(fd)
+    else:
+        yield from _tree(view, clean(path), found.name, links)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of some size: each costs a hop between threads."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _PIECE:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
+
+
+def _tree(view: View, path: str, name: str, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
+    """A directory and all below it, in order, as deep as it goes with a few open fds."""
+    top = view.directory(path)
+    pending: list[tuple[str, os.stat_result]] = [(".", os.fstat(top))]
+    try:
+        while pending:
+            current, before = pending.pop()
+            inner = current.removeprefix(".").removeprefix("/")
+            shown = f"{name.rstrip('/')}/{inner}" if inner else name
+            if inner and view.place(clean(f"{path}/{inner}"))[1] == ".":  # something is mounted here
+                yield from _tree(view, clean(f"{path}/{inner}"), shown, links)
+                continue
+            try:
+                fd = paths.openat2(top, current, os.O_RDONLY | os.O_DIRECTORY, 0, _HERE)
+            except KernelError as error:
+                if error.errno == errno.EXDEV:  # one of the kernel's file systems, or a tmpfs: left empty
+                    yield _header(_info(before, shown, tarfile.DIRTYPE))
+                elif error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # gone meanwhile
+                    raise
+                continue
+            try:
+                yield _header(_info(os.fstat(fd), shown, tarfile.DIRTYPE))
+                deeper = []
+                for entry in sorted(os.listdir(fd)):
+                    try:
+                        info = os.stat(entry, dir_fd=fd, follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    if stat.S_ISDIR(info.st_mode):
+                        if len(os.fsencode(f"{current}/{entry}")) < _LONGEST:
+                            deeper.append((f"{current}/{entry}", info))
+                        continue
+                    yield from _member(fd, entry, f"{shown.rstrip('/')}/{entry}", links)
+                pending += reversed(deeper)
+            finally:
+                os.close(fd)
+    finally:
+        os.close(top)
+
+
+def _member(directory: int, name: str, shown: str, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
+    """One file that is no directory; nothing when it is gone, or a socket."""
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISREG(status.st_mode):
+            yield from _regular(directory, name, shown, links)
+        elif stat.S_ISLNK(status.st_mode):
+            info = _info(status, shown, tarfile.SYMTYPE)
+            info.linkname = os.readlink(name, dir_fd=directory)
+            yield _header(info)
+        elif not stat.S_ISSOCK(status.st_mode):
+            kind = {stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE}
+            info = _info(status, shown, kind.get(stat.S_IFMT(status.st_mode), tarfile.FIFOTYPE))
+            info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
+            yield _header(info)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.EINVAL):
+            raise
+
+
+def _regular(directory: int, name: str, shown: str, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
+    # O_NONBLOCK: it may have become a FIFO since it was looked at
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=directory)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return
+        info = _info(status, shown, tarfile.REGTYPE)
+        key = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1 and key in links:
+            info.type, info.linkname = tarfile.LNKTYPE, links[key]
+            yield _header(info)
+            return
+        links[key] = shown
+        info.size = left = status.st_size
+        with suppress(OSError):
+            value = os.getxattr(fd, _CAPABILITY)
+            info.pax_headers = {f"SCHILY.xattr.{_CAPABILITY}": value.decode("utf-8", "surrogateescape")}
+        yield _header(info)
+        while left:
+            piece = os.read(fd, min(left, _PIECE))
+            if not piece:
+                raise DataLoss(f"{shown} became shorter while it was read", subject=shown)
+            left -= len(piece)
+            yield piece
+        yield bytes(-status.st_size % tarfile.BLOCKSIZE)
+    finally:
+        os.close(fd)
+
+
+def _info(status: os.stat_result, name: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    info.mode = stat.S_IMODE(status.st_mode)
+    info.uid, info.gid = status.st_uid, status.st_gid
+    info.mtime = status.st_mtime_ns // 10**9
+    return info
+
+
+def _header(info: tarfile.TarInfo) -> bytes:
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+# into the container
+
+
+class Unpack:
+    """A tar stream's way into the directory `path`. owner: whose everything becomes, None for as archived."""
+
+    def __init__(self, view: View, path: str, ref: str, *, strict: bool, owner: Owner) -> None:
+        """strict: a directory never replaces another thing, nor is replaced by one. Raises
+        PermissionDenied where nothing may be written, NotFound, InvalidArgument."""
+        self._view = view
+        self._path = clean(path)
+        self._strict = strict
+        self._owner = owner
+        self._times: dict[str, int] = {}
+        try:
+            os.close(view.directory(self._path))
+        except NotFound as error:
+            if error.errno == errno.ENOTDIR:
+                raise InvalidArgument("extraction point is not a directory", subject="path") from None
+            raise NotFound(f"Could not find the file {path} in container {ref}", subject=path) from None
+        check_writable(view, self._path)
+
+    def run(self, pieces: Iterable[bytes]) -> None:
+        """Unpack it all. Raises NagayaError; what was unpacked before it stays."""
+        reader = TarReader(streams.pieces(pieces))
+        while (entry := reader.next_entry()) is not None:
+            try:
+                self._add(entry, reader)
+            except OSError as error:
+                raise KernelError(
+                    os.strerror(error.errno or 0).lower(),
+                    subject=show(entry.name),
+                    step=f"unpack {show(entry.name)}",
+                    errno=error.errno or 0,
+                ) from None
+        reader.drain()
+        for path in sorted(self._times, reverse=True):
+            with suppress(NotFound):  # the container may have removed it
+                fd = self._view.directory(path)
+                try:
+                    os.utime(paths.fd_path(fd), ns=(self._times[path],) * 2)
+                finally:
+                    os.close(fd)
+
+    def _target(self, name: bytes) -> str:
+        parts = [part for part in os.fsdecode(name).split("/") if part not in ("", ".")]
+        if ".." in parts or len(name) > _LONGEST:
+            raise InvalidArgument(f"a name with '..' in it, or too long: {show(name)}", subject="archive")
+        return clean("/".join([self._path, *parts]))
+
+    def _add(self, entry: Entry, reader: TarReader) -> None:
+        path = self._target(entry.name)
+        if path == self._path:
+            if entry.kind != DIRECTORY:
+                raise InvalidArgument("the archive's root is not a directory", subject="archive")
+            return
+        if not 0 <= entry.uid <= _MAX_ID or not 0 <= entry.gid <= _MAX_ID:
+            raise InvalidArgument(f"{show(entry.name)}: owner {entry.uid}:{entry.gid} is out of range")
+        check_writable(self._view, path)
+        os.close(self._view.make_directory(path.rpartition("/")[0] or "/"))
+        directory, name = self._view.parent(path)
+        try:
+            if name == ".":
+                return  # a volume's own directory: it stays as it is
+            self._clear(directory, name, entry)
+            if entry.kind == DIRECTORY:
+                self._directory(directory, name, path, entry)
+            elif entry.kind == REGULAR:
+                self._regular(directory, name, entry, reader)
+            elif entry.kind == HARDLINK:
+                self._hardlink(directory, name, entry)
+            else:
+                self._special(directory, name, entry)
+        finally:
+            os.close(directory)
+
+    def _clear(self, directory: int, name: str, entry: Entry) -> None:
+        """Make room: what is there goes, a directory only for something else than a directory."""
+        try:
+            there = stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return
+        if there and entry.kind == DIRECTORY:
+            return
+        if self._strict and (there or entry.kind == DIRECTORY):
+            had, new = ("directory", "non-directory") if there else ("non-directory", "directory")
+            raise FailedPrecondition(
+                f'cannot overwrite {had} "{show(entry.name)}" with {new} in "{self._path}"', subject="archive"
+            )
+        # trees.remove needs an fd that lists, and never follows
+        holder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            trees.remove(holder, name)
+        finally:
+            os.close(holder)
+
+    def _owned(self, entry: Entry) -> tuple[int, int]:
+        return self._owner or (entry.uid, entry.gid)
+
+    def _directory(self, directory: int, name: str, path: str, entry: Entry) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=directory)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=directory)
+        try:
+            os.fchown(fd, *self._owned(entry))
+            os.fchmod(fd, entry.mode & 0o7777)
+        finally:
+            os.close(fd)
+        self._times[path] = entry.mtime
+
+    def _regular(self, directory: int, name: str, entry: Entry, reader: TarReader) -> None:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600, dir_fd=directory)
+        with open(fd, "wb", buffering=0) as file:
+
+            def write(piece: bytes) -> None:
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) :]
+
+            reader.copy(write)
+            os.fchown(fd, *self._owned(entry))
+            os.fchmod(fd, entry.mode & 0o7777)
+            capability = (entry.xattrs or {}).get(_CAPABILITY.encode())
+            if capability is not None:
+                os.setxattr(fd, _CAPABILITY, capability)
+            os.utime(fd, ns=(entry.mtime, entry.mtime))
+
+    def _hardlink(self, directory: int, name: str, entry: Entry) -> None:
+        try:
+            source, last = self._view.parent(self._target(entry.link))
+        except NotFound:
+            raise InvalidArgument(
+                f"{show(entry.name)}: hard link to {show(entry.link)}, which is not there", subject="archive"
+            ) from None
+        try:
+            os.link(last, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+        finally:
+            os.close(source)
+
+    def _special(self, directory: int, name: str, entry: Entry) -> None:
+        kind = _NODES.get(entry.kind)
+        if kind is None:
+            os.symlink(entry.link, os.fsencode(name), dir_fd=directory)
+        else:
+            os.mknod(name, kind | 0o600, os.makedev(entry.major, entry.minor), dir_fd=directory)
+        os.chown(name, *self._owned(entry), dir_fd=directory, follow_symlinks=False)
+        if kind is not None:
+            # by an fd that cannot be a link: chmod(2) by name would follow what was put there meanwhile
+            fd = os.open(name, os.O_PATH | _OPEN, dir_fd=directory)
+            try:
+                if stat.S_IFMT(os.fstat(fd).st_mode) == kind:
+                    os.chmod(paths.fd_path(fd), entry.mode & 0o7777)
+            finally:
+                os.close(fd)
+        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=directory, follow_symlinks=False)
+
+
+def check_writable(view: View, path: str) -> None:
+    """Raises PermissionDenied, in dockerd's words, where the container may not write either."""
+    place, _ = view.place(clean(path))
+    if place.read_only:
+        what = "container rootfs" if place.target == "/" else "mounted volume"
+        raise PermissionDenied(f"{what} is marked read-only", subject=path)
