@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# how fast a machine with other work generates input says nothing of what is tested
+settings.register_profile("nagaya", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("nagaya")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
