@@ -79,10 +79,16 @@ FAILURES: dict[str, tuple[Change, str]] = {
         "linux.uidMappings",
     ),
     "mounts without a mount namespace": (put("linux", "namespaces", value=[UTS]), "linux.namespaces"),
-    "mount of an unknown type": (mount("/x", "nofs", "nofs"), "mount /x"),
+    "mount of an unknown type": (
+        mount("/x", "nofs", "nofs"),
+        "error during container init: error mounting",
+    ),
     "mount of a source that is not there": (mount("/x", "bind", "/nope", "bind"), "mount /x"),
-    "mount with an unknown option": (mount("/x", "tmpfs", "tmpfs", "colour=blue"), "mount /x"),
-    "mount on a file's place": (mount("/bin/busybox/x", "tmpfs", "tmpfs"), "mount /bin/busybox/x"),
+    "mount with an unknown option": (
+        mount("/x", "tmpfs", "tmpfs", "colour=blue"),
+        "error during container init: error mounting",
+    ),
+    "mount on a file's place": (mount("/bin/busybox/x", "tmpfs", "tmpfs"), "/bin/busybox/x"),
     "mount without a place": (put("mounts", "+", value={"type": "tmpfs"}), "mounts[7].destination"),
     "unknown propagation": (put("linux", "rootfsPropagation", value="loud"), "linux.rootfsPropagation"),
     "device of an unknown type": (

@@ -20,6 +20,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+_LINKS = 40  # as many as the kernel follows (path_resolution(7))
 _ATTEMPTS = 128  # EAGAIN: a rename elsewhere raced with ".." (openat2(2)); bounded, then an error
 
 
@@ -122,6 +123,47 @@ def create_in_root(rootfd: int, path: str, mode: int = 0o644) -> int:
         ) from None
     finally:
         os.close(dirfd)
+
+
+def resolve_in_root(rootfd: int, path: str) -> str:
+    """Where path leads below rootfd, every symbolic link replaced, also one that leads to nothing yet.
+
+    Only a name: whoever makes it goes through `mkdirs_in_root` or `create_in_root`. Raises
+    KernelError(ELOOP).
+    """
+    done: list[str] = []
+    ahead = [p for p in path.split("/") if p not in ("", ".")]
+    links = 0
+    while ahead:
+        part = ahead.pop(0)
+        if part == "..":
+            del done[-1:]
+            continue
+        leads_to = _link(rootfd, "/".join([*done, part]))
+        if leads_to is None:
+            done.append(part)
+            continue
+        links += 1
+        if links > _LINKS:
+            raise KernelError(os.strerror(errno.ELOOP).lower(), subject=path, errno=errno.ELOOP)
+        if leads_to.startswith("/"):
+            done = []
+        ahead[:0] = [p for p in leads_to.split("/") if p not in ("", ".")]
+    return "/".join(done)
+
+
+def _link(rootfd: int, path: str) -> str | None:
+    """What a symbolic link says; None when it is none, or nothing."""
+    try:
+        fd = open_in_root(rootfd, path, os.O_PATH, follow=False)
+    except KernelError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise
+        return None
+    try:
+        return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
 
 
 def fd_path(fd: int) -> str:

@@ -23,7 +23,7 @@ from nagaya.runtime.launching import (
     compile_filter,
     place,
     prepare,
-    receive_pid,
+    receive_last_pid,
     serve_last_filter,
     spawn,
     tell,
@@ -129,7 +129,8 @@ def run(
 
     rootfs: None, or an overlay {"type":"overlay","lower":[top..bottom],"upper","work","options"}
     that the first process mounts privately. stdio: the three fds of the program. console: (height,
-    width) for a pty instead ((0, 0): process.consoleSize). clone_parent: the process becomes a
+    width) for a pty instead ((0, 0): process.consoleSize). relayed: the caller copies it to a terminal of
+    its own, which adds the carriage returns. clone_parent: the process becomes a
     child of our parent. cgroup_driver: "cgroupfs" or "systemd". preserve_fds: so many fds from 3 on
     stay open. pid_file, no_pivot, no_new_keyring: as runc's options.
 
@@ -149,6 +150,7 @@ def _make(
     rootfs: dict[str, Any] | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
     console: tuple[int, int] | None = None,
+    relayed: bool = False,
     clone_parent: bool = False,
     cgroup_driver: str = "cgroupfs",
     preserve_fds: int = 0,
@@ -202,9 +204,19 @@ def _make(
                 if isinstance(step, plan.Mount) and step.bind:
                     context.sources[step.index] = open_source(step)
                     fds.append(context.sources[step.index])
+                    if step.idmapped:
+                        _map_owners(context.sources[step.index], step, job)
             trace.add("bind sources", "", begin)
+        else:
+            for step in job.steps:
+                if isinstance(step, plan.Mount) and step.idmapped:
+                    from nagaya.runtime import idmap
+
+                    context.idmaps[step.index] = idmap.open_mapping(step, job)
+                    fds.append(context.idmaps[step.index])
         launch = Launch(context, ours, job, trace)
         launch.clone_parent = clone_parent
+        launch.relayed = relayed
         launch.seccomp = compile_filter(linux.get("seccomp"), trace)
         hook_table: dict[str, Any] = spec.get("hooks") or {}
         spawn(launch, hook_table.get("startContainer") or [])
@@ -230,7 +242,7 @@ def _make(
         tell(launch, channel.GO)
         trace.add("hand-over", "", begin)
         if job.late:
-            receive_pid(launch)
+            receive_last_pid(launch)
             _note_process(launch, record)
             store.save(path, record)
             if pid_file:
@@ -248,6 +260,17 @@ def _make(
         if launch is not None:
             launch.channel.close()
     return Launched(launch.pid, launch.pidfd, launch.console)
+
+
+def _map_owners(tree: int, step: plan.Mount, job: plan.Plan) -> None:
+    """By us: the root of a user namespace may not, for a file system that is the host's."""
+    from nagaya.runtime import idmap
+
+    mapping = idmap.open_mapping(step, job)
+    try:
+        idmap.apply(tree, mapping, step)
+    finally:
+        os.close(mapping)
 
 
 def _note_process(launch: Launch, record: dict[str, Any]) -> None:
@@ -312,6 +335,7 @@ def exec_process(
     *,
     stdio: tuple[int, int, int] = (0, 1, 2),
     console: tuple[int, int] | None = None,
+    relayed: bool = False,
     clone_parent: bool = False,
     cgroup: dict[str, str] | None = None,
     preserve_fds: int = 0,
@@ -357,12 +381,15 @@ def exec_process(
         fds.extend(context.join_fds)
         launch = Launch(context, ours, job, trace)
         launch.clone_parent = clone_parent
+        launch.relayed = relayed
         launch.seccomp = compile_filter((spec.get("linux") or {}).get("seccomp"), trace)
+        if job.scheduling is not None and job.scheduling.affinity[0]:
+            trace.note(f"nsexec: affinity: {sum(1 << cpu for cpu in job.scheduling.affinity[0]):#x}")
         spawn(launch, [])
         prepare(launch, record, {})
         tell(launch, channel.GO)
         if job.late:
-            receive_pid(launch)
+            receive_last_pid(launch)
         if pid_file:
             write_pid_file(pid_file, launch.pid)
         serve_last_filter(launch)

@@ -88,7 +88,9 @@ def perform(context: Context, steps: list[plan.Step]) -> None:
         try:
             PERFORM[type(step)](context, step)
         except NagayaError as error:
-            if not error.step.startswith(step.name):
+            if isinstance(step, plan.Mount):
+                error.step = f"{_mounting(step)}: {error.step}" if error.step else _mounting(step)
+            elif not error.step.startswith(step.name):
                 error.step = f"{step.name}: {error.step}" if error.step else step.name
             raise
         except OSError as error:
@@ -99,6 +101,18 @@ def perform(context: Context, steps: list[plan.Step]) -> None:
                 errno=error.errno or 0,
             ) from None
         context.trace.add(step.name, step.detail, begin)
+
+
+def _mounting(step: plan.Mount) -> str:
+    # runc's words, which its users search for
+    return (
+        f"error during container init: error mounting {_quoted(step.source)} to rootfs at "
+        f"{_quoted(step.destination)}"
+    )
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
 
 
 def _prepare(
@@ -132,6 +146,10 @@ def _prepare(
         keep.append(master)
     context.procfd = context.rootfd = -1
     _close_all_but(keep)
+    if job.scheduling is not None:
+        from nagaya.runtime.steps import scheduling
+
+        scheduling.apply(job.scheduling, last_clone=job.late)
 
     if settings.get("noNewPrivileges"):
         process.set_no_new_privs()

@@ -10,6 +10,7 @@ from time import monotonic_ns
 
 from nagaya.errors import InternalError, InvalidArgument, KernelError, NagayaError, from_wire
 from nagaya.linux import namespaces as ns
+from nagaya.linux import tty
 from nagaya.runtime import channel, hooks, init, plan
 from nagaya.runtime.lifecycle import SIGKILL, oci_state
 from nagaya.runtime.steps import identity
@@ -36,6 +37,7 @@ class Launch:
         "job",
         "pid",
         "pidfd",
+        "relayed",
         "seccomp",
         "trace",
     )
@@ -51,6 +53,7 @@ class Launch:
         self.pid = -1
         self.pidfd = -1
         self.console = -1
+        self.relayed = False
 
 
 def compile_filter(profile: dict[str, Any] | None, trace: Trace) -> init.Seccomp | None:
@@ -64,6 +67,7 @@ def compile_filter(profile: dict[str, Any] | None, trace: Trace) -> init.Seccomp
     made = profile if "compiled" in profile else seccomp.precompile(profile)
     program = bytes.fromhex(made["compiled"])
     trace.add("seccomp", f"{len(program) // 8} instructions", begin)
+    trace.note(f"seccomp filter flags: {made['flags']}")
     agent = ("", "")
     if made["flags"] & seccomp.FLAG_NEW_LISTENER:
         agent = (made.get("listenerPath") or "", made.get("listenerMetadata") or "")
@@ -79,6 +83,9 @@ def spawn(launch: Launch, start_hooks: list[dict[str, Any]]) -> None:
     """Clone the first process, or the stage before it. Only the parent returns."""
     job, context = launch.job, launch.context
     parent = ns.CLONE_PARENT if launch.clone_parent else 0
+    if job.scheduling is not None:
+        from nagaya.runtime.steps import scheduling  # noqa: F401  # the child cannot import any more
+
     begin = monotonic_ns()
     flags = job.clone
     own_time = -1
@@ -174,6 +181,17 @@ def receive_pid(launch: Launch) -> None:
     launch.child = launch.pid
 
 
+def receive_last_pid(launch: Launch) -> None:
+    """As `receive_pid`, for the clone right before the exec, which loses some schedulers."""
+    receive_pid(launch)
+    wanted = launch.job.scheduling
+    if wanted is not None:
+        from nagaya.runtime.steps import scheduling
+
+        if scheduling.outlives_no_clone(wanted):
+            scheduling.schedule(wanted, launch.pid)
+
+
 def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) -> None:
     """Serve the first process until it is ready for GO."""
     while True:
@@ -192,6 +210,8 @@ def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) 
             launch.trace.warnings.extend(rest[1])
             if fds:
                 launch.console = fds[0]
+                if launch.relayed:
+                    tty.plain_newlines(launch.console)
             if launch.job.userns:
                 # capabilities of a user namespace raise no hard limit: the host's side does it
                 identity.limits(launch.job.process.get("rlimits") or [], launch.child)
@@ -237,14 +257,13 @@ def place(launch: Launch, paths: dict[str, str], joins: list[int], leave: int, m
     joins: at once; leave: back out of the memory cgroup then, -1 not to; memory: right before the exec.
     """
     if launch.job.clone & ns.CLONE_NEWUSER:
-        _map_ids(launch.child, launch.job)
+        map_ids(launch.child, *launch.job.mappings)
     leaves = [leave] if leave >= 0 else []
     tell(launch, channel.PLACE, paths, len(joins), len(leaves), fds=[*joins, *leaves, *memory])
 
 
-def _map_ids(pid: int, job: plan.Plan) -> None:
+def map_ids(pid: int, uids: list[Any], gids: list[Any]) -> None:
     """Write uid_map and gid_map (user_namespaces(7)); an unprivileged caller must give up setgroups."""
-    uids, gids = job.mappings
     if os.geteuid() != 0:
         _write(f"/proc/{pid}/setgroups", "deny", "setgroups")
     for name, mappings in (("uid_map", uids), ("gid_map", gids)):

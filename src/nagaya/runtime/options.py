@@ -126,6 +126,54 @@ class Parsed:
         self.data = ",".join(data)
 
 
+_ATIMES = m.MS_NOATIME | m.MS_NODIRATIME | m.MS_RELATIME | m.MS_STRICTATIME
+# what a mount that came from a more privileged namespace keeps (mount_namespaces(7))
+_LOCKED = m.MS_RDONLY | m.MS_NOSUID | m.MS_NODEV | m.MS_NOEXEC | _ATIMES
+_ST_RELATIME = 0x1000  # the one flag of statvfs(3) that has another number as a mount flag
+
+
+def present_flags(f_flag: int) -> int:
+    """The flags of mount(2) that statvfs(3) tells of a mount."""
+    flags = f_flag & (m.MS_RDONLY | m.MS_NOSUID | m.MS_NODEV | m.MS_NOEXEC | m.MS_NOATIME | m.MS_NODIRATIME)
+    if f_flag & _ST_RELATIME:
+        flags |= m.MS_RELATIME
+    elif not f_flag & m.MS_NOATIME:
+        flags |= m.MS_STRICTATIME
+    return flags
+
+
+def bind_attributes(flags: int, clear: int, locked: int | None) -> tuple[int, int]:
+    """(set, clear) for mount_setattr(2) on a bind mount, as runc understands the options: without a
+    single one the source's flags stay, else those that are not asked for are cleared, but for the times
+    of access. locked: the source's flags where they may not be lost (a user namespace).
+
+    Raises PermissionError when the options ask for the loss of a locked one.
+    """
+    if not flags & ~(m.MS_BIND | m.MS_REC | m.MS_REMOUNT) and not clear:
+        return 0, 0
+    plain = m.MS_RDONLY | m.MS_NOSUID | m.MS_NODEV | m.MS_NOEXEC
+    asked = flags & _ATIMES
+    if locked is not None and (locked & ~flags & plain or asked):
+        if asked not in (0, locked & _ATIMES) or locked & clear & _LOCKED:
+            raise PermissionError
+        flags |= locked & _LOCKED
+    on = off = 0
+    for flag, attribute in _ATTRIBUTES:
+        if flag == m.MS_NODIRATIME and not flags & _ATIMES:
+            continue
+        if flags & flag:
+            on |= attribute
+        else:
+            off |= attribute
+    if flags & _ATIMES:
+        off |= m.MOUNT_ATTR__ATIME
+        if flags & m.MS_STRICTATIME:
+            on |= m.MOUNT_ATTR_STRICTATIME
+        elif flags & m.MS_NOATIME:
+            on |= m.MOUNT_ATTR_NOATIME
+    return on, off
+
+
 def attributes(flags: int, clear: int) -> tuple[int, int]:
     """(set, clear) for mount_setattr(2) of flags of mount(2)."""
     on = off = 0

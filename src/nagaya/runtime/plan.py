@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nagaya.oci.scheduling import Scheduling
+
 NAMESPACES = {
     "user": ns.CLONE_NEWUSER,
     "cgroup": ns.CLONE_NEWCGROUP,
@@ -53,6 +55,10 @@ PROC_EXCEPTIONS = (
 )
 
 
+# the members of `process` and `linux` that oci.scheduling understands
+_SCHEDULING = ("scheduler", "ioPriority", "execCPUAffinity", "memoryPolicy", "personality")
+
+
 class Step:
     """One thing to do. `name` is what a person reads and an error is prefixed with."""
 
@@ -77,10 +83,11 @@ class Join(Step):
 class Enter(Step):
     """Enter the cgroups and all namespaces of a running container."""
 
-    __slots__ = ("flags", "pid", "pidfd")
+    __slots__ = ("affinity", "flags", "pid", "pidfd")
 
-    def __init__(self, pid: int, pidfd: int, flags: int) -> None:
+    def __init__(self, pid: int, pidfd: int, flags: int, affinity: tuple[list[int], list[int]]) -> None:
         super().__init__("enter container", f"pid {pid}")
+        self.affinity = affinity  # CPUs before, and after the cgroups are joined
         self.pid = pid
         self.pidfd = pidfd
         self.flags = flags
@@ -125,20 +132,32 @@ class Propagation(Step):
 class Root(Step):
     """Mount and open the root file system."""
 
-    __slots__ = ("overlay", "path", "private", "shared")
+    __slots__ = ("overlay", "path", "private", "shared", "slave")
 
-    def __init__(self, path: str, overlay: dict[str, Any] | None, shared: bool, private: bool) -> None:
+    def __init__(self, path: str, overlay: dict[str, Any] | None, propagation: str, private: bool) -> None:
         super().__init__("root", ("overlay of " + " ".join(overlay["lower"])) if overlay else path)
         self.path = path
         self.overlay = overlay
-        self.shared = shared
+        # may it, or what it lies on, be shared with the host? Is it to hear of the host's mounts?
+        self.shared = propagation not in ("", "rslave", "rprivate", "runbindable")
+        self.slave = propagation == "slave"
         self.private = private  # in a mount namespace of its own
 
 
 class Mount(Step):
     """One entry of `mounts`."""
 
-    __slots__ = ("bind", "destination", "index", "mappings", "options", "recursive", "source", "type")
+    __slots__ = (
+        "bind",
+        "destination",
+        "idmapped",
+        "index",
+        "mappings",
+        "options",
+        "recursive",
+        "source",
+        "type",
+    )
 
     def __init__(self, index: int, entry: dict[str, Any]) -> None:
         self.index = index
@@ -149,6 +168,8 @@ class Mount(Step):
         self.bind = bool(self.options.flags & m.MS_BIND) or self.type == "bind"
         self.recursive = bool(self.options.flags & m.MS_REC)
         self.mappings: tuple[Any, Any] = (entry.get("uidMappings"), entry.get("gidMappings"))
+        # whose files' owners are mapped: with the entry's mappings, or the container's
+        self.idmapped = any(self.mappings) or bool({"idmap", "ridmap"} & set(self.options.extensions))
         super().__init__(
             "mount " + self.destination, f"{'bind' if self.bind else self.type} {self.source}".strip()
         )
@@ -299,6 +320,7 @@ class Plan:
         "mappings",
         "namespaces",
         "process",
+        "scheduling",
         "stage",
         "stage_joins",
         "steps",
@@ -316,6 +338,7 @@ class Plan:
         self.mappings: tuple[list[Any], list[Any]] = ([], [])
         self.time_offsets: dict[str, Any] = {}
         self.process: dict[str, Any] = {}
+        self.scheduling: Scheduling | None = None
         self.steps: list[Step] = []
 
 
@@ -337,6 +360,7 @@ def plan_container(
     process = spec.get("process") or {}
     plan = Plan()
     plan.process = process
+    plan.scheduling = _scheduling(process, linux)
     plan.namespaces = {n["type"]: n.get("path") or "" for n in linux.get("namespaces") or []}
     joins = [Join(kind, path) for kind, path in plan.namespaces.items() if path]
     joins.sort(key=_join_order)
@@ -400,17 +424,27 @@ def plan_exec(spec: dict[str, Any], process: dict[str, Any], pid: int, pidfd: in
     linux = spec.get("linux") or {}
     plan = Plan()
     plan.process = process
+    plan.scheduling = _scheduling(process, linux)
     plan.namespaces = {n["type"]: n.get("path") or "" for n in linux.get("namespaces") or []}
     plan.userns = "user" in plan.namespaces
     plan.late = "pid" in plan.namespaces
     flags = 0
     for kind in plan.namespaces:
         flags |= NAMESPACES[kind]
-    plan.steps.append(Enter(pid, pidfd, flags))
+    affinity = plan.scheduling.affinity if plan.scheduling is not None else ([], [])
+    plan.steps.append(Enter(pid, pidfd, flags, affinity))
     if process.get("terminal"):
         plan.steps.append(Console(console_size(process), mount=False))
     plan.steps.append(Identity(process, linux.get("seccomp")))
     return plan
+
+
+def _scheduling(process: dict[str, Any], linux: dict[str, Any]) -> Scheduling | None:
+    if not any(key in process for key in _SCHEDULING) and not any(key in linux for key in _SCHEDULING):
+        return None
+    from nagaya.oci.scheduling import Scheduling  # few ask for it
+
+    return Scheduling(process, linux)
 
 
 def console_size(process: dict[str, Any]) -> tuple[int, int]:
@@ -461,11 +495,11 @@ def _plan_root(
     if private:
         flags = PROPAGATION[wanted or "rslave"]
         steps.append(Propagation("propagation", wanted or "rslave", flags))
-    steps.append(Root(path, rootfs, "shared" in wanted, private))
+    steps.append(Root(path, rootfs, wanted, private))
     own_dev = True
     dev_readonly = False
     for index, entry in enumerate(mounts):
-        step = _plan_mount(index, entry, plan)
+        step = _plan_mount(index, entry, plan, path.rstrip("/"))
         steps.append(step)
         if step.destination.rstrip("/") == "/dev":
             own_dev = not step.bind
@@ -497,12 +531,19 @@ def _plan_root(
         steps.append(MakeDirectory(cwd))
 
 
-def _plan_mount(index: int, entry: dict[str, Any], plan: Plan) -> Mount:
+def _plan_mount(index: int, entry: dict[str, Any], plan: Plan, root: str) -> Mount:
     if entry.get("type") == "cgroup":
         step: Mount = CgroupMount(index, entry, "cgroup" in plan.namespaces)
     else:
         step = Mount(index, entry)
     destination = "/" + "/".join(p for p in step.destination.split("/") if p not in ("", "."))
+    if root != "/" and (destination == root or destination.startswith(root + "/")):
+        destination = destination[len(root) :] or "/"  # some give the host's name of the place; so does runc
+    if step.idmapped and not step.bind:
+        raise InvalidArgument(
+            f"mounts[{index}]: id-mapped mounts are only supported for bind-mounts",
+            subject=f"mounts[{index}]",
+        )
     if destination == "/proc" and step.type != "proc" and not step.bind:
         raise InvalidArgument(
             f'"{destination}" cannot be mounted because it is not of type proc', subject=f"mounts[{index}]"

@@ -16,11 +16,12 @@ class Trace:
     Entries of the container's first process are merged in when it reports; the clock is the same.
     """
 
-    __slots__ = ("steps", "warnings")
+    __slots__ = ("notes", "steps", "warnings")
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, str, int, int]] = []
         self.warnings: list[str] = []
+        self.notes: list[str] = []
 
     def add(self, name: str, detail: str, start_ns: int) -> None:
         """Record a step that began at start_ns and ends now."""
@@ -29,6 +30,10 @@ class Trace:
     def warn(self, text: str) -> None:
         """Record something the caller should be told, though the operation goes on."""
         self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        """Record something for --debug."""
+        self.notes.append(text)
 
     def merge(self, steps: Iterable[Any]) -> None:
         """Take in the steps another process recorded (as `to_wire` gives them)."""

@@ -33,6 +33,7 @@ class Context:
         "console",
         "fifo",
         "id",
+        "idmaps",
         "join_fds",
         "leave_fd",
         "may_set_groups",
@@ -59,6 +60,7 @@ class Context:
         self.slave = -1
         self.fifo = -1  # `start` writes a byte into it
         self.sources: dict[int, int] = {}  # bind sources that the parent opened (user namespaces)
+        self.idmaps: dict[int, int] = {}  # user namespaces for mounts, that the parent made
         self.cgroup_paths: dict[str, str] = {}
         self.join_fds: list[int] = []  # files that move their writer into the cgroups
         self.memory_fds: list[int] = []  # the same, to be written right before the exec

@@ -6,7 +6,7 @@ import os
 
 from nagaya.errors import InvalidArgument, KernelError
 from nagaya.linux import namespaces as ns
-from nagaya.linux import netdevice, process
+from nagaya.linux import netdevice, process, sched
 from nagaya.runtime import channel, plan
 
 TYPE_CHECKING = False
@@ -53,6 +53,7 @@ def placed(context: Context, _step: plan.Placed) -> None:
     for fd in fds[:joins]:
         write_join(fd)
         os.close(fd)
+    sched.reset_affinity()  # the caller's CPUs are not the container's
     if leaves:
         context.leave_fd = fds[joins]
     context.memory_fds = fds[joins + leaves :]
@@ -72,8 +73,14 @@ def enter_container(context: Context, step: plan.Enter) -> None:
     """Join the cgroups, then all namespaces of a running container at once (setns(2) of a pidfd)."""
     if context.userns:
         context.may_set_groups = setgroups_allowed(f"/proc/{step.pid}/setgroups")
+    if step.affinity[0]:
+        sched.set_affinity(step.affinity[0])
     for fd in context.join_fds:
         write_join(fd)
+    if step.affinity[1]:
+        sched.set_affinity(step.affinity[1])
+    else:
+        sched.reset_affinity()
     ns.setns(step.pidfd, step.flags)
     if context.userns:
         mapped_root(context, step)

@@ -14,7 +14,7 @@ from nagaya.errors import InvalidArgument, KernelError
 from nagaya.linux import cgroup, paths
 from nagaya.linux import mounts as m
 from nagaya.linux.overlay import mount_overlay
-from nagaya.runtime.options import attributes
+from nagaya.runtime.options import attributes, bind_attributes, present_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,16 +52,22 @@ def root(context: Context, step: plan.Root) -> None:
     if not paths.is_dir(tree):
         raise InvalidArgument(f"rootfs {where!r} is not a directory", subject="root.path")
     if step.shared:
-        # pivot_root(2) wants neither the new root nor its parent shared
-        base = m.open_tree(m.AT_FDCWD, where, m.OPEN_TREE_CLONE)
-        m.mount_setattr(base, propagation=m.MS_PRIVATE)
-        m.move_mount(base, m.AT_FDCWD, where)
-        m.mount_setattr(tree, propagation=m.MS_PRIVATE)
-        m.move_mount(tree, base)
-        os.close(base)
-    else:
-        m.move_mount(tree, m.AT_FDCWD, where)
+        _make_private(os.path.realpath(where))
+    m.move_mount(tree, m.AT_FDCWD, where)
+    if step.shared:
+        m.mount_setattr(tree, propagation=m.MS_SLAVE if step.slave else m.MS_PRIVATE)
     context.rootfd = tree
+
+
+def _make_private(path: str) -> None:
+    """The mount that path lies on: below a shared one our root would be mounted on the host, too, and
+    pivot_root(2) refuses both there."""
+    best = ""
+    for line in cgroup.read("/proc/self/mountinfo").split("\n"):
+        fields = line.split(" ")
+        if len(fields) > 6 and (path == fields[4] or path.startswith(fields[4].rstrip("/") + "/")):
+            best = max(best, fields[4], key=len)
+    m.mount(None, best or "/", None, m.MS_PRIVATE)
 
 
 def open_source(step: plan.Mount) -> int:
@@ -77,10 +83,15 @@ def open_source(step: plan.Mount) -> int:
 
 
 def target(rootfd: int, destination: str, directory: bool) -> int:
-    """The place to mount on, made when missing, as an open fd."""
-    if directory:
-        return paths.mkdirs_in_root(rootfd, destination)
-    return paths.create_in_root(rootfd, destination)
+    """The place to mount on, made when missing, as an open fd; where a symbolic link leads to nothing,
+    that is made, inside the root (runc does so: an image may have /etc/hosts -> /run/hosts)."""
+    make = paths.mkdirs_in_root if directory else paths.create_in_root
+    try:
+        return make(rootfd, destination)
+    except KernelError as error:
+        if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return make(rootfd, paths.resolve_in_root(rootfd, destination))
 
 
 def mount(context: Context, step: plan.Mount) -> None:
@@ -92,13 +103,30 @@ def mount(context: Context, step: plan.Mount) -> None:
     if step.type in ("proc", "sysfs"):
         where = _ordinary(context.rootfd, step)
     else:
+        mode = _mode(context.rootfd, step) if step.type == "tmpfs" else ""
         where = target(context.rootfd, step.destination, True)
+        if mode:
+            step.options.data = f"{step.options.data},{mode}".lstrip(",")
     if "tmpcopyup" in step.options.extensions and step.type == "tmpfs":
         _copy_up(where, step, flags)
     else:
         m.mount(step.source or step.type, paths.fd_path(where), step.type, flags, step.options.data or None)
     os.close(where)
     after(context, step)
+
+
+def _mode(rootfd: int, step: plan.Mount) -> str:
+    """A tmpfs without a mode has that of the directory it covers (as runc has it)."""
+    if any(word.startswith("mode=") for word in step.options.data.split(",")):
+        return ""
+    try:
+        fd = paths.open_in_root(rootfd, step.destination, os.O_PATH | os.O_DIRECTORY)
+    except KernelError:
+        return ""
+    try:
+        return f"mode={os.fstat(fd).st_mode & 0o7777:o}"
+    finally:
+        os.close(fd)
 
 
 def _ordinary(rootfd: int, step: plan.Mount) -> int:
@@ -124,13 +152,16 @@ def _bind(context: Context, step: plan.Mount) -> None:
     tree = context.sources.pop(step.index, -1)
     if tree < 0:
         tree = open_source(step)
+    mapping = context.idmaps.pop(step.index, -1)
+    if mapping >= 0:
+        from nagaya.runtime import idmap  # the parent has it loaded, which made the mapping
+
+        idmap.apply(tree, mapping, step)
     if step.destination == "/proc" and m.filesystem_type(tree) != m.PROC_SUPER_MAGIC:
         raise InvalidArgument(
             '"/proc" cannot be mounted because it is not of type proc', subject=f"mounts[{step.index}]"
         )
-    on, off = attributes(step.options.flags, step.options.clear)
-    if on or off:
-        m.mount_setattr(tree, attr_set=on, attr_clr=off)
+    _set_flags(tree, step, locked=context.userns)
     if step.options.rec_set or step.options.rec_clear:
         m.mount_setattr(tree, attr_set=step.options.rec_set, attr_clr=step.options.rec_clear, recursive=True)
     where = target(context.rootfd, step.destination, paths.is_dir(tree))
@@ -144,6 +175,21 @@ def _bind(context: Context, step: plan.Mount) -> None:
     for flags in step.options.propagation:
         m.mount_setattr(tree, propagation=flags & _PROPAGATIONS, recursive=bool(flags & m.MS_REC))
     os.close(tree)
+
+
+def _set_flags(tree: int, step: plan.Mount, *, locked: bool) -> None:
+    flags, clear = step.options.flags, step.options.clear
+    present = present_flags(os.fstatvfs(tree).f_flag)
+    try:
+        on, off = bind_attributes(flags, clear, present if locked else None)
+        if on or off:
+            m.mount_setattr(tree, attr_set=on, attr_clr=off)
+    except PermissionError:
+        raise KernelError("operation not permitted", step="set flags", errno=errno.EPERM) from None
+    except KernelError as error:
+        if locked or error.errno != errno.EPERM:
+            raise
+        _set_flags(tree, step, locked=True)  # we are in a user namespace ourselves
 
 
 def after(context: Context, step: plan.Mount) -> None:

@@ -57,6 +57,7 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
         identifier,
         process,
         console=(0, 0) if terminal else None,
+        relayed=not detached,
         cgroup=_cgroup(options["cgroup"]),
         preserve_fds=launch.preserved(options, process),
         pid_file=options["pid-file"],

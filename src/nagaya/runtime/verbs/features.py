@@ -60,6 +60,8 @@ def document() -> dict[str, Any]:
                     "SCMP_CMP_NE",
                 ],
                 "archs": sorted(seccomp.ARCHITECTURES),
+                "knownFlags": sorted(seccomp.FLAGS),
+                "supportedFlags": sorted(seccomp.FLAGS),
             },
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},

@@ -150,6 +150,8 @@ def warn(settings: Settings, trace: container.Trace) -> None:
     for text in trace.warnings:
         settings.log.message("warning", text)
     if settings.log.debug:
+        for text in trace.notes:
+            settings.log.message("debug", text)
         for name, detail, _start, duration in trace.to_wire():
             text = f"{name} ({duration / 1e6:.2f} ms) {detail}"
             settings.log.message("debug", f"{_RUNC_WORDS[name]}: {text}" if name in _RUNC_WORDS else text)
@@ -179,7 +181,6 @@ class Foreground:
         master = launched.console
         settings = b""
         if master >= 0:
-            tty.plain_newlines(master)
             try:
                 settings = tty.make_raw(0)
                 tty.set_size(master, *tty.get_size(0))

@@ -37,7 +37,9 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
         if not options["no-subreaper"]:
             launch.become_subreaper()
         front = launch.Foreground()
-    launched = container.run(settings.root, identifier, bundle, spec, trace=trace, **keywords)
+    launched = container.run(
+        settings.root, identifier, bundle, spec, trace=trace, relayed=not detached, **keywords
+    )
     launch.warn(settings, trace)
     if front is None:
         try:

@@ -1,0 +1,67 @@
+"""Mounts with owners mapped (mount_setattr(2), MOUNT_ATTR_IDMAP). Imported only where there is one.
+
+The kernel takes the mapping from a user namespace: one is made with a process that lives for just
+that long, or the container's own is opened where `idmap` comes without mappings.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from nagaya.errors import InvalidArgument, KernelError
+from nagaya.linux import mounts as m
+from nagaya.linux import namespaces as ns
+from nagaya.runtime import launching
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nagaya.runtime import plan
+
+
+def open_mapping(step: plan.Mount, job: plan.Plan) -> int:
+    """A user namespace with the mappings of a mount, as an open fd. Raises InvalidArgument, KernelError."""
+    uids, gids = step.mappings
+    if not uids and not gids:
+        path = job.namespaces.get("user") or ""
+        if path:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        uids, gids = job.mappings
+    if not uids or not gids:
+        raise InvalidArgument(
+            f"mounts[{step.index}]: id-mapped mounts must have both uid and gid mappings specified",
+            subject=f"mounts[{step.index}]",
+        )
+    return _namespace(uids, gids)
+
+
+def _namespace(uids: list[Any], gids: list[Any]) -> int:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid, pidfd = ns.clone3(ns.CLONE_NEWUSER | ns.CLONE_PIDFD)
+    if pid == 0:
+        os.close(writer)
+        os.read(reader, 1)  # its end of file: the namespace is open elsewhere
+        os._exit(0)
+    os.close(reader)
+    os.close(pidfd)
+    try:
+        launching.map_ids(pid, uids, gids)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(writer)
+        os.waitpid(pid, 0)
+
+
+def apply(tree: int, userns: int, step: plan.Mount) -> None:
+    """Map the owners in a detached mount, or in all of its tree (`ridmap`). Raises KernelError."""
+    try:
+        m.mount_setattr(
+            tree, attr_set=m.MOUNT_ATTR_IDMAP, userns_fd=userns, recursive="ridmap" in step.options.extensions
+        )
+    except KernelError as error:
+        text = error.message
+        if error.errno == errno.EINVAL:
+            text = "its file system cannot have owners mapped (MOUNT_ATTR_IDMAP)"
+        raise KernelError(text, subject=step.source, step=f"idmap {step.source}", errno=error.errno) from None
