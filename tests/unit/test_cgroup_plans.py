@@ -443,3 +443,11 @@ def test_join_paths_keep_memory_for_last() -> None:
 def test_unknown_driver() -> None:
     with pytest.raises(InvalidArgument):
         cgroups.manager("", "magic", container_id="x")
+
+
+@pytest.mark.parametrize(
+    ("enabled", "refuses"),
+    [("", False), ("cpuset cpu pids\n", False), ("cpu memory pids\n", True), ("io\n", True)],
+)
+def test_which_divided_cgroups_take_no_process(enabled: str, refuses: bool) -> None:
+    assert v2.takes_no_process(enabled) is refuses

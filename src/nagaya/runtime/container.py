@@ -289,7 +289,7 @@ def _place(launch: Launch, manager: cgroups.Manager, linux: dict[str, Any], fds:
     """Open the files by which the first process joins its cgroups, each in its time."""
     limit = ((linux.get("resources") or {}).get("memory") or {}).get("limit") or 0
     tiny = 0 < limit < _TINY_MEMORY
-    # a new cgroup namespace must have all of ours as its roots: join, then step out of memory's
+    # a new cgroup namespace must have all of its cgroups as its roots: join, then step out of memory's
     inside = "cgroup" in launch.job.namespaces
     joins = manager.join_fds(memory=False if tiny and not inside else None)
     fds.extend(joins)
@@ -304,15 +304,19 @@ def _place(launch: Launch, manager: cgroups.Manager, linux: dict[str, Any], fds:
 
 
 def _own_memory_fd() -> int:
-    """The file by which a process joins the memory cgroup we are in now (v1); -1 on v2."""
+    """The file by which a process joins the cgroup we are in now: the memory controller's on v1, the
+    only one on v2; -1 on a v1 host without that controller."""
     from nagaya.linux import cgroup as cgroup_files
 
-    hierarchy = cgroup_files.layout().hierarchy("memory")
+    found, own = cgroup_files.layout(), cgroup_files.own()
+    if found.version == 2:
+        path = found.unified + cgroup_files.relative_to_mount(own.get("", "/"), found.unified_root)
+        return os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    hierarchy = found.hierarchy("memory")
     if hierarchy is None:
         return -1
-    own = cgroup_files.own().get("memory", "/")
-    relative = own[len(hierarchy.root) :] if hierarchy.root != "/" and own.startswith(hierarchy.root) else own
-    return os.open(f"{hierarchy.mountpoint}/{relative.strip('/')}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+    path = hierarchy.mountpoint + cgroup_files.relative_to_mount(own.get("memory", "/"), hierarchy.root)
+    return os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _undo(launch: Launch | None, manager: cgroups.Manager | None, path: str) -> None:
@@ -377,7 +381,7 @@ def exec_process(
         context.preserve_fds = preserve_fds
         context.userns = job.userns
         context.state = oci_state(record, status, record["pid"])
-        context.join_fds = _exec_fds(manager_of(record), cgroup)
+        context.join_fds = _exec_fds(manager_of(record), record["pid"], cgroup)
         fds.extend(context.join_fds)
         launch = Launch(context, ours, job, trace)
         launch.clone_parent = clone_parent
@@ -406,12 +410,13 @@ def exec_process(
     return Launched(launch.pid, launch.pidfd, launch.console)
 
 
-def _exec_fds(manager: cgroups.Manager | None, below: dict[str, str] | None) -> list[int]:
-    """Files of the container's cgroups, or of those below them, that a joining process writes to."""
+def _exec_fds(manager: cgroups.Manager | None, pid: int, below: dict[str, str] | None) -> list[int]:
+    """Files of the container's cgroups, or of those below them, that a joining process writes to.
+    pid: the container's first process."""
     if manager is None:
         return []
     if not below:
-        return manager.join_fds()
+        return manager.join_fds_beside(pid)
     paths = dict(manager.paths)
     for controller, path in below.items():
         parts = path.strip("/").split("/")

@@ -162,6 +162,10 @@ class Manager(ABC):
                 ) from None
         return fds
 
+    def join_fds_beside(self, pid: int) -> list[int]:
+        """As `join_fds`, for one who joins a running container whose first process is pid."""
+        return self.join_fds()
+
     def clone_fd(self) -> int:
         """A directory fd for clone3's CLONE_INTO_CGROUP on v2, where that spares the join; -1 on v1,
         which has no such thing. The caller closes it. Raises KernelError."""

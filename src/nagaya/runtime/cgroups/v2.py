@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _FIELD = "linux.resources"
 _PERIOD = 100000  # the kernel's default of cpu.max, in microseconds
+_OF_THREADS = frozenset(("cpu", "cpuset", "perf_event", "pids"))
 _AFTER_QUOTA = ("cpu.max.burst",)  # may be above the old quota: written again at the end
 
 
@@ -240,6 +241,12 @@ def check_usage(resources: dict[str, Any], current: int, swap: int) -> None:
         )
 
 
+def takes_no_process(subtree_control: str) -> bool:
+    """Does a cgroup that enables these controllers for its children refuse processes (pure)? Those of
+    threads do not count (cgroup-v2.rst, No Internal Process Constraint, and Threads)."""
+    return bool(set(subtree_control.split()) - _OF_THREADS)
+
+
 class ManagerV2(Manager):
     """One cgroup in the unified hierarchy."""
 
@@ -329,6 +336,23 @@ class ManagerV2(Manager):
 
     def join_paths(self, memory: bool | None = None) -> list[str]:
         return [] if memory is False else [self.path]
+
+    def join_fds_beside(self, pid: int) -> list[int]:
+        """A container may have moved its processes down and divided its cgroup, as systemd does: then
+        one who joins goes where the first process is (runc and crun)."""
+        enabled = cgroup.try_read(f"{self.path}/cgroup.subtree_control") or ""
+        if not takes_no_process(enabled):
+            return self.join_fds()
+        found = cgroup.layout()
+        inner = cgroup.parse_proc_cgroup(cgroup.read(f"/proc/{pid}/cgroup")).get("", "/")
+        path = found.unified + cgroup.relative_to_mount(inner, found.unified_root)
+        if not path.startswith(f"{self.path}/"):
+            raise FailedPrecondition(
+                f"the container has divided its cgroup and left it for {inner}",
+                subject=self.path,
+                step="join cgroup",
+            )
+        return ManagerV2({"": path}).join_fds()
 
     def clone_fd(self) -> int:
         try:

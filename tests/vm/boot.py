@@ -1,0 +1,147 @@
+"""Run tests on cgroup v2: boot Debian's cloud kernel in QEMU, run pytest in it, exit with its code.
+
+    tests/vm/boot.py [--kernel FILE] [--timeout SECONDS] [PYTEST ARGUMENT ...]
+
+The processor is emulated: a machine whose /dev/kvm opens need not be able to run a guest with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import initramfs
+
+_CACHE = initramfs.ROOT / "build" / "vm"
+_PACKAGE = "linux-image-cloud-amd64"
+_MEMORY, _CPUS = "1536M", 2
+_DISK, _SWAP = 64 << 20, 128 << 20
+_TESTS = ("tests/vm", "tests/runtime")
+_HANG = 90  # seconds, until a test shows where it hangs
+_EXIT = re.compile(r"^test-vm: exit (\d+)\s*$")
+
+
+def kernel() -> Path:
+    """A cloud kernel of Debian: an installed one, or the package's, unpacked below build/vm and kept.
+
+    Raises subprocess.CalledProcessError, FileNotFoundError.
+    """
+    if installed := sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64")):
+        return installed[-1]
+    if not (kept := sorted(_CACHE.glob("boot/vmlinuz-*"))):
+        _CACHE.mkdir(parents=True, exist_ok=True)
+        depends = subprocess.run(
+            ["apt-cache", "depends", _PACKAGE], capture_output=True, text=True, check=True
+        ).stdout
+        if not (names := re.findall(r"Depends: (linux-image-\S+)", depends)):
+            raise FileNotFoundError(f"apt knows no package {_PACKAGE}: name a kernel with --kernel")
+        subprocess.run(
+            ["apt-get", "-q", "download", names[0]], cwd=_CACHE, stdout=subprocess.DEVNULL, check=True
+        )
+        for package in _CACHE.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "--extract", str(package), str(_CACHE)], check=True)
+            package.unlink()
+        kept = sorted(_CACHE.glob("boot/vmlinuz-*"))
+    return kept[-1]
+
+
+def _sparse(path: Path, size: int) -> str:
+    with path.open("wb") as file:
+        file.truncate(size)
+    return str(path)
+
+
+def argv(kernel: Path, initrd: Path, disks: list[str]) -> list[str]:
+    """QEMU's command line: q35 boots a stock kernel as it is, and NVMe is the disk that Debian's cloud
+    kernel has built in."""
+    line = (
+        "console=ttyS0 loglevel=3 panic=-1 cryptomgr.notests mitigations=off random.trust_cpu=on rdinit=/init"
+    )
+    words = ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", _MEMORY]
+    words += ["-smp", str(_CPUS), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    words += ["-serial", "stdio", "-kernel", str(kernel), "-initrd", str(initrd), "-append", line]
+    for index, disk in enumerate(disks):
+        words += ["-drive", f"id=d{index},if=none,format=raw,file={disk}"]
+        words += ["-device", f"nvme,drive=d{index},serial=d{index}"]
+    return words
+
+
+def _echo(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """Print what comes as it comes, also half a line; yield the whole lines."""
+    assert process.stdout is not None
+    rest = b""
+    while chunk := os.read(process.stdout.fileno(), 65536):
+        chunk = chunk.replace(b"\r", b"")
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+
+
+def run(words: list[str], timeout: int) -> int:
+    """Boot, print what the guest says, and return the tests' exit code; 124 when it took too long,
+    125 when it ended without one."""
+    begin, code = time.monotonic(), 125
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, late)
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        signal.alarm(timeout)
+        try:
+            for line in _echo(process):
+                if found := _EXIT.match(line):
+                    code = int(found[1])
+            process.wait()
+        except TimeoutError:
+            print(f"test-vm: not done within {timeout} s", flush=True)
+            code = 124
+        finally:
+            signal.alarm(0)
+            process.kill()
+    if code == 125:
+        print("test-vm: the machine ended without a result", flush=True)
+    print(f"test-vm: {time.monotonic() - begin:.0f} s", flush=True)
+    return code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="test-vm", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--kernel", type=Path, help="a bzImage with NVMe and cgroups built in")
+    parser.add_argument("--timeout", type=int, default=1500, metavar="SECONDS")
+    parser.add_argument("--shell", metavar="COMMAND", help="run this in the machine instead of the tests")
+    options, arguments = parser.parse_known_args()
+    command = options.shell or shlex.join(
+        [
+            "python3",
+            "-B",
+            "-m",
+            "pytest",
+            "-v",
+            "-p",
+            "no:cacheprovider",
+            "--color=no",
+            *(arguments or _TESTS),
+        ]
+    )
+    with tempfile.TemporaryDirectory(prefix="nagaya-vm-") as directory:
+        base = Path(directory)
+        initrd = base / "initramfs"
+        initrd.write_bytes(initramfs.build(command))
+        disks = [_sparse(base / "disk", _DISK), _sparse(base / "swap", _SWAP)]
+        return run(argv(options.kernel or kernel(), initrd, disks), options.timeout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

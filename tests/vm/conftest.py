@@ -1,0 +1,44 @@
+"""Containers on cgroup v2. These tests are the test machine's (`./dev test-vm`), whose cgroups, disk and
+swap nobody else uses; an ordinary run does not collect them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundles import Bundle, bundle, forget, nagaya_oci
+
+collect_ignore_glob = [] if "NAGAYA_TEST_VM" in os.environ else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """nagaya-oci."""
+    launcher = nagaya_oci(tmp_path_factory.mktemp("env"))
+    yield launcher
+    forget(launcher)
+
+
+def _bundle(runtime: str) -> Iterator[Bundle]:
+    tag = f"nagt-{uuid.uuid4().hex[:10]}"
+    with bundle(runtime, Path(tempfile.mkdtemp(prefix=f"{tag}-")), tag) as made:
+        made.spec["linux"]["cgroupsPath"] = f"/{tag}"
+        yield made
+
+
+@pytest.fixture(params=["nagaya-oci", *(name for name in ("runc", "crun") if shutil.which(name))])
+def box(request: pytest.FixtureRequest, ours: str) -> Iterator[Bundle]:
+    """A bundle of each runtime that is there, with a cgroup and a cgroup namespace of its own."""
+    name = str(request.param)
+    yield from _bundle(ours if name == "nagaya-oci" else name)
+
+
+@pytest.fixture
+def our_box(ours: str) -> Iterator[Bundle]:
+    """The same of nagaya-oci alone."""
+    yield from _bundle(ours)

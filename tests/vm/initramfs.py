@@ -1,0 +1,132 @@
+"""An initramfs for the test machine: the host's Python, what the tests run, and this repository.
+
+Format: cpio's "newc", Documentation/driver-api/early-userspace/buffer-format.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+GUEST_ROOT = "/nagaya"
+GUEST_PACKAGES = f"{GUEST_ROOT}/packages"
+_EMPTY = ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "etc", "bin", "sbin")
+# pytest, and what it imports; it asks for pluggy's version
+_PACKAGES = ("pytest", "_pytest", "py.py", "pluggy*", "iniconfig", "packaging", "pygments")
+# util-linux's and procps' know more options than busybox'; the peers, where they are installed
+_PROGRAMS = ("mount", "umount", "ps", "runc", "crun")
+# parts of the standard library that no test needs
+_NOT_NEEDED = re.compile(
+    r"/(config-[^/]*|test|idlelib|lib2to3|tkinter|ensurepip|pydoc_data|distutils|turtledemo|"
+    r"site-packages|dist-packages)(/|$)"
+)
+
+
+class Archive:
+    """A cpio archive in the making: each path once, its directories before it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._seen: set[str] = set()
+
+    def _entry(self, name: str, mode: int, data: bytes, mtime: int, device: tuple[int, int]) -> None:
+        encoded = name.encode() + b"\0"
+        # magic; ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
+        fields = (len(self._seen) + 1, mode, 0, 0, 1, mtime, len(data), 0, 0, *device, len(encoded), 0)
+        head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
+        self._parts += [head, bytes(-len(head) % 4), data, bytes(-len(data) % 4)]
+
+    def put(
+        self, path: str, mode: int, data: bytes = b"", mtime: int = 0, device: tuple[int, int] = (0, 0)
+    ) -> None:
+        """One file at an absolute path; one that is there already stays."""
+        if path in self._seen:
+            return
+        parent = os.path.dirname(path)
+        if parent != "/":
+            self.put(parent, stat.S_IFDIR | 0o755)
+        self._seen.add(path)
+        self._entry(path[1:], mode, data, mtime, device)
+
+    def copy(self, source: str, path: str) -> None:
+        """A file or link of the host. A .pyc is valid for its source's time: so times are kept."""
+        status = os.lstat(source)
+        if stat.S_ISLNK(status.st_mode):
+            self.put(path, status.st_mode, os.readlink(source).encode())
+        elif stat.S_ISREG(status.st_mode):
+            self.put(path, status.st_mode, Path(source).read_bytes(), int(status.st_mtime))
+
+    def tree(self, source: str, path: str) -> None:
+        """A file of the host, or a directory with all below it that is needed."""
+        if os.path.isfile(source):
+            self.copy(source, path)
+        for top, _, names in os.walk(source):
+            where = path + top[len(source) :]
+            if not _NOT_NEEDED.search(f"{where[len(path) :]}/"):
+                for name in names:
+                    self.copy(f"{top}/{name}", f"{where}/{name}")
+
+    def to_bytes(self) -> bytes:
+        """The archive, with its trailer."""
+        self._entry("TRAILER!!!", 0, b"", 0, (0, 0))
+        return b"".join(self._parts)
+
+
+def libraries(files: Iterable[str]) -> set[str]:
+    """The shared libraries that these programs and modules load, and their loader, by ldd(1)."""
+    done = subprocess.run(["ldd", *files], capture_output=True, text=True, check=False)
+    return set(re.findall(r"(?:=> |\t)(/\S+)", done.stdout))
+
+
+def programs() -> dict[str, str]:
+    """{path in the machine: path on the host} of the programs that are installed."""
+    found = {f"/usr/bin/{name}": shutil.which(name) for name in _PROGRAMS}
+    return {"/bin/busybox": "/bin/busybox"} | {path: host for path, host in found.items() if host}
+
+
+def _needed(interpreter: str, library: str) -> Iterator[str]:
+    yield interpreter
+    yield from programs().values()
+    # what they load is needed only if these are imported
+    for module in Path(library, "lib-dynload").glob("*.so"):
+        yield str(module)
+
+
+def build(command: str) -> bytes:
+    """The whole archive; the machine runs the shell command and ends.
+
+    Raises OSError when a file of the host is missing.
+    """
+    archive = Archive()
+    for name in _EMPTY:
+        archive.put(f"/{name}", stat.S_IFDIR | 0o755)
+    archive.put("/dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
+    archive.put("/init", stat.S_IFREG | 0o755, (ROOT / "tests/vm/init").read_bytes())
+    archive.put(f"{GUEST_ROOT}/command", stat.S_IFREG | 0o644, f"{command}\n".encode())
+    archive.put("/etc/passwd", stat.S_IFREG | 0o644, b"root:x:0:0:root:/root:/bin/sh\n")
+    archive.put("/etc/group", stat.S_IFREG | 0o644, b"root:x:0:\n")
+    interpreter, library = os.path.realpath(sys.executable), sysconfig.get_path("stdlib")
+    needed = list(_needed(interpreter, library))
+    for path, file in programs().items():
+        archive.put(path, stat.S_IFREG | 0o755, Path(file).read_bytes())
+    # /lib and /usr/lib are two directories here, one on most hosts: a library is found by either name
+    for file in (interpreter, *libraries(needed)):
+        archive.put(file, stat.S_IFREG | 0o755, Path(file).read_bytes())
+    archive.tree(library, library)
+    packages = Path(sysconfig.get_path("purelib"))
+    for found in (path for name in _PACKAGES for path in packages.glob(name)):
+        archive.tree(str(found), f"{GUEST_PACKAGES}/{found.name}")
+    for name in ("src/nagaya", "scripts", "tests/support", "tests/runtime", "tests/vm"):
+        archive.tree(str(ROOT / name), f"{GUEST_ROOT}/{name}")
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        archive.copy(str(ROOT / name), f"{GUEST_ROOT}/{name}")
+    archive.put("/bin/python3", stat.S_IFLNK | 0o777, interpreter.encode())
+    return archive.to_bytes()
