@@ -160,10 +160,27 @@ def test_runc_makes_containers_too(house: House) -> None:
     house.ok("start", "foreign")
     house.ok("rm", "-f", "foreign")
     assert house.ok("run", "--rm", "--runtime", "runc", "-t", IMAGE, "tty").strip() == "/dev/pts/0"
+    says_once_what_is_wrong(house, "runc")
     assert house.docker("run", "--rm", "--runtime", "runc", IMAGE, "nonsense").returncode == 127
     assert house.docker("run", "--rm", "--runtime", "runc", IMAGE, "/etc/passwd").returncode == 126
     assert house.docker("run", "--rm", "--runtime", "runc", IMAGE, "sh", "-c", "exit 5").returncode == 5
     wait_for(lambda: not house.leaks(), 5, "the end of all that containers had")
+
+
+def says_once_what_is_wrong(house: House, runtime: str) -> None:
+    """The error of a failed start is the daemon's answer: nothing of it is the container's output."""
+    for command, wrong in (
+        ("nonsense", "executable file not found in $PATH"),
+        ("/etc/passwd", "permission denied"),
+    ):
+        result = house.docker("run", "--name", "fails", "--runtime", runtime, IMAGE, command)
+        assert result.stdout == b""
+        lines = [line for line in result.stderr.decode().splitlines() if line]
+        assert len(lines) == 2  # and "Run 'docker run --help' ..."
+        assert lines[0].endswith(f'unable to start container process: exec: "{command}": {wrong}: unknown')
+        logs = house.docker("logs", "fails")
+        assert (logs.stdout, logs.stderr) == (b"", b"")
+        house.ok("rm", "fails")
 
 
 class PureHouse(House):
@@ -184,6 +201,7 @@ def test_crun_makes_containers_too() -> None:
         assert house.docker("run", "--rm", "--runtime", "crun", IMAGE, "sh", "-c", "exit 5").returncode == 5
         assert house.docker("run", "--rm", "--runtime", "crun", IMAGE, "nonsense").returncode == 127
         assert house.docker("run", "--rm", "--runtime", "crun", IMAGE, "/etc/passwd").returncode == 126
+        says_once_what_is_wrong(house, "crun")
         house.ok("run", "-d", "--name", "foreign", "--runtime", "crun", IMAGE, "sleep", "1000")
         assert house.ok("exec", "foreign", "cat", "/proc/1/comm") == "sleep"
         assert "sleep 1000" in house.ok("top", "foreign")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import nagaya
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = sorted((ROOT / "scripts").iterdir())
 ROOMS = {"nagaya": "cli", "nagayad": "daemon", "nagaya-supervisor": "supervisor", "nagaya-oci": "runtime"}
@@ -117,6 +119,9 @@ def test_the_real_thing_runs(installed: Path, name: str) -> None:
     done = subprocess.run([installed / name, "--help"], capture_output=True, text=True, cwd="/", env={})
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower() and name in done.stdout
+    done = subprocess.run([installed / name, "--version"], capture_output=True, text=True, cwd="/", env={})
+    assert done.returncode == 0, done.stderr
+    assert name in done.stdout and nagaya.__version__ in done.stdout
 
 
 @pytest.mark.parametrize("name", ROOMS)

@@ -177,10 +177,10 @@ def make(world: World, container_id: str, name: str, request: CreateRequest) -> 
         layers = LayeredRoot([rootfs["upper"], *rootfs["lower"]])
         for point in points:
             if point.type == "volume":
-                path, fresh = volumes.ensure(
+                path = volumes.ensure(
                     world.ledger, settings.root, point.source, anonymous=point.source in anonymous
                 )
-                if fresh and not point.no_copy:
+                if not point.no_copy:
                     volumes.copy_up(layers, point.target, path)
                 journal.point("create: volume")
         with world.ledger.write():

@@ -184,7 +184,7 @@ def prepare(
     for point in container.mount_points:
         source = point.source
         if point.type == "volume":
-            source, _ = volumes.ensure(world.ledger, settings.root, source, anonymous=False)
+            source = volumes.ensure(world.ledger, settings.root, source, anonymous=False)
         elif point.type == "bind":
             volumes.bind_source(source, create=point.create_source)
         points.append(msgspec.structs.replace(point, source=source))

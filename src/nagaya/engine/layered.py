@@ -57,7 +57,8 @@ class LayeredRoot:
         all links followed; the name is "" for the root itself. Raises NotFound, InvalidArgument."""
         parts = [p for p in path.split("/") if p not in ("", ".")]
         for _ in range(_MAX_RESTARTS):
-            dirs = [os.open(d, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for d in self._directories]
+            # for reading, not O_PATH: the root itself may be what is asked for, and be listed
+            dirs = [os.open(d, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for d in self._directories]
             try:
                 found = self._walk(dirs, parts)
             except BaseException:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import calendar
+import fcntl
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +27,10 @@ from nagaya.errors import InvalidArgument
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _BATCH = 1 << 18
 _POLL = 0.1
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_SCANS = 100  # of the files of a log that is rotated meanwhile
+_SCAN_PAUSE = 0.001
+_ROTATED = re.compile(r"\.[1-9][0-9]{0,8}")
 _LONGEST = 1 << 20  # of one record: 16 KiB of text, escaped
 
 
@@ -114,35 +121,88 @@ def _lines(data: bytes, clock: _Clock) -> Iterator[LogLine]:
         yield LogLine(record.stream, clock.read(record.time), record.log.encode("utf-8", "surrogatepass"))
 
 
-class _Files:
-    """The log as one stream over its files, oldest first. Blocking; used by one job at a time."""
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        facts = os.lstat(path)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
-    def __init__(self, path: str) -> None:
+
+class _Files:
+    """The log as one stream over its files, oldest first. Blocking; used by one job at a time.
+
+    follow: the newest file that is open has a shared lock, which tells io not to rotate it away before
+    we have opened its successors (supervisor/logfile.py).
+    """
+
+    def __init__(self, path: str, *, follow: bool) -> None:
         self._path = path
+        self._follow = follow
         self._fd = -1
         self._queue: list[int] = []
         self._rest = b""
 
     def open(self) -> None:
         """Open all files that are there, so that a rotation takes none away."""
-        found: list[int] = []
-        for name in self._names():
-            fd = self._try(name)
-            if fd >= 0:
-                found.append(fd)
-        self._queue = found
+        self._queue = self._newer(None)
+        if self._follow and not self._queue:  # nothing was written yet: make what io will append to
+            with suppress(OSError):
+                os.close(os.open(self._path, _MAKE, 0o640))
+            self._queue = self._newer(None)
+        self._lock()
+
+    def _newer(self, than: tuple[int, int] | None) -> list[int]:
+        """The files newer than that one (device, inode), oldest first; all when it is not there."""
+        for attempt in range(_MOST_SCANS):
+            found: list[int] = []
+            seen: list[tuple[str, tuple[int, int]]] = []
+            for name in self._names():
+                fd = self._try(name)
+                if fd < 0:
+                    continue
+                facts = os.fstat(fd)
+                identity = (facts.st_dev, facts.st_ino)
+                if identity == than or identity in (i for _, i in seen):
+                    os.close(fd)
+                    if identity == than:
+                        break
+                    continue
+                seen.append((name, identity))
+                found.insert(0, fd)
+            # the names move while we look: a scan counts when all were in their place at its end
+            if all(_identity(name) == identity for name, identity in seen) or attempt == _MOST_SCANS - 1:
+                break
+            for fd in found:
+                os.close(fd)
+            time.sleep(_SCAN_PAUSE)
+        return found
 
     def _names(self) -> list[str]:
-        number = 1
-        while os.path.lexists(f"{self._path}.{number}"):
-            number += 1
-        return [*(f"{self._path}.{n}" for n in range(number - 1, 0, -1)), self._path]
+        """The names there are now, newest first. One that is missing in between is just being renamed."""
+        directory, name = os.path.split(self._path)
+        try:
+            entries = os.listdir(directory)
+        except OSError:
+            return []
+        numbers = [int(e[len(name) + 1 :]) for e in entries if _ROTATED.fullmatch(e.removeprefix(name))]
+        return [self._path, *(f"{self._path}.{n}" for n in sorted(numbers))]
 
     def _try(self, name: str) -> int:
         try:
             return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return -1
+
+    def _lock(self) -> None:
+        """Stand at the newest file; older ones that are open cannot be taken from us."""
+        if self._follow:
+            newest = self._queue[-1] if self._queue else self._fd
+            if newest >= 0:
+                fcntl.flock(newest, fcntl.LOCK_SH)
+            for fd in (self._fd, *self._queue[:-1]):
+                if fd >= 0 and fd != newest:
+                    fcntl.flock(fd, fcntl.LOCK_UN)
 
     def read(self) -> bytes:
         """Whole lines; b"" when there are no more for now."""
@@ -164,28 +224,20 @@ class _Files:
             os.close(self._fd)
             self._fd, self._rest = -1, b""
 
-    def renewed(self) -> None:
+    def renewed(self) -> bool:
         """After the end was reached: go on with the files that a rotation put in this one's place,
-        oldest first, or from the start of one that was emptied."""
+        oldest first, or from the start of one that was emptied. False when there is none."""
         if self._fd < 0:
             self.open()
-            return
+            return bool(self._queue)
         mine = os.fstat(self._fd)
         if mine.st_size < os.lseek(self._fd, 0, os.SEEK_CUR):
             os.lseek(self._fd, 0, os.SEEK_SET)
             self._rest = b""
-            return
-        newer: list[int] = []
-        for name in reversed(self._names()):
-            fd = self._try(name)
-            if fd < 0:
-                continue
-            other = os.fstat(fd)
-            if (other.st_dev, other.st_ino) == (mine.st_dev, mine.st_ino):
-                os.close(fd)
-                break
-            newer.insert(0, fd)
-        self._queue = newer
+            return True
+        self._queue = self._newer((mine.st_dev, mine.st_ino))
+        self._lock()
+        return bool(self._queue)
 
     def tail(self, wanted: int, keep: Callable[[LogLine], bool]) -> list[LogLine]:
         """The last `wanted` lines that pass; reading goes on behind them."""
@@ -236,7 +288,7 @@ async def read(
     def keep(line: LogLine) -> bool:
         return line.stream in streams and line.time_ns >= since and (not until or line.time_ns <= until)
 
-    log = _Files(first.log_path)
+    log = _Files(first.log_path, follow=follow)
     try:
         await world.job(log.open)
         if tail is not None:
@@ -253,7 +305,11 @@ async def read(
                     if keep(line):
                         yield line
                 continue
-            if not follow or now is None or now.state not in ("running", "paused", "restarting"):
+            if not follow:
+                return
+            if now is None or now.state not in ("running", "paused", "restarting"):
+                if await world.job(log.renewed):  # its last words are in a file of their own
+                    continue
                 return
             if until and time.time_ns() > until:
                 return

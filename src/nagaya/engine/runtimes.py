@@ -294,14 +294,13 @@ def failure(text: str, command: str) -> NagayaError:
     """The error that a runtime's last words mean: the exec errors by what runc and crun say (pure)."""
     said = text.strip().splitlines()[-1] if text.strip() else "failed"
     low = said.lower()
-    # "executable file not found in $PATH", "exec: ...: permission denied"
-    what = said[said.find("exec:") :]
     if "in a paused container" in low or "in a stopped container" in low:  # it was not a moment ago
         return FailedPrecondition(said)
+    what = said[said.find("exec:") :] if "exec:" in said else ""  # runc's; crun's words are its own
     if "exec" in low and ("not found" in low or "no such file or directory" in low):
-        return CommandNotFound(what)
+        return CommandNotFound(what or "executable file not found in $PATH")
     if "exec" in low and ("permission denied" in low or "is a directory" in low):
-        return CommandNotExecutable(what)
+        return CommandNotExecutable(what or "permission denied")
     return InternalError(said, step=os.path.basename(command))
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 import time
 
 from nagaya.engine import files
@@ -14,9 +15,11 @@ from nagaya.engine.ledger import Ledger, Volume
 from nagaya.engine.model import VolumeSummary
 from nagaya.errors import InvalidArgument, NagayaError, NotFound
 from nagaya.image import trees
+from nagaya.image.content import disk_error
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _COPY_CHUNK = 1 << 20
+_filling = threading.Lock()
 
 
 def check_name(name: str) -> str:
@@ -57,16 +60,16 @@ def size(root: str, name: str) -> int:
         os.close(fd)
 
 
-def ensure(ledger: Ledger, root: str, name: str, *, anonymous: bool) -> tuple[str, bool]:
-    """(host path, was it made now): the directory first, then the row."""
+def ensure(ledger: Ledger, root: str, name: str, *, anonymous: bool) -> str:
+    """The host path of a volume, which is made when there is none: the directory first, then the row."""
     check_name(name)
     path = path_of(root, name)
     if ledger.volume(name) is not None:
-        return path, False
+        return path
     files.make_directory(os.path.dirname(path), 0o711)
     files.make_directory(path, 0o755)
     ledger.put_volume(Volume(name, time.time_ns(), anonymous))
-    return path, True
+    return path
 
 
 def remove(ledger: Ledger, root: str, name: str) -> None:
@@ -76,27 +79,43 @@ def remove(ledger: Ledger, root: str, name: str) -> None:
 
 
 def copy_up(image: LayeredRoot, target: str, destination: str) -> None:
-    """Fill an empty volume with what the image has at target, owners and modes included.
+    """Fill a volume that is empty, new or not, with what the image has at target, owners and modes
+    included. One is filled at a time: two containers may be made with the same volume.
 
     Only directories, regular files and symbolic links are taken; links are copied, not followed.
+    Raises ResourceExhausted, KernelError; the volume is empty again then.
     """
-    with os.scandir(destination) as entries:
-        if any(True for _ in entries):
-            return
-    try:
-        directories = image.directories(target)
-    except (NotFound, InvalidArgument):
-        return
+    with _filling:
+        try:
+            if os.listdir(destination):
+                return
+            try:
+                directories = image.directories(target)
+            except (NotFound, InvalidArgument):
+                return
+            try:
+                _fill(image, directories, destination)
+            finally:
+                for directory in directories:
+                    os.close(directory)
+        except OSError as error:
+            raise disk_error(error, "fill volume from image", destination) from None
+
+
+def _fill(image: LayeredRoot, directories: list[int], destination: str) -> None:
     fd = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         info = os.fstat(directories[0])
         os.fchown(fd, info.st_uid, info.st_gid)
         os.fchmod(fd, stat.S_IMODE(info.st_mode))
-        _copy(image, directories, fd)
+        try:
+            _copy(image, directories, fd)
+        except OSError:
+            for name in os.listdir(fd):
+                trees.remove(fd, name)
+            raise
     finally:
         os.close(fd)
-        for directory in directories:
-            os.close(directory)
 
 
 def _copy(image: LayeredRoot, sources: list[int], target: int) -> None:

@@ -1,6 +1,9 @@
 """One container's log file: appended by single writes, rotated by size.
 
-Names: PATH, PATH.1 (newest old one) ... PATH.(max_file - 1), as dockerd's json-file driver.
+Names: PATH, PATH.1 (newest old one) ... PATH.(max_file - 1), as dockerd's json-file driver. A reader
+that follows has a shared lock (flock(2)) on the newest file it has opened. While that is the one a
+rotation would take away, the log grows by up to `HELD` bytes more than it should, and nothing is lost
+for a reader that is no further behind.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from errno import EIO, ENOSPC
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,19 +19,21 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_SIZE = 20 * 1024 * 1024
 DEFAULT_MAX_FILE = 5
+HELD = 1 << 20
 _RETRY = 1.0  # seconds until a file that could not be opened is tried again
 
 
 class LogFile:
     """A log of both streams of a container. Errors are OSError; the caller counts what was lost."""
 
-    __slots__ = ("_error", "_fd", "_retry", "max_file", "max_size", "path")
+    __slots__ = ("_error", "_fd", "_left", "_retry", "max_file", "max_size", "path")
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.path = str(settings["path"])
         self.max_size = int(settings.get("max_size") or DEFAULT_MAX_SIZE)
         self.max_file = max(1, int(settings.get("max_file") or DEFAULT_MAX_FILE))
         self._fd = -1
+        self._left = -1  # the file before this one, taken away while a reader stood at it
         self._retry = 0.0
         self._error = 0
 
@@ -50,7 +56,7 @@ class LogFile:
     def room(self) -> int:
         """As `size`, but a full file is rotated first: where the next record begins."""
         size = self.size()
-        if 0 < self.max_size <= size:
+        if 0 < self.max_size <= size and (size >= self.max_size + HELD or not self._followed()):
             self._rotate()
             size = os.fstat(self._fd).st_size
         return size
@@ -75,9 +81,30 @@ class LogFile:
 
     def close(self) -> None:
         """Close the file; the next `size` or `room` opens it again."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._left):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._left = -1
+
+    def _followed(self) -> bool:
+        """Does a reader stand at the file that a rotation would take away, or before it?"""
+        if self._left >= 0:
+            if _is_locked(self._left):
+                return True
+            os.close(self._left)
+            self._left = -1
+        if self.max_file == 1:
+            return _is_locked(self._fd)
+        try:
+            fd = os.open(
+                f"{self.path}.{self.max_file - 1}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
+        except OSError:
+            return False
+        try:
+            return _is_locked(fd)
+        finally:
+            os.close(fd)
 
     def _open(self) -> None:
         now = time.monotonic()
@@ -92,7 +119,13 @@ class LogFile:
 
     def _rotate(self) -> None:
         if self.max_file == 1:
-            os.ftruncate(self._fd, 0)
+            # a new file, not this one emptied: who follows reads the rest of it
+            os.unlink(self.path)
+            former, self._fd = self._fd, -1
+            if self._left >= 0:
+                os.close(self._left)
+            self._left = former
+            self._open()
             return
         # Up to the first gap only: a rotation that a kill interrupted goes on where it stopped,
         # instead of pushing one more old file out.
@@ -104,3 +137,12 @@ class LogFile:
         os.rename(self.path, f"{self.path}.1")
         self.close()
         self._open()
+
+
+def _is_locked(fd: int) -> bool:
+    try:
+        flock(fd, LOCK_EX | LOCK_NB)
+    except OSError:
+        return True
+    flock(fd, LOCK_UN)
+    return False

@@ -9,6 +9,7 @@ import sys
 import time
 from _socket import socket
 
+from nagaya import __version__
 from nagaya.errors import FailedPrecondition, InvalidArgument, NagayaError
 from nagaya.linux import process, seqpacket
 from nagaya.runtime import selfbind
@@ -31,6 +32,7 @@ The resident parent of containers: keeps their stdio, logs and exit codes while 
 
   --run DIRECTORY   where supervisor.sock and supervisor.pid go
   --root DIRECTORY  log files must lie below it (default: anywhere)
+  --version         print the version
 
 SIGTERM ends it once no container is left; containers are never killed by it. SIGHUP, with a nagayad
 connected, makes it go on as the program that is installed now.
@@ -43,8 +45,8 @@ def main(argv: list[str]) -> int:
 
     try:
         options = _parse(argv)
-        if options is None:
-            os.write(1, _USAGE.encode())
+        if isinstance(options, str):
+            os.write(1, options.encode())
             return 0
         run, root = options
     except InvalidArgument as error:
@@ -61,13 +63,16 @@ def main(argv: list[str]) -> int:
         return 1
 
 
-def _parse(argv: list[str]) -> tuple[str, str] | None:
+def _parse(argv: list[str]) -> tuple[str, str] | str:
+    """(run, root), or the text to print instead. Raises InvalidArgument."""
     values = {"--run": "", "--root": ""}
     rest = list(argv)
     while rest:
         word = rest.pop(0)
         if word in ("-h", "--help"):
-            return None
+            return _USAGE
+        if word in ("-v", "--version"):
+            return f"nagaya-supervisor {__version__}\n"
         name, equals, value = word.partition("=")
         if name not in values:
             raise InvalidArgument(f"unknown argument {word!r}; see --help")
