@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
-from bundles import Bundle
+from bundles import Bundle, cgroups_named, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -115,3 +117,54 @@ def test_debug_has_the_words_that_runc_users_look_for(box: Bundle) -> None:
     done = box.call("--debug", "run", "--bundle", str(box.path), box.id)
     for words in ("nsexec", "child process in init()", "init: closing the pipe to signal completion"):
         assert words in done.stderr
+
+
+def test_the_pidfd_socket_gets_a_pidfd(our_box: Bundle) -> None:
+    # runc has it since 1.2
+    path = str(our_box.base / "pidfd")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        our_box.start(options=("--pidfd-socket", path))
+        pids = [our_box.state()["pid"]]
+        our_box.ok("exec", "--detach", "--pidfd-socket", path, our_box.id, "sleep", "1000")
+        pids.append(int(our_box.ok("ps", "--format", "json", our_box.id).strip("[]\n").split(",")[1]))
+        for pid in pids:
+            end, _ = listener.accept()
+            with end:
+                name, fds, _, _ = socket.recv_fds(end, 64, 4)
+            (pidfd,) = fds
+            info = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+            assert name == b"runc-pidfd" and f"Pid:\t{pid}\n" in info
+            os.close(pidfd)
+
+
+def test_without_pids_of_its_own_kill_ends_all(box: Bundle) -> None:
+    if not box.is_ours:
+        pytest.skip("runc does so since 1.2")
+    box.spec["linux"]["namespaces"] = [n for n in box.spec["linux"]["namespaces"] if n["type"] != "pid"]
+    box.start()
+    box.ok("exec", "--detach", box.id, "sleep", "1000")
+    os.kill(box.state()["pid"], 9)
+    wait_until(lambda: box.status() == "stopped")
+    box.ok("kill", box.id, "KILL")
+    wait_until(lambda: box.ok("ps", "--format", "json", box.id) == "[]\n")
+    assert box.call("kill", box.id, "KILL").returncode == 1
+
+
+def test_list_of_a_root_that_is_not_there(our_box: Bundle) -> None:
+    done = subprocess.run([our_box.runtime, "--root", "/nagt-none", "list"], capture_output=True, text=True)
+    assert done.returncode == 1 and "open /nagt-none: no such file or directory" in done.stderr
+
+
+def test_a_path_masked_twice_is_covered_once(our_box: Bundle) -> None:
+    (our_box.rootfs / "hidden").mkdir()
+    our_box.spec["linux"]["maskedPaths"] = ["/hidden", "/hidden"]
+    assert our_box.shell("cat /proc/self/mounts").count(" /hidden ") == 1
+
+
+def test_no_process_allowed_is_one(our_box: Bundle) -> None:
+    our_box.spec["linux"].setdefault("resources", {})["pids"] = {"limit": 0}
+    our_box.start()
+    (pids,) = (p for p in cgroups_named(our_box.id) if "/pids/" in p or (Path(p) / "cgroup.events").exists())
+    assert (Path(pids) / "pids.max").read_text() == "1\n"

@@ -214,3 +214,59 @@ def test_root_without_a_mount_namespace_mounts_nothing_on_the_host(our_box: Bund
     done = our_box.run("ls", "/bin/busybox")
     assert (done.returncode, done.stdout) == (0, "/bin/busybox\n"), done.stderr
     assert str(our_box.base) not in Path("/proc/self/mountinfo").read_text()
+
+
+UNSUPPORTED: dict[str, tuple[Change, str]] = {
+    "selinux label": (put("process", "selinuxLabel", value="x"), "process.selinuxLabel: selinux label is"),
+    "mount label": (put("linux", "mountLabel", value="x"), "linux.mountLabel: selinux label is specified"),
+    "intelRdt": (put("linux", "intelRdt", value={}), "linux.intelRdt: Intel RDT is not enabled"),
+    "time offsets without a namespace": (
+        put("linux", "timeOffsets", value={"monotonic": {"secs": 1}}),
+        "linux.timeOffsets: needs a time namespace",
+    ),
+    "network device without a name": (
+        put("linux", "netDevices", value={"": {}}),
+        "linux.netDevices.: invalid network device name ''",
+    ),
+    "network device with a long name": (
+        put("linux", "netDevices", value={"eth9": {"name": "x" * 16}}),
+        "linux.netDevices.eth9: invalid network device name",
+    ),
+    "network device that is a list": (
+        put("linux", "netDevices", value={"eth9": [1]}),
+        "linux.netDevices.eth9: must be an object",
+    ),
+    "network device that is not there": (
+        put("linux", "netDevices", value={"nagt-none": {}}),
+        "link not found for interface nagt-none",
+    ),
+    "mapping of a mount": (
+        put("mounts", 0, "uidMappings", value=[{"size": -1}]),
+        "mounts[0].uidMappings[0].size",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_cannot_be_done_is_said_and_nothing_is_left(our_box: Bundle, name: str) -> None:
+    change, message = UNSUPPORTED[name]
+    change(our_box.spec)
+    done = our_box.run("true")
+    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done
+    assert our_box.leaks() == []
+
+
+def test_an_apparmor_profile_needs_apparmor(our_box: Bundle) -> None:
+    if Path("/sys/module/apparmor").exists():
+        pytest.skip("this kernel has AppArmor")
+    our_box.spec["process"]["apparmorProfile"] = "some-profile"
+    done = our_box.run("true")
+    assert done.returncode == 1 and "apparmor not supported" in done.stderr
+
+
+def test_network_devices_need_a_network_namespace(our_box: Bundle) -> None:
+    our_box.spec["linux"]["namespaces"] = [
+        n for n in our_box.spec["linux"]["namespaces"] if n["type"] != "network"
+    ]
+    our_box.spec["linux"]["netDevices"] = {"eth0": {}}
+    assert "without a private NET namespace" in our_box.run("true").stderr

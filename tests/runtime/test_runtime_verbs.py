@@ -242,6 +242,7 @@ def test_exec_caps_are_added_but_never_inheritable(box: Bundle) -> None:
 
 
 def test_list(box: Bundle) -> None:
+    box.state_root.mkdir()
     assert box.ok("list", "--format", "json").strip() == "null"
     box.start()
     assert box.ok("list", "-q") == f"{box.id}\n"

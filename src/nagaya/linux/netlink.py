@@ -67,8 +67,8 @@ IFF_UP = 1
 _IFNAMSIZ = 16
 
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_IFINFO = Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
-_IFADDR = Struct("=BBBBI")  # ifaddrmsg: family, prefix, flags, scope, index
+IFINFO = Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+IFADDR = Struct("=BBBBI")  # ifaddrmsg: family, prefix, flags, scope, index
 _RTMSG = Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _ATTRIBUTE = Struct("=HH")
 _NLA_TYPE_MASK = 0x3FFF
@@ -196,7 +196,7 @@ def bridge_add(name: str, *, address: str = "", mtu: int = 0, exist_ok: bool = F
     return Request(
         RTM_NEWLINK,
         NLM_F_CREATE | NLM_F_EXCL,
-        _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _addressing(name, address, mtu) + info,
+        IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _addressing(name, address, mtu) + info,
         f"netlink: add bridge {name}",
         name,
         (errno.EEXIST,) if exist_ok else (),
@@ -215,7 +215,7 @@ def veth_add(
 ) -> Request:
     """Make a veth pair (both down): `name` here, a port of the bridge with index `master`; `peer` in
     the namespace of netns_fd (-1: here too)."""
-    other = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _addressing(peer, peer_address, mtu)
+    other = IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _addressing(peer, peer_address, mtu)
     if netns_fd >= 0:
         other += _u32(IFLA_NET_NS_FD, netns_fd)
     info = _text(IFLA_INFO_KIND, "veth") + attribute(IFLA_INFO_DATA, attribute(_VETH_INFO_PEER, other))
@@ -225,7 +225,7 @@ def veth_add(
     return Request(
         RTM_NEWLINK,
         NLM_F_CREATE | NLM_F_EXCL,
-        _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + data,
+        IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + data,
         f"netlink: add veth {name}",
         name,
     )
@@ -242,7 +242,7 @@ def bridge_port_set(name: str, *, alias: str = "", hairpin: bool = True, isolate
         # without NUL: the kernel shows the alias as given
         data += attribute(IFLA_IFALIAS, os.fsencode(alias))
     return Request(
-        RTM_NEWLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + data, f"netlink: set bridge port {name}", name
+        RTM_NEWLINK, 0, IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + data, f"netlink: set bridge port {name}", name
     )
 
 
@@ -267,7 +267,7 @@ def link_set(
         data += _u32(IFLA_MASTER, master)
     if alias:
         data += attribute(IFLA_IFALIAS, os.fsencode(alias))
-    head = _IFINFO.pack(AF_UNSPEC, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP)
+    head = IFINFO.pack(AF_UNSPEC, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP)
     return Request(RTM_SETLINK, 0, head + data, f"netlink: set link {subject}", subject)
 
 
@@ -283,7 +283,7 @@ def link_no_ipv6_autoconf(name: str = "", *, index: int = 0, tolerate_missing: b
     return Request(
         RTM_SETLINK,
         0,
-        _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + data,
+        IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + data,
         f"netlink: set IPv6 address generation of {subject}",
         subject,
         (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL) if tolerate_missing else (),
@@ -297,7 +297,7 @@ def link_del(name: str = "", *, index: int = 0, missing_ok: bool = False) -> Req
     return Request(
         RTM_DELLINK,
         0,
-        _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + data,
+        IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + data,
         f"netlink: delete link {subject}",
         subject,
         (errno.ENODEV,) if missing_ok else (),
@@ -310,7 +310,7 @@ def address_add(index: int, address: str, prefix: int, *, exist_ok: bool = False
     return Request(
         RTM_NEWADDR,
         NLM_F_CREATE | NLM_F_EXCL,
-        _IFADDR.pack(family, prefix, 0, 0, index) + attribute(IFA_LOCAL, raw) + attribute(IFA_ADDRESS, raw),
+        IFADDR.pack(family, prefix, 0, 0, index) + attribute(IFA_LOCAL, raw) + attribute(IFA_ADDRESS, raw),
         f"netlink: add address {address}/{prefix}",
         address,
         (errno.EEXIST,) if exist_ok else (),
@@ -323,7 +323,7 @@ def address_del(index: int, address: str, prefix: int, *, missing_ok: bool = Fal
     return Request(
         RTM_DELADDR,
         0,
-        _IFADDR.pack(family, prefix, 0, 0, index) + attribute(IFA_LOCAL, raw),
+        IFADDR.pack(family, prefix, 0, 0, index) + attribute(IFA_LOCAL, raw),
         f"netlink: delete address {address}/{prefix}",
         address,
         (errno.EADDRNOTAVAIL, errno.ENODEV) if missing_ok else (),
@@ -357,8 +357,8 @@ def _c_string(raw: bytes) -> str:
 
 def parse_link(data: bytes) -> Link:
     """A Link of the body of an RTM_NEWLINK message."""
-    _, _, index, flags, _ = _IFINFO.unpack_from(data)
-    found = attributes(data, _IFINFO.size)
+    _, _, index, flags, _ = IFINFO.unpack_from(data)
+    found = attributes(data, IFINFO.size)
     info = attributes(found.get(IFLA_LINKINFO, b""))
     return Link(
         index,
@@ -373,8 +373,8 @@ def parse_link(data: bytes) -> Link:
 
 
 def _parse_address(data: bytes) -> tuple[int, str, int]:
-    family, prefix, _, _, index = _IFADDR.unpack_from(data)
-    found = attributes(data, _IFADDR.size)
+    family, prefix, _, _, index = IFADDR.unpack_from(data)
+    found = attributes(data, IFADDR.size)
     raw = found.get(IFA_LOCAL) or found[IFA_ADDRESS]  # IFA_ADDRESS is the peer's on point-to-point links
     return index, inet_ntop(family, raw), prefix
 
@@ -555,7 +555,7 @@ class Netlink:
 
     def link(self, name: str) -> Link | None:
         """The link of that name, None when there is none."""
-        body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _text(IFLA_IFNAME, _name(name))
+        body = IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _text(IFLA_IFNAME, _name(name))
         body += _u32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
         try:
             return parse_link(self.get(RTM_GETLINK, body, f"netlink: get link {name}", name))
@@ -566,14 +566,14 @@ class Netlink:
 
     def links(self, *, master: int = 0) -> list[Link]:
         """All links; with master the ports of that bridge only."""
-        body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _u32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+        body = IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _u32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
         if master:
             body += _u32(IFLA_MASTER, master)
         return [parse_link(data) for data in self.dump(RTM_GETLINK, body, "netlink: list links")]
 
     def addresses(self, *, index: int = 0, family: int = AF_INET) -> list[tuple[int, str, int]]:
         """(link index, address, prefix length) of all addresses of that family, or of one link."""
-        body = _IFADDR.pack(family, 0, 0, 0, index)
+        body = IFADDR.pack(family, 0, 0, 0, index)
         return [_parse_address(data) for data in self.dump(RTM_GETADDR, body, "netlink: list addresses")]
 
     def routes(self, *, family: int = AF_INET) -> list[tuple[str, int]]:

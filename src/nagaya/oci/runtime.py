@@ -1,6 +1,6 @@
 """The runtime specification's config.json as plain data: validation, defaults, the `spec` verb.
 
-opencontainers/runtime-spec 1.2 (config.md, config-linux.md). Unknown fields pass: a runtime must
+opencontainers/runtime-spec 1.3 (config.md, config-linux.md). Unknown fields pass: a runtime must
 ignore what it does not know. A wrong type or value raises InvalidArgument with the field's path.
 """
 
@@ -12,11 +12,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = "1.2.1"
+VERSION = "1.3.0"
 _NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
 _HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _ID_LIMIT = (1 << 31) - 1  # CVE-2024-40635, 2026-46680: larger ones wrapped to 0 or became names
 _RLIMIT_LIMIT = 1 << 64
+_NO_SELINUX = "selinux label is specified in config, but selinux is disabled or not supported"
 _IPC_SYSCTLS = frozenset(
     "kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax kernel.shmmni"
     " kernel.shm_rmid_forced".split()
@@ -95,11 +96,21 @@ def validate(spec: Any) -> None:
         _get(entry, "type", str, f"{field}.type")
         _get(entry, "source", str, f"{field}.source")
         _strings(entry, "options", f"{field}.options")
+        for key in ("uidMappings", "gidMappings"):
+            _mappings(entry, key, f"{field}.{key}")
     hooks = _get(spec, "hooks", dict, "hooks") or {}
     for kind in _HOOKS:
         for index, hook in enumerate(_objects(hooks, kind, f"hooks.{kind}")):
             _hook(hook, f"hooks.{kind}[{index}]")
     _linux(_get(spec, "linux", dict, "linux") or {}, spec)
+
+
+def _mappings(parent: dict[str, Any], key: str, field: str) -> list[dict[str, Any]]:
+    mappings = _objects(parent, key, field)
+    for index, entry in enumerate(mappings):
+        for member in ("containerID", "hostID", "size"):
+            _number(entry, member, f"{field}[{index}].{member}", 0, 0xFFFFFFFF)
+    return mappings
 
 
 def _annotations(spec: dict[str, Any]) -> None:
@@ -149,7 +160,8 @@ def validate_process(process: Any, field: str = "process") -> None:
     _rlimits(process, field)
     _number(process, "oomScoreAdj", f"{field}.oomScoreAdj", -1000, 1000)
     _get(process, "apparmorProfile", str, f"{field}.apparmorProfile")
-    _get(process, "selinuxLabel", str, f"{field}.selinuxLabel")
+    if _get(process, "selinuxLabel", str, f"{field}.selinuxLabel"):
+        raise _bad(f"{field}.selinuxLabel", _NO_SELINUX)
 
 
 def _rlimits(process: dict[str, Any], field: str) -> None:
@@ -181,10 +193,7 @@ def _linux(linux: dict[str, Any], spec: dict[str, Any]) -> None:
             raise _bad(f"linux.namespaces[{index}].path", "must be an absolute path")
         kinds[kind] = path
     for key in ("uidMappings", "gidMappings"):
-        mappings = _objects(linux, key, f"linux.{key}")
-        for index, entry in enumerate(mappings):
-            for member in ("containerID", "hostID", "size"):
-                _number(entry, member, f"linux.{key}[{index}].{member}", 0, 0xFFFFFFFF)
+        mappings = _mappings(linux, key, f"linux.{key}")
         if mappings and "user" not in kinds:
             raise _bad(f"linux.{key}", "needs a user namespace")
         if kinds.get("user") == "" and not mappings:
@@ -216,6 +225,28 @@ def _linux(linux: dict[str, Any], spec: dict[str, Any]) -> None:
             raise _bad(f"linux.timeOffsets.{name}", "must be the offset of monotonic or boottime")
         for member in ("secs", "nanosecs"):
             _get(offset, member, int, f"linux.timeOffsets.{name}.{member}")
+        if kinds.get("time") != "":
+            raise _bad("linux.timeOffsets", "needs a time namespace of the container's own")
+    _network_devices(linux, kinds)
+    if _get(linux, "intelRdt", dict, "linux.intelRdt") is not None:
+        raise _bad("linux.intelRdt", "Intel RDT is not enabled")
+    if _get(linux, "mountLabel", str, "linux.mountLabel"):
+        raise _bad("linux.mountLabel", _NO_SELINUX)
+
+
+def _network_devices(linux: dict[str, Any], kinds: dict[str, str]) -> None:
+    devices = _get(linux, "netDevices", dict, "linux.netDevices") or {}
+    for name, device in devices.items():
+        field = f"linux.netDevices.{name}"
+        if not isinstance(device or {}, dict):
+            raise _bad(field, "must be an object")
+        new_name = _get(device or {}, "name", str, f"{field}.name") or name
+        for text in (name, new_name):
+            # dev_valid_name of the kernel, as runc has it
+            if not 0 < len(text.encode()) < 16 or text in (".", "..") or set(text) & set("/: \t\n\0"):
+                raise _bad(field, f"invalid network device name {text!r}")
+    if devices and "network" not in kinds:
+        raise _bad("linux.netDevices", "unable to move network devices without a private NET namespace")
 
 
 def _sysctls(linux: dict[str, Any], kinds: dict[str, str], spec: dict[str, Any]) -> None:

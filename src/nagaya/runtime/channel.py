@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # child -> parent
 PID = "pid"  # [PID, pid]: the first process, cloned by a stage; the stage exits
 HOOKS = "hooks"  # [HOOKS]: namespaces and mounts are there, root not changed yet: answered by GO
+CLOCKS = "clocks"  # [CLOCKS]: our time namespace is there, empty: answered by GO
+DEVICES = "devices"  # [DEVICES]: our network namespace is there: answered by [GO, what was moved to it]
 LISTENER = "listener"  # [LISTENER, fd]: the filter is loaded, its listener is that fd of ours: answered by GO
 READY = "ready"  # [READY, trace, warnings] + pty master: all is prepared but the exec: answered by GO
 ERROR = "error"  # [ERROR, error.to_wire()]

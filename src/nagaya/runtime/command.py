@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 NAME = "nagaya-oci"
+DEFAULT_ROOT = "/run/nagaya-oci"
 
 VERBS = {
     "create": "create a container",
@@ -40,7 +41,7 @@ OPTIONS = [
     Option("debug", FLAG, "enable debug logging"),
     Option("log", TEXT, "set the log file to write logs to (default is '/dev/stderr')"),
     Option("log-format", TEXT, "set the log format ('text' (default), or 'json')", "text"),
-    Option("root", TEXT, "root directory for storage of container state", "/run/nagaya-oci"),
+    Option("root", TEXT, "root directory for storage of container state (default: /run/nagaya-oci)"),
     Option("criu", TEXT, "accepted and ignored"),
     Option("systemd-cgroup", FLAG, 'enable systemd cgroup support, cgroupsPath is "slice:prefix:name"'),
     Option("rootless", TEXT, "accepted; rootless is found out", "auto"),
@@ -52,7 +53,7 @@ OPTIONS = [
 class Settings:
     """The global options."""
 
-    __slots__ = ("log", "root", "systemd_cgroup")
+    __slots__ = ("log", "root", "root_given", "systemd_cgroup")
 
     def __init__(self, values: dict[str, Any]) -> None:
         form = values["log-format"] or "text"
@@ -60,7 +61,8 @@ class Settings:
             raise InvalidArgument(f"invalid log-format: {form}", subject="--log-format")
         path = "" if values["log"] in ("", "/dev/stderr") else values["log"]
         self.log = Log(path, form, values["debug"])
-        self.root = os.path.abspath(values["root"])
+        self.root_given = bool(values["root"])  # an empty one is none, for runc, too
+        self.root = os.path.abspath(values["root"] or DEFAULT_ROOT)
         self.systemd_cgroup: bool = values["systemd-cgroup"]
 
     @property

@@ -138,6 +138,7 @@ def _prepare(
     identity.stdio(context, uid)
     if context.slave >= 0 and not job.late:
         _terminal()
+    identity.confine(context, settings.get("apparmorProfile") or "")
     keep = [0, 1, 2, *range(3, 3 + context.preserve_fds), context.channel.fileno(), *context.memory_fds]
     if context.fifo >= 0:
         keep.append(context.fifo)

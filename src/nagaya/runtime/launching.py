@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from time import monotonic_ns
 
@@ -83,27 +84,20 @@ def spawn(launch: Launch, start_hooks: list[dict[str, Any]]) -> None:
     """Clone the first process, or the stage before it. Only the parent returns."""
     job, context = launch.job, launch.context
     parent = ns.CLONE_PARENT if launch.clone_parent else 0
+    # what few launches need; the child cannot import any more
     if job.scheduling is not None:
-        from nagaya.runtime.steps import scheduling  # noqa: F401  # the child cannot import any more
+        from nagaya.runtime.steps import scheduling  # noqa: F401
+    if any(isinstance(step, plan.NetDevices) for step in job.steps):
+        from nagaya.linux import netmove  # noqa: F401
 
     begin = monotonic_ns()
     flags = job.clone
-    own_time = -1
-    if flags & ns.CLONE_NEWTIME:
-        # offsets can be written only while the new namespace has no process (time_namespaces(7))
-        flags &= ~ns.CLONE_NEWTIME
-        own_time = _new_time(job.time_offsets)
-    try:
-        pid, pidfd = ns.clone3(ns.CLONE_PIDFD | parent | (0 if job.stage else flags))
-        if pid == 0:
-            launch.channel.close()
-            if job.stage:
-                _stage(launch, flags)
-            init.main(context, job, launch.seccomp, start_hooks)
-    finally:
-        if own_time >= 0:
-            ns.setns(own_time, ns.CLONE_NEWTIME)
-            os.close(own_time)
+    pid, pidfd = ns.clone3(ns.CLONE_PIDFD | parent | (0 if job.stage else flags))
+    if pid == 0:
+        launch.channel.close()
+        if job.stage:
+            _stage(launch, flags)
+        init.main(context, job, launch.seccomp, start_hooks)
     context.channel.close()
     launch.child, launch.pidfd = pid, pidfd
     if not (job.stage or job.late):
@@ -117,7 +111,15 @@ def _stage(launch: Launch, flags: int) -> None:
     """Join namespaces that the container's own are to be owned by, clone, report, exit; returns
     only in the cloned child."""
     try:
+        later = []
         for join in launch.job.stage_joins:
+            try:
+                enter(join.path, join.flag, join.name)
+            except KernelError as error:
+                if error.errno != errno.EPERM or join.flag == ns.CLONE_NEWUSER:
+                    raise
+                later.append(join)  # the user namespace gives the right to enter what it owns
+        for join in later:
             enter(join.path, join.flag, join.name)
         pid, pidfd = ns.clone3(flags | ns.CLONE_PARENT | ns.CLONE_PIDFD)
         if pid:
@@ -126,15 +128,6 @@ def _stage(launch: Launch, flags: int) -> None:
     except NagayaError as error:
         launch.context.channel.send(channel.ERROR, error.to_wire())
         os._exit(1)
-
-
-def _new_time(offsets: dict[str, Any]) -> int:
-    own = os.open("/proc/self/ns/time", os.O_RDONLY | os.O_CLOEXEC)
-    ns.unshare(ns.CLONE_NEWTIME)
-    if offsets:
-        lines = [f"{clock} {o.get('secs') or 0} {o.get('nanosecs') or 0}\n" for clock, o in offsets.items()]
-        _write("/proc/self/timens_offsets", "".join(lines), "timens_offsets")
-    return own
 
 
 def _write(path: str, text: str, step: str) -> None:
@@ -216,11 +209,35 @@ def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) 
                 # capabilities of a user namespace raise no hard limit: the host's side does it
                 identity.limits(launch.job.process.get("rlimits") or [], launch.child)
             return
+        elif kind == channel.CLOCKS:
+            offsets: dict[str, Any] = record["config"]["linux"]["timeOffsets"]
+            lines = [f"{c} {o.get('secs') or 0} {o.get('nanosecs') or 0}\n" for c, o in offsets.items()]
+            _write(f"/proc/{launch.child}/timens_offsets", "".join(lines), "timens_offsets")
+        elif kind == channel.DEVICES:
+            begin = monotonic_ns()
+            tell(launch, channel.GO, _move_devices(record["config"]["linux"]["netDevices"], launch.child))
+            launch.trace.add("move network devices", "", begin)
+            continue
         elif kind == channel.LISTENER and launch.seccomp is not None:
             _hand_over(launch, launch.seccomp.agent, int(rest[0]))
         else:
             raise InternalError(f"unexpected message {kind!r}", step="init")
         tell(launch, channel.GO)
+
+
+def _move_devices(devices: dict[str, Any], pid: int) -> list[Any]:
+    """Move interfaces of our network namespace to that of pid; what it has to know of them."""
+    from nagaya.linux import netlink, netmove
+
+    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with netlink.Netlink() as route:
+            return [
+                netmove.move(route, name, (device or {}).get("name") or name, namespace)
+                for name, device in devices.items()
+            ]
+    finally:
+        os.close(namespace)
 
 
 def _hand_over(launch: Launch, agent_at: tuple[str, str], number: int) -> None:

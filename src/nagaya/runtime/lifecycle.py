@@ -137,12 +137,22 @@ def kill(root: str, identifier: str, signal: int, all: bool = False) -> None:
     """Send a signal to the first process, or to all. Raises FailedPrecondition("container not running")."""
     record = store.load(root, identifier)
     if all:
-        manager = _require_manager(record)
-        manager.kill_all(signal)
+        _require_manager(record).kill_all(signal)
         return
+    if signal == SIGKILL and not _own_pids(record):
+        # the end of the first process ends no other here; runc ends them all, also when it is gone
+        manager = manager_of(record)
+        if manager is not None and manager.pids():
+            manager.kill_all()
+            return
     if not store.alive(record):
         raise FailedPrecondition("container not running", subject=identifier)
     _signal_first(record, signal)
+
+
+def _own_pids(record: dict[str, Any]) -> bool:
+    kinds = (record["config"].get("linux") or {}).get("namespaces") or []
+    return any(kind["type"] == "pid" and not kind.get("path") for kind in kinds)
 
 
 def _signal_first(record: dict[str, Any], signal: int) -> None:

@@ -111,6 +111,20 @@ class Unshare(Step):
         self.flags = flags
 
 
+class OwnTime(Step):
+    """A new time namespace: its clocks can be set only while no process is in it (time_namespaces(7))."""
+
+    __slots__ = ("offsets",)
+
+    def __init__(self, offsets: dict[str, Any]) -> None:
+        super().__init__("new time namespace", " ".join(offsets))
+        self.offsets = offsets
+
+
+class NetDevices(Step):
+    """Interfaces of the host that the parent moves to our network namespace."""
+
+
 class Keyring(Step):
     """A session keyring of the container's own."""
 
@@ -289,8 +303,8 @@ class MaskedPaths(Step):
     __slots__ = ("paths",)
 
     def __init__(self, paths: list[str]) -> None:
-        super().__init__("masked paths", " ".join(paths))
-        self.paths = paths
+        self.paths = list(dict.fromkeys(paths))  # one cover is enough for a path that is given twice
+        super().__init__("masked paths", " ".join(self.paths))
 
 
 class Identity(Step):
@@ -324,7 +338,6 @@ class Plan:
         "stage",
         "stage_joins",
         "steps",
-        "time_offsets",
         "userns",
     )
 
@@ -336,7 +349,6 @@ class Plan:
         self.namespaces: dict[str, str] = {}
         self.stage_joins: list[Join] = []
         self.mappings: tuple[list[Any], list[Any]] = ([], [])
-        self.time_offsets: dict[str, Any] = {}
         self.process: dict[str, Any] = {}
         self.scheduling: Scheduling | None = None
         self.steps: list[Step] = []
@@ -367,13 +379,12 @@ def plan_container(
     new = {kind for kind, path in plan.namespaces.items() if not path}
     plan.userns = "user" in plan.namespaces
     plan.mappings = (linux.get("uidMappings") or [], linux.get("gidMappings") or [])
-    plan.time_offsets = linux.get("timeOffsets") or {}
     made = 0
     for kind in new:
         made |= NAMESPACES[kind]
     # what a user namespace is to own is made by its root, or the mqueue file system belongs to nobody;
     # a cgroup namespace's root is where the process is, so it comes when that is settled
-    later = ns.CLONE_NEWCGROUP
+    later = ns.CLONE_NEWCGROUP | ns.CLONE_NEWTIME
     if plan.userns:
         later |= ns.CLONE_NEWNS | ns.CLONE_NEWNET | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS
     plan.clone = made & ~later
@@ -388,9 +399,14 @@ def plan_container(
     placed: list[Step] = [Placed("join cgroups")]
     if plan.userns:
         placed.append(MappedRoot("user namespace root"))
-    if made & later:
-        names = [kind for kind, flag in NAMESPACES.items() if made & later & flag]
-        placed.append(Unshare(f"new {' '.join(names)} namespace", made & later))
+    apart = made & later & ~ns.CLONE_NEWTIME
+    if apart:
+        names = [kind for kind, flag in NAMESPACES.items() if apart & flag]
+        placed.append(Unshare(f"new {' '.join(names)} namespace", apart))
+    if made & ns.CLONE_NEWTIME:
+        placed.append(OwnTime(linux.get("timeOffsets") or {}))
+    if linux.get("netDevices"):
+        placed.append(NetDevices("network devices", " ".join(linux["netDevices"])))
     if plan.userns:
         steps.extend(placed)
     if not no_new_keyring:
@@ -461,9 +477,9 @@ def _wants_cgroups(step: Step) -> bool:
 
 
 def _join_order(join: Join) -> int:
-    # the user namespace first: it gives the rights to enter those it owns; the mount namespace
-    # last: the paths of the others are the host's
-    return {ns.CLONE_NEWUSER: 0, ns.CLONE_NEWNS: 2}.get(join.flag, 1)
+    # the user namespace after what our own rights may enter; the mount namespace last: the paths of the
+    # others are the host's
+    return {ns.CLONE_NEWUSER: 1, ns.CLONE_NEWNS: 2}.get(join.flag, 0)
 
 
 def _plan_root(

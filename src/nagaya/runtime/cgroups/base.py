@@ -40,6 +40,11 @@ def number(value: Any, field: str) -> int | None:
     return value
 
 
+def pids_max(limit: int) -> str:
+    """pids.max of pids.limit: negative is without limit; 0 counts as 1, for systemd has no 0 (runc)."""
+    return "max" if limit < 0 else str(max(limit, 1))
+
+
 def section(resources: dict[str, Any], name: str) -> dict[str, Any]:
     """The object `name` of linux.resources, empty when absent. Raises InvalidArgument."""
     value = resources.get(name)

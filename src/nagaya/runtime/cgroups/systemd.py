@@ -125,9 +125,9 @@ def properties(resources: dict[str, Any], version: int) -> list[Property]:
             listed = text(cpu.get(key), f"{_FIELD}.cpu.{key}")
             if listed:
                 found.append((name, ("ay", cpu_bits(listed, f"{_FIELD}.cpu.{key}"))))
-    pids = number(section(resources, "pids").get("limit"), f"{_FIELD}.pids.limit") or 0
-    if pids:
-        found.append(("TasksMax", ("t", pids if pids > 0 else _UNLIMITED)))
+    pids = number(section(resources, "pids").get("limit"), f"{_FIELD}.pids.limit")
+    if pids is not None:
+        found.append(("TasksMax", ("t", max(pids, 1) if pids >= 0 else _UNLIMITED)))
     weight = number(section(resources, "blockIO").get("weight"), f"{_FIELD}.blockIO.weight") or 0
     if weight and version == 1:
         found.append(("BlockIOWeight", ("t", weight)))

@@ -18,6 +18,7 @@ from nagaya.runtime.cgroups.base import (
     device,
     items,
     number,
+    pids_max,
     section,
     text,
     write_failed,
@@ -194,8 +195,8 @@ def _blkio(resources: dict[str, Any]) -> list[Write]:
 def _others(resources: dict[str, Any]) -> list[Write]:
     writes: list[Write] = []
     limit = number(section(resources, "pids").get("limit"), f"{_FIELD}.pids.limit")
-    if limit:
-        writes.append(("pids", "pids.max", str(limit) if limit > 0 else "max"))
+    if limit is not None:
+        writes.append(("pids", "pids.max", pids_max(limit)))
     for index, entry in enumerate(items(resources.get("hugepageLimits"), f"{_FIELD}.hugepageLimits")):
         size, value = huge_page(entry, f"{_FIELD}.hugepageLimits[{index}]")
         writes.append(("hugetlb", f"hugetlb.{size}.limit_in_bytes", value))

@@ -18,6 +18,7 @@ from nagaya.runtime.cgroups.base import (
     device,
     items,
     number,
+    pids_max,
     section,
     text,
     write_failed,
@@ -209,8 +210,8 @@ def plan_v2(resources: dict[str, Any], *, bfq: bool = False) -> list[Write]:
             raise InvalidArgument(f"cgroup v2 has no network.{key}", subject=f"{_FIELD}.network.{key}")
     writes: list[Write] = []
     limit = number(section(resources, "pids").get("limit"), f"{_FIELD}.pids.limit")
-    if limit:
-        writes.append(("pids.max", str(limit) if limit > 0 else "max", f"{_FIELD}.pids.limit"))
+    if limit is not None:
+        writes.append(("pids.max", pids_max(limit), f"{_FIELD}.pids.limit"))
     writes += _memory(resources) + _io(resources, bfq) + _cpu(resources)
     for index, entry in enumerate(items(resources.get("hugepageLimits"), f"{_FIELD}.hugepageLimits")):
         field = f"{_FIELD}.hugepageLimits[{index}]"

@@ -23,6 +23,8 @@ PERFORM: dict[type[plan.Step], Callable[[Context, Any], None]] = {
     plan.Placed: namespaces.placed,
     plan.MappedRoot: namespaces.mapped_root,
     plan.Unshare: namespaces.unshare,
+    plan.OwnTime: namespaces.own_time,
+    plan.NetDevices: namespaces.network_devices,
     plan.Keyring: namespaces.keyring,
     plan.Loopback: namespaces.loopback,
     plan.Hostname: namespaces.hostname,

@@ -35,6 +35,7 @@ class Context:
         "id",
         "idmaps",
         "join_fds",
+        "joined_pids",
         "leave_fd",
         "may_set_groups",
         "memory_fds",
@@ -62,6 +63,7 @@ class Context:
         self.sources: dict[int, int] = {}  # bind sources that the parent opened (user namespaces)
         self.idmaps: dict[int, int] = {}  # user namespaces for mounts, that the parent made
         self.cgroup_paths: dict[str, str] = {}
+        self.joined_pids = False  # our children are in another pid namespace than we
         self.join_fds: list[int] = []  # files that move their writer into the cgroups
         self.memory_fds: list[int] = []  # the same, to be written right before the exec
         self.leave_fd = -1  # back out of the memory cgroup meanwhile
@@ -71,12 +73,13 @@ class Context:
         self.stdio: tuple[int, int, int] = (0, 1, 2)
         self.preserve_fds = 0
 
-    def ask(self, kind: str, *message: Any) -> None:
-        """Send a message and wait for the parent's GO."""
+    def ask(self, kind: str, *message: Any) -> list[Any]:
+        """Send a message and wait for the parent's GO; what comes with it."""
         self.channel.send(kind, *message)
         answer = self.channel.receive()
         if answer is None or answer[0][0] != channel.GO:
             os._exit(1)  # the parent gave up, and undoes what was made
+        return answer[0][1:]
 
     def proc(self) -> int:
         """A directory fd of a procfs that nobody else can mount over (CVE-2025-52881).

@@ -52,6 +52,36 @@ def score(context: Context, value: int | None) -> None:
         context.trace.warn(f"oom_score_adj {value} is not allowed here: left as it is")
 
 
+def confine(context: Context, profile: str) -> None:
+    """The AppArmor profile that the program is to run in, from its exec on. Raises FailedPrecondition
+    where the kernel has no AppArmor: a profile that is left out would be worse than no container."""
+    if not profile:
+        return
+    for name in ("self/attr/apparmor/exec", "self/attr/exec"):
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=context.proc())
+        except OSError:
+            continue
+        try:
+            os.write(fd, b"exec " + os.fsencode(profile))
+            return
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                continue  # the file is another security module's, or none's
+            raise KernelError(
+                os.strerror(error.errno or 0).lower(),
+                subject="process.apparmorProfile",
+                step=f"unable to apply apparmor profile {profile}",
+                errno=error.errno or 0,
+            ) from None
+        finally:
+            os.close(fd)
+    raise FailedPrecondition(
+        "unable to apply apparmor profile: apparmor: config provided but apparmor not supported",
+        subject="process.apparmorProfile",
+    )
+
+
 def environment(context: Context, words: list[str], uid: int) -> dict[bytes, bytes]:
     """The environment as exec wants it; HOME from the image's passwd when it is not given."""
     result: dict[bytes, bytes] = {}

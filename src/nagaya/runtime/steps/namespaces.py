@@ -35,9 +35,10 @@ def enter(path: str, flag: int, name: str) -> None:
         os.close(fd)
 
 
-def join(_context: Context, step: plan.Join) -> None:
+def join(context: Context, step: plan.Join) -> None:
     """Enter the namespace of the step."""
     enter(step.path, step.flag, step.name)
+    context.joined_pids |= step.flag == ns.CLONE_NEWPID
 
 
 def placed(context: Context, _step: plan.Placed) -> None:
@@ -125,6 +126,24 @@ def unshare(context: Context, step: plan.Unshare) -> None:
     ns.unshare(step.flags)
     if step.flags & ns.CLONE_NEWCGROUP and context.leave_fd >= 0:
         write_join(context.leave_fd)
+
+
+def own_time(context: Context, step: plan.OwnTime) -> None:
+    """Make it, let the parent set its clocks, enter it: in a user namespace our own files in /proc are not
+    ours to write, as the change of ids made us undumpable (proc_pid(5))."""
+    ns.unshare(ns.CLONE_NEWTIME)
+    if step.offsets:
+        context.ask(channel.CLOCKS)
+    fd = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
+    ns.setns(fd, ns.CLONE_NEWTIME)
+    os.close(fd)
+
+
+def network_devices(context: Context, _step: plan.NetDevices) -> None:
+    """Let the parent move them here, and set them up."""
+    from nagaya.linux import netmove  # the parent has it loaded
+
+    netmove.arrive(context.ask(channel.DEVICES)[0])
 
 
 def keyring(context: Context, _step: plan.Keyring) -> None:

@@ -15,6 +15,7 @@ from nagaya.linux import cgroup, paths
 from nagaya.linux import mounts as m
 from nagaya.linux.overlay import mount_overlay
 from nagaya.runtime.options import attributes, bind_attributes, present_flags
+from nagaya.runtime.steps.procfs import joined_proc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +108,11 @@ def mount(context: Context, step: plan.Mount) -> None:
         where = target(context.rootfd, step.destination, True)
         if mode:
             step.options.data = f"{step.options.data},{mode}".lstrip(",")
-    if "tmpcopyup" in step.options.extensions and step.type == "tmpfs":
+    if step.type == "proc" and context.joined_pids:
+        tree = joined_proc(step)
+        m.move_mount(tree, where)
+        os.close(tree)
+    elif "tmpcopyup" in step.options.extensions and step.type == "tmpfs":
         _copy_up(where, step, flags)
     else:
         m.mount(step.source or step.type, paths.fd_path(where), step.type, flags, step.options.data or None)

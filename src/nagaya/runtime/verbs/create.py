@@ -26,8 +26,7 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     launched = container.create(settings.root, positional[0], bundle, spec, trace=trace, **keywords)
     launch.warn(settings, trace)
     try:
-        if launched.console >= 0:
-            launch.send_console(options["console-socket"], launched.console)
+        launch.hand_out(options, launched, detached=True)
     except NagayaError:
         container.delete(settings.root, positional[0], force=True)
         raise

@@ -25,6 +25,7 @@ OPTIONS = [
     Option("additional-gids g", LIST, "additional gids"),
     Option("process p", TEXT, "path to the process.json"),
     Option("detach d", FLAG, "detach from the container's process"),
+    Option("pidfd-socket", TEXT, "path to an AF_UNIX socket which will receive a pidfd of the process"),
     Option("pid-file", TEXT, "specify the file to write the process id to"),
     Option("process-label", TEXT, "set the asm process label for the process commonly used with selinux"),
     Option("apparmor", TEXT, "set the apparmor profile for the process"),
@@ -65,15 +66,12 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
         trace=trace,
     )
     launch.warn(settings, trace)
-    if front is not None:
-        return front.wait(launched)
-    if launched.console >= 0:
-        try:
-            launch.send_console(options["console-socket"], launched.console)
-        except NagayaError:
-            container.kill_launched(launched)
-            raise
-    return 0
+    try:
+        launch.hand_out(options, launched, detached=detached)
+    except NagayaError:
+        container.kill_launched(launched)
+        raise
+    return 0 if front is None else front.wait(launched)
 
 
 def _process(record: dict[str, Any], options: dict[str, Any], arguments: list[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 from nagaya import __version__
 from nagaya.linux import caps, seccomp
 from nagaya.linux.json import dumps_indented
+from nagaya.oci import scheduling
 from nagaya.oci.runtime import VERSION
 from nagaya.runtime import options as words
 from nagaya.runtime.plan import NAMESPACES
@@ -64,8 +65,13 @@ def document() -> dict[str, Any]:
                 "supportedFlags": sorted(seccomp.FLAGS),
             },
             "apparmor": {"enabled": True},
-            "selinux": {"enabled": True},
-            "intelRdt": {"enabled": False},
+            "selinux": {"enabled": False},
+            "intelRdt": {"enabled": False, "schemata": False, "monitoring": False},
+            "memoryPolicy": {
+                "modes": sorted(scheduling.MEMORY_MODES),
+                "flags": sorted(scheduling.MEMORY_FLAGS),
+            },
+            "netDevices": {"enabled": True},
             "mountExtensions": {"idmap": {"enabled": True}},
         },
         "annotations": {"nagaya.version": __version__},

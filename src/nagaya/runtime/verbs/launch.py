@@ -28,6 +28,7 @@ _BUFFER = 1 << 16
 COMMON = [
     Option("bundle b", TEXT, "path to the root of the bundle directory, defaults to the current directory"),
     Option("console-socket", TEXT, "path to an AF_UNIX socket which will receive the console's pty master"),
+    Option("pidfd-socket", TEXT, "path to an AF_UNIX socket which will receive a pidfd of the process"),
     Option("pid-file", TEXT, "specify the file to write the process id to"),
     Option("no-pivot", FLAG, "do not use pivot root to jail process inside rootfs"),
     Option("no-new-keyring", FLAG, "do not create a new session keyring for the container"),
@@ -105,18 +106,25 @@ def check_console(terminal: bool, options: dict[str, Any], detached: bool) -> No
         )
 
 
-def send_console(path: str, master: int) -> None:
-    """Give the pty master to whoever listens at the console socket."""
+def hand_out(options: dict[str, Any], launched: container.Launched, *, detached: bool) -> None:
+    """Give the pidfd, and the pty of who does not wait, to those who listen for them. Raises KernelError."""
+    if options["pidfd-socket"]:
+        _send(options["pidfd-socket"], "pidfd socket", "runc-pidfd", launched.pidfd)
+    if detached and launched.console >= 0:
+        name = f"/dev/pts/{tty.slave_number(launched.console)}"
+        _send(options["console-socket"], "console socket", name, launched.console)
+
+
+def _send(path: str, what: str, name: str, fd: int) -> None:
     end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         end.connect(path)
-        name = f"/dev/pts/{tty.slave_number(master)}".encode()
-        end.sendmsg([name], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", master))])
+        end.sendmsg([name.encode()], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", fd))])
     except OSError as error:
         raise KernelError(
             os.strerror(error.errno or 0).lower(),
             subject=path,
-            step=f"console socket {path}",
+            step=f"{what} {path}",
             errno=error.errno or 0,
         ) from None
     finally:

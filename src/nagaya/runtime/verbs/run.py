@@ -41,13 +41,12 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
         settings.root, identifier, bundle, spec, trace=trace, relayed=not detached, **keywords
     )
     launch.warn(settings, trace)
+    try:
+        launch.hand_out(options, launched, detached=detached)
+    except NagayaError:
+        container.delete(settings.root, identifier, force=True)
+        raise
     if front is None:
-        try:
-            if launched.console >= 0:
-                launch.send_console(options["console-socket"], launched.console)
-        except NagayaError:
-            container.delete(settings.root, identifier, force=True)
-            raise
         return 0
     code = front.wait(launched)
     if not options["keep"]:
