@@ -38,6 +38,13 @@ def box(request: pytest.FixtureRequest, ours: str) -> Iterator[Bundle]:
     yield from _bundle(ours if name == "nagaya-oci" else name)
 
 
+@pytest.fixture(params=["nagaya-oci", *(["runc"] if shutil.which("runc") else [])])
+def events_box(request: pytest.FixtureRequest, ours: str) -> Iterator[Bundle]:
+    """The same of those that have the command `events`; crun has not."""
+    name = str(request.param)
+    yield from _bundle(ours if name == "nagaya-oci" else name)
+
+
 @pytest.fixture
 def our_box(ours: str) -> Iterator[Bundle]:
     """The same of nagaya-oci alone."""

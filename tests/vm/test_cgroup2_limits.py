@@ -93,24 +93,26 @@ def test_limits_of_block_io(box: Bundle) -> None:
     assert value(box, "io.weight") == "default 1"
 
 
-def test_reads_of_the_disk_are_throttled_and_counted(box: Bundle) -> None:
+def test_reads_of_the_disk_are_throttled_and_counted(events_box: Bundle) -> None:
     major, minor = disk_number()
-    box.spec["linux"]["devices"] = [disk_node()]
+    events_box.spec["linux"]["devices"] = [disk_node()]
     resources(
-        box,
+        events_box,
         devices=[
             {"allow": False, "access": "rwm"},
             {"allow": True, "type": "b", "major": major, "minor": minor, "access": "r"},
         ],
         blockIO={"throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 4 * MB}]},
     )
-    box.start()
+    events_box.start()
     before = os.times().elapsed
-    box.ok("exec", box.id, "dd", "if=/dev/disk", "of=/dev/null", "bs=1M", "count=6", "iflag=direct")
+    events_box.ok(
+        "exec", events_box.id, "dd", "if=/dev/disk", "of=/dev/null", "bs=1M", "count=6", "iflag=direct"
+    )
     assert os.times().elapsed - before > 1
     reads = [
         entry["value"]
-        for entry in stats(box)["blkio"]["ioServiceBytesRecursive"]
+        for entry in stats(events_box)["blkio"]["ioServiceBytesRecursive"]
         if (entry["major"], entry["minor"], entry["op"].lower()) == (major, minor, "read")
     ]
     assert reads == [6 * MB]
@@ -142,28 +144,32 @@ def test_a_limit_below_what_the_runtime_itself_needs(
     assert "0::/" in our_box.shell("cat /proc/self/cgroup")
 
 
-def test_processes_beyond_the_limit_are_refused(box: Bundle) -> None:
-    resources(box, pids={"limit": 16})
-    box.start()
-    done = box.call(
-        "exec", box.id, "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 5 & done"
+def test_processes_beyond_the_limit_are_refused(events_box: Bundle) -> None:
+    resources(events_box, pids={"limit": 16})
+    events_box.start()
+    done = events_box.call(
+        "exec",
+        events_box.id,
+        "sh",
+        "-c",
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 5 & done",
     )
     assert done.returncode != 0 and "fork" in done.stderr
-    assert stats(box)["pids"]["limit"] == 16
+    assert stats(events_box)["pids"]["limit"] == 16
 
 
-def test_a_quota_throttles(box: Bundle) -> None:
-    resources(box, cpu={"quota": 5000, "period": 50000})
-    box.start("sh", "-c", "while :; do :; done")
-    wait_until(lambda: stats(box)["cpu"]["throttling"]["throttledPeriods"] > 2)
-    usage = stats(box)["cpu"]["usage"]
+def test_a_quota_throttles(events_box: Bundle) -> None:
+    resources(events_box, cpu={"quota": 5000, "period": 50000})
+    events_box.start("sh", "-c", "while :; do :; done")
+    wait_until(lambda: stats(events_box)["cpu"]["throttling"]["throttledPeriods"] > 2)
+    usage = stats(events_box)["cpu"]["usage"]
     assert usage["total"] > 0 and usage["user"] + usage["kernel"] <= usage["total"] + 1_000_000
 
 
-def test_statistics(box: Bundle) -> None:
-    resources(box, memory={"limit": 64 * MB, "swap": 96 * MB}, pids={"limit": 20})
-    box.start()
-    data = stats(box)
+def test_statistics(events_box: Bundle) -> None:
+    resources(events_box, memory={"limit": 64 * MB, "swap": 96 * MB}, pids={"limit": 20})
+    events_box.start()
+    data = stats(events_box)
     assert data["pids"] == {"current": 1, "limit": 20}
     assert data["memory"]["usage"]["limit"] == 64 * MB
     assert 0 < data["memory"]["usage"]["usage"] < 64 * MB

@@ -219,21 +219,23 @@ def _make(
         launch.relayed = relayed
         launch.seccomp = compile_filter(linux.get("seccomp"), trace)
         hook_table: dict[str, Any] = spec.get("hooks") or {}
-        spawn(launch, hook_table.get("startContainer") or [])
+        into = -1
+        if cgroup_driver == "cgroupfs" and _clones_into_cgroup(job, linux):
+            manager = _new_manager(record, linux, cgroup_driver)
+            store.save(path, record)
+            _make_cgroups(manager, linux, trace)
+            into = manager.clone_fd()
+            fds.append(into)
+        spawn(launch, hook_table.get("startContainer") or [], into)
         # from here on there are two of us, and two CPUs: what only the host's side needs comes now
-        begin = monotonic_ns()
-        from nagaya.runtime import cgroups
-
-        manager = cgroups.manager(linux.get("cgroupsPath") or "", cgroup_driver, container_id=identifier)
-        record["cgroup"] = manager.to_state()
+        if manager is None:
+            manager = _new_manager(record, linux, cgroup_driver)
         if not job.late:
             _note_process(launch, record)
         store.save(path, record)
-        manager.create()
-        if linux.get("resources"):
-            manager.set(linux["resources"])
-        _place(launch, manager, linux, fds)
-        trace.add("cgroups", " ".join(sorted(set(manager.paths.values()))), begin)
+        if into < 0:
+            _make_cgroups(manager, linux, trace)
+        _place(launch, manager, linux, fds, into >= 0)
         prepare(launch, record, hook_table)
         if pid_file and not job.late:
             write_pid_file(pid_file, launch.pid)
@@ -285,10 +287,44 @@ def _rootfs_path(spec: dict[str, Any], bundle: str) -> str:
     return path if path.startswith("/") else f"{bundle}/{path}"
 
 
-def _place(launch: Launch, manager: cgroups.Manager, linux: dict[str, Any], fds: list[int]) -> None:
-    """Open the files by which the first process joins its cgroups, each in its time."""
+def _has_tiny_memory(linux: dict[str, Any]) -> bool:
     limit = ((linux.get("resources") or {}).get("memory") or {}).get("limit") or 0
-    tiny = 0 < limit < _TINY_MEMORY
+    return 0 < limit < _TINY_MEMORY
+
+
+def _clones_into_cgroup(job: plan.Plan, linux: dict[str, Any]) -> bool:
+    """May the first process be born in its cgroup? On v2, where joining waits for the whole world's forks
+    (an RCU grace period, some 20 ms); not when its limits must not count for what prepares it: memory
+    for an interpreter, and the pids of a stage or a late clone."""
+    v2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    return v2 and not (job.stage or job.late or _has_tiny_memory(linux))
+
+
+def _new_manager(record: dict[str, Any], linux: dict[str, Any], driver: str) -> cgroups.Manager:
+    from nagaya.runtime import cgroups
+
+    manager = cgroups.manager(linux.get("cgroupsPath") or "", driver, container_id=record["id"])
+    record["cgroup"] = manager.to_state()
+    return manager
+
+
+def _make_cgroups(manager: cgroups.Manager, linux: dict[str, Any], trace: Trace) -> None:
+    begin = monotonic_ns()
+    manager.create()
+    if linux.get("resources"):
+        manager.set(linux["resources"])
+    trace.add("cgroups", " ".join(sorted(set(manager.paths.values()))), begin)
+
+
+def _place(
+    launch: Launch, manager: cgroups.Manager, linux: dict[str, Any], fds: list[int], born: bool
+) -> None:
+    """Open the files by which the first process joins its cgroups, each in its time; none when it was
+    born there."""
+    if born:
+        place(launch, manager.paths, [], -1, [])
+        return
+    tiny = _has_tiny_memory(linux)
     # a new cgroup namespace must have all of its cgroups as its roots: join, then step out of memory's
     inside = "cgroup" in launch.job.namespaces
     joins = manager.join_fds(memory=False if tiny and not inside else None)

@@ -80,8 +80,9 @@ def compile_filter(profile: dict[str, Any] | None, trace: Trace) -> init.Seccomp
     return init.Seccomp(program, made["flags"], made["early"], agent)
 
 
-def spawn(launch: Launch, start_hooks: list[dict[str, Any]]) -> None:
-    """Clone the first process, or the stage before it. Only the parent returns."""
+def spawn(launch: Launch, start_hooks: list[dict[str, Any]], cgroup: int = -1) -> None:
+    """Clone the first process, or the stage before it; cgroup: into that cgroup of v2 (an open
+    directory). Only the parent returns."""
     job, context = launch.job, launch.context
     parent = ns.CLONE_PARENT if launch.clone_parent else 0
     # what few launches need; the child cannot import any more
@@ -92,7 +93,10 @@ def spawn(launch: Launch, start_hooks: list[dict[str, Any]]) -> None:
 
     begin = monotonic_ns()
     flags = job.clone
-    pid, pidfd = ns.clone3(ns.CLONE_PIDFD | parent | (0 if job.stage else flags))
+    where = ns.CLONE_INTO_CGROUP if cgroup >= 0 else 0
+    pid, pidfd = ns.clone3(
+        ns.CLONE_PIDFD | parent | where | (0 if job.stage else flags), cgroup=max(cgroup, 0)
+    )
     if pid == 0:
         launch.channel.close()
         if job.stage:

@@ -1,13 +1,16 @@
 """The cgroup mount of a container: the v2 file system, or v1's hierarchies below a tmpfs.
 
 In a cgroup namespace each is mounted anew, and shows only what is below the container's own group;
-without one, the container's own group of every hierarchy is bound in (runc does the same).
+without one, the container's own group of every hierarchy of v1 is bound in, and v2 shows the host's
+(runc does the same).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
+from nagaya.errors import KernelError
 from nagaya.linux import cgroup, paths
 from nagaya.linux import mounts as m
 from nagaya.runtime.options import attributes
@@ -85,11 +88,17 @@ def mount(context: Context, step: plan.CgroupMount) -> None:
 
 
 def _mount_v2(context: Context, step: plan.CgroupMount, where: int, flags: int) -> None:
-    if step.own_namespace:
+    """Mount it anew: in a cgroup namespace of the container's own its cgroup is the root; without, the
+    host's, so that the paths of /proc/PID/cgroup are found below the mount (as runc and crun). A user
+    namespace may not mount another's: then the same by a bind mount."""
+    try:
         m.mount("cgroup", paths.fd_path(where), "cgroup2", flags, None)
         return
-    own = context.cgroup_paths.get("") or _CGROUP_ROOT
-    tree = m.open_tree(m.AT_FDCWD, own, m.OPEN_TREE_CLONE)
+    except KernelError as error:
+        if error.errno not in (errno.EPERM, errno.EBUSY):
+            raise
+    own = context.cgroup_paths.get("") if step.own_namespace else None
+    tree = m.open_tree(m.AT_FDCWD, own or _CGROUP_ROOT, m.OPEN_TREE_CLONE)
     m.mount_setattr(tree, attr_set=attributes(flags, 0)[0])
     m.move_mount(tree, where)
     os.close(tree)
