@@ -75,13 +75,69 @@ def test_links_in_archives_and_images_stay_inside(house: House, tmp_path: Path) 
     ):
         call(house.socket, "PUT", "/containers/box/archive?path=/tmp", members)
     assert list(victim.iterdir()) == []
+    secret = tmp_path / "secret"
+    secret.write_text("the host's")
     hard = io.BytesIO()
     with tarfile.open(fileobj=hard, mode="w") as made:
         info = tarfile.TarInfo("stolen")
-        info.type, info.linkname = tarfile.LNKTYPE, "/etc/shadow"
+        info.type, info.linkname = tarfile.LNKTYPE, str(secret)
         made.addfile(info)
     assert call(house.socket, "PUT", "/containers/box/archive?path=/tmp", hard.getvalue()).status >= 400
     house.ok("rm", "box")
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_binds_whose_sources_the_container_replaced(house: House, tmp_path: Path, running: bool) -> None:
+    """A bind inside another writable bind: its source is what it was when it was mounted, not what its
+    path leads to by now."""
+    shared, victim = tmp_path / "shared", tmp_path / "victim"
+    (shared / "sub").mkdir(parents=True)
+    (shared / "sub/own").write_text("own")
+    (shared / "file").write_text("own")
+    victim.mkdir()
+    (victim / "own").write_text("the host's secret")
+    swap = f"mv /v/sub /v/old; ln -s {victim} /v/sub; rm /v/file; ln -s {victim}/own /v/file; touch /done"
+    wait = "; sleep 1000" if running else ""
+    binds = ["-v", f"{shared}:/v", "-v", f"{shared}/sub:/sub", "-v", f"{shared}/file:/file"]
+    house.ok("run", "-d", "--name", "box", "--network", "none", *binds, IMAGE, "sh", "-c", swap + wait)
+    wait_for((shared / "sub").is_symlink, 10, "the swap")
+    if running:
+        wait_for(lambda: house.docker("exec", "box", "test", "-e", "/done").returncode == 0, 10, "the swap")
+        assert b"own" in house.curl("/containers/box/archive?path=/sub/own")
+    else:
+        house.ok("wait", "box")
+    for path in ("/sub/own", "/sub/", "/file", "/"):
+        assert b"the host's secret" not in house.curl(f"/containers/box/archive?path={path}")
+    for where, name in (("/sub", "own"), ("/", "file"), ("/", "sub/own"), ("/sub", "planted")):
+        call(house.socket, "PUT", f"/containers/box/archive?path={where}", tar((name, b"evil")))
+    assert {p.name: p.read_text() for p in victim.iterdir()} == {"own": "the host's secret"}
+    house.ok("rm", "-f", "box")
+    assert house.leaks() == []
+
+
+def test_what_is_mounted_stays_as_it_is(house: House, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    bind = ["-v", f"{tmp_path}/file:/file", "--tmpfs", "/scratch"]
+    house.ok("run", "-d", "--name", "box", "--network", "none", *bind, IMAGE, "sleep", "1000")
+    before = house.ok("exec", "box", "stat", "-c", "%a", "/dev", "/proc", "/scratch", "/file")
+    for name in ("file", "etc/hosts", "dev/null", "dev", "scratch"):
+        answer = call(house.socket, "PUT", "/containers/box/archive?path=/", tar((name, b"new")))
+        assert answer.status >= 400, (name, answer)
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for name in ("dev", "proc", "scratch"):
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = tarfile.DIRTYPE, 0o711
+            archive.addfile(info)
+    assert call(house.socket, "PUT", "/containers/box/archive?path=/", made.getvalue()).status == 200
+    assert house.ok("exec", "box", "stat", "-c", "%a", "/dev", "/proc", "/scratch", "/file") == before
+    assert house.ok("exec", "box", "cat", "/file") == (tmp_path / "file").read_text() == "old"
+    assert house.ok("exec", "box", "grep", "-c", "localhost", "/etc/hosts") != "0"
+    for path in ("/scratch", "/proc"):  # the kernel's own, and tmpfs, come out empty
+        with tarfile.open(fileobj=io.BytesIO(house.curl(f"/containers/box/archive?path={path}"))) as archive:
+            assert archive.getnames() == [path[1:]]
+    house.ok("rm", "-f", "box")
+    assert house.leaks() == []
 
 
 def test_clients_that_leave_keep_nothing(house: House) -> None:

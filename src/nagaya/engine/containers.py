@@ -478,8 +478,15 @@ def remove_files(world: World, container_id: str, anonymous: list[str]) -> None:
     world.images.remove_snapshot(container_id)
     journal.point("remove: snapshot")
     directory = world.settings.container_dir(container_id)
-    if os.path.isdir(directory):
-        shutil.rmtree(directory)
+    for last in (False, False, True):
+        try:
+            if os.path.isdir(directory):
+                shutil.rmtree(directory)
+            break
+        except OSError as error:
+            # a new io, started meanwhile, opens the log of who is still known to it
+            if last or error.errno != errno.ENOTEMPTY:
+                raise
     journal.point("remove: directory")
     for name in anonymous:
         volumes.remove(world.ledger, world.settings.root, name)

@@ -40,6 +40,7 @@ from nagaya.linux import paths
 
 _PIECE = 256 << 10
 _HERE = paths.RESOLVE_BENEATH | paths.RESOLVE_NO_SYMLINKS | paths.RESOLVE_NO_XDEV
+_ENTRY = paths.RESOLVE_BENEATH | paths.RESOLVE_NO_XDEV  # with O_NOFOLLOW: the link itself
 _LONGEST = 4096  # bytes of a path: deeper trees are cut there, as the kernel would refuse them
 _CAPABILITY = "security.capability"
 _MAX_ID = 2**32 - 2
@@ -95,9 +96,20 @@ def pack(view: View, path: str, found: PathStat) -> Iterator[bytes]:
             yield from _member(fd, last, found.name, links)
         finally:
             os.close(fd)
-    else:
+    elif path.endswith(("/", "/.")) or _is_ours(view, path):
         yield from _tree(view, clean(path), found.name, links)
+    else:  # one of the kernel's file systems, or a tmpfs: left empty
+        yield _header(_info(found.info, found.name, tarfile.DIRTYPE))
     yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _is_ours(view: View, path: str) -> bool:
+    """Is the directory one that the view reaches?"""
+    try:
+        os.close(view.directory(path))
+    except NotFound:
+        return False
+    return True
 
 
 def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -275,6 +287,10 @@ class Unpack:
         if not 0 <= entry.uid <= _MAX_ID or not 0 <= entry.gid <= _MAX_ID:
             raise InvalidArgument(f"{show(entry.name)}: owner {entry.uid}:{entry.gid} is out of range")
         check_writable(self._view, path)
+        if self._view.place(path)[0].name:
+            raise FailedPrecondition(
+                f"unlinkat {show(entry.name)}: device or resource busy", subject="archive"
+            )
         os.close(self._view.make_directory(path.rpartition("/")[0] or "/"))
         directory, name = self._view.parent(path)
         try:
@@ -293,11 +309,24 @@ class Unpack:
             os.close(directory)
 
     def _clear(self, directory: int, name: str, entry: Entry) -> None:
-        """Make room: what is there goes, a directory only for something else than a directory."""
+        """Make room: what is there goes, a directory only for something else than a directory. What is
+        mounted stays: unlinking below it would unmount it in the container (rename(2) says EBUSY there)."""
         try:
-            there = stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
-            return
+            fd = paths.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, 0, _ENTRY)
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return
+            if error.errno == errno.EXDEV and entry.kind != DIRECTORY:
+                raise FailedPrecondition(
+                    f"unlinkat {show(entry.name)}: device or resource busy", subject="archive"
+                ) from None
+            if error.errno == errno.EXDEV:
+                return
+            raise
+        try:
+            there = stat.S_ISDIR(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
         if there and entry.kind == DIRECTORY:
             return
         if self._strict and (there or entry.kind == DIRECTORY):
@@ -318,7 +347,12 @@ class Unpack:
     def _directory(self, directory: int, name: str, path: str, entry: Entry) -> None:
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=directory)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=directory)
+        try:
+            fd = paths.openat2(directory, name, os.O_RDONLY | os.O_DIRECTORY, 0, _HERE)
+        except KernelError as error:
+            if error.errno == errno.EXDEV:
+                return  # something is mounted there: its root stays as it is
+            raise
         try:
             os.fchown(fd, *self._owned(entry))
             os.fchmod(fd, entry.mode & 0o7777)

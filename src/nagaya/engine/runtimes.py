@@ -28,6 +28,7 @@ from nagaya.errors import (
     KernelError,
     NagayaError,
     NotFound,
+    Unavailable,
 )
 from nagaya.linux.mounts import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
 from nagaya.linux.process import is_ending
@@ -162,9 +163,9 @@ class BuiltIn:
             with suppress(NotFound):
                 try:
                     await self._world.supervisor.call(self._request("delete", container_id, force=True))
-                except BuilderDied:
+                except (BuilderDied, Unavailable):
                     if attempts_left:
-                        continue  # killed, for lack of memory perhaps: what it left is still to be removed
+                        continue  # it or its keeper was killed: what it left is still to be removed
                     raise
             return
 

@@ -1,9 +1,11 @@
 """A container's files as its own processes see them, from outside: the root and what is mounted there.
 
-A running container's root is entered through /proc/PID/root, a stopped one's is mounted for the while,
-attached nowhere. Volumes and binds are reached by their own directories. No path is resolved against the
-host: every step is openat2(2) below one of these roots and crosses no mount (CVE-2018-15664, 2021-41089,
-2026-42306: `docker cp` raced by the container's processes). Nothing runs in the container's place.
+A running container's root is entered through /proc/PID/root, and what is mounted there by its target in it:
+where a mount's source leads by now is the container's doing when it lies in another writable bind. A stopped
+one's root is mounted for the while, attached nowhere; its binds are their sources, reached through no link.
+No path is resolved against the host: every step is openat2(2) below one of these roots and crosses no mount
+(CVE-2018-15664, 2021-41089, 2026-42306: `docker cp` raced by the container's processes). Nothing runs in the
+container's place.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from nagaya.engine.model import Container
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NotFound
 from nagaya.linux import paths
+from nagaya.linux.mounts import AT_FDCWD
 from nagaya.linux.overlay import mount_overlay
 
 _RESOLVE = paths.RESOLVE_IN_ROOT | paths.RESOLVE_NO_MAGICLINKS | paths.RESOLVE_NO_XDEV
+_ACROSS = paths.RESOLVE_IN_ROOT | paths.RESOLVE_NO_MAGICLINKS  # mounts: once for each, when a view is opened
+_ON_HOST = paths.RESOLVE_NO_SYMLINKS
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
 
@@ -116,26 +121,31 @@ def open_view(world: World, container: Container) -> View:
         for mount in container.mount_points:
             if mount.type == "tmpfs":
                 continue
-            source = (
-                volumes.path_of(world.settings.root, mount.source) if mount.type == "volume" else mount.source
-            )
-            places.append(_place(clean(mount.target), source, mount.read_only))
+            target = clean(mount.target)
+            if running:
+                places.append(_place(target, root, target, _ACROSS, mount.read_only))
+                continue
+            volume = mount.type == "volume"
+            source = volumes.path_of(world.settings.root, mount.source) if volume else mount.source
+            places.append(_place(target, AT_FDCWD, source, 0 if volume else _ON_HOST, mount.read_only))
     except BaseException:
         View(places).close()
         raise
     return View(places)
 
 
-def _place(target: str, source: str, read_only: bool) -> Place:
+def _place(target: str, base: int, path: str, resolve: int, read_only: bool) -> Place:
+    """What is mounted at target: the path below base."""
     try:
-        fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+        fd = paths.openat2(base, path, os.O_PATH, 0, resolve)
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             return Place(target, fd, "", read_only)
         os.close(fd)
-        folder, name = os.path.split(os.path.realpath(source))
-        return Place(target, os.open(folder, _DIRECTORY | os.O_CLOEXEC), name, read_only)
-    except OSError as error:
-        raise NotFound(f"source of the mount at {target}: {error.strerror}", subject=source) from None
+        folder, _, name = path.rpartition("/")
+        return Place(target, paths.openat2(base, folder or "/", _DIRECTORY, 0, resolve), name, read_only)
+    except KernelError as error:
+        why = "leads through a symbolic link" if error.errno == errno.ELOOP else error.message
+        raise NotFound(f"source of the mount at {target}: {why}", subject=path) from None
 
 
 def _root_of_process(container: Container) -> int:

@@ -13,6 +13,7 @@ import os
 import time
 from _socket import socket
 
+from nagaya.errors import NagayaError, Unavailable
 from nagaya.linux import json, seqpacket
 from nagaya.supervisor import builder
 from nagaya.wire.messages import FROM_BUILDER, check
@@ -73,7 +74,7 @@ class Builders:
     ) -> None:
         """Have a job done. request: its memfd and reply socket; entry: what the process will be.
 
-        The caller closes the descriptors. Raises OSError, with nothing begun.
+        The caller closes the descriptors. Raises OSError, Unavailable, with nothing begun.
         """
         notice: socket | None = None
         fds = list(request)
@@ -85,8 +86,10 @@ class Builders:
             worker = self._waiting(fds) if shared else None
             if worker is None:
                 worker = self._fork()
-                worker.send(builder.SHARED if shared else builder.ALONE, fds)
-        except OSError:
+                if not worker.send(builder.SHARED if shared else builder.ALONE, fds):
+                    self._dismiss(worker)
+                    raise Unavailable("the builder did not take its job", step="spawn")
+        except (OSError, NagayaError):
             if notice is not None:
                 notice.close()
             raise
