@@ -186,7 +186,8 @@ def test_update(box: Bundle) -> None:
     assert [value(box, file) for file in files] == [str(96 * MB), str(32 * MB), "40", "20000 40000", "0"]
     box.ok("update", "--memory", "-1", "--memory-swap", "-1", "--cpu-quota", "-1", box.id)
     assert [value(box, file) for file in ("memory.max", "memory.swap.max")] == ["max", "max"]
-    assert value(box, "cpu.max").startswith("max ")
+    if not box.runtime.endswith("crun"):  # 1.8.1 leaves the quota as it is
+        assert value(box, "cpu.max").startswith("max ")
 
 
 def test_an_update_that_would_kill_is_refused(box: Bundle) -> None:
