@@ -168,3 +168,51 @@ def test_no_process_allowed_is_one(our_box: Bundle) -> None:
     our_box.start()
     (pids,) = (p for p in cgroups_named(our_box.id) if "/pids/" in p or (Path(p) / "cgroup.events").exists())
     assert (Path(pids) / "pids.max").read_text() == "1\n"
+
+
+def test_who_waits_for_start_is_ended_by_a_signal(box: Bundle) -> None:
+    box.save()
+    box.ok("create", "--bundle", str(box.path), box.id)
+    box.ok("kill", box.id, "TERM")
+    wait_until(lambda: box.status() == "stopped")
+
+
+def test_signals_are_the_programs_own_again_after_start(our_box: Bundle) -> None:
+    our_box.start("sleep", "1000")
+    status = Path(f"/proc/{our_box.state()['pid']}/status")
+    wait_until(lambda: "Name:\tsleep" in status.read_text())
+    assert "SigCgt:\t" + "0" * 16 in status.read_text()
+    assert "SigIgn:\t" + "0" * 16 in status.read_text()
+
+
+def test_checkpoint_and_restore_say_that_they_are_not_offered(our_box: Bundle) -> None:
+    assert "container does not exist" in our_box.call("checkpoint", our_box.id).stderr
+    our_box.start()
+    done = our_box.call("checkpoint", "--parent-path", "/absolute", our_box.id)
+    assert done.returncode == 1 and "--parent-path must be relative" in done.stderr
+    for verb in ("checkpoint", "restore"):
+        done = our_box.call(verb, "--image-path", "x", our_box.id)
+        assert done.returncode == 1 and f"{verb} is not offered" in done.stderr
+    assert our_box.status() == "running"
+
+
+def test_the_real_time_slice_shrinks_in_any_order(our_box: Bundle) -> None:
+    top = Path("/sys/fs/cgroup/cpu")
+    if not (top / "cpu.rt_runtime_us").exists():
+        pytest.skip("no real-time group scheduling")
+    group = top / our_box.tag
+    group.mkdir()
+    try:
+        for path in (group, group / "one"):
+            path.mkdir(exist_ok=True)
+            (path / "cpu.rt_runtime_us").write_text("100000")
+        our_box.spec["linux"]["cgroupsPath"] = f"/{our_box.tag}/one"
+        our_box.start()
+        our_box.ok("update", "--cpu-rt-period", "50000", "--cpu-rt-runtime", "4000", our_box.id)
+        assert (group / "one" / "cpu.rt_runtime_us").read_text() == "4000\n"
+        our_box.ok("delete", "--force", our_box.id)
+    finally:
+        for name in cgroups_named(our_box.tag):
+            for below in (Path(name) / "one", Path(name)):
+                if below.is_dir():
+                    below.rmdir()

@@ -19,6 +19,7 @@ NAME = "nagaya-oci"
 DEFAULT_ROOT = "/run/nagaya-oci"
 
 VERBS = {
+    "checkpoint": "checkpoint a running container (not offered)",
     "create": "create a container",
     "delete": "delete any resources held by the container often used with detached container",
     "events": "display container events such as OOM notifications, cpu, memory, and IO usage statistics",
@@ -29,6 +30,7 @@ VERBS = {
     "pause": "pause suspends all processes inside the container",
     "plan": "print the steps that would make a container of a bundle, without doing any",
     "ps": "ps displays the processes running inside a container",
+    "restore": "restore a container from a previous checkpoint (not offered)",
     "resume": "resumes all processes that have been previously paused",
     "run": "create and run a container",
     "spec": "create a new specification file",

@@ -8,6 +8,7 @@ looked up by the C library (CVE-2019-14271): all is imported by now.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import sys
 from time import monotonic_ns
@@ -222,9 +223,24 @@ def _terminal() -> None:
 
 
 def _await_start(context: Context) -> None:
-    """Block until `start` writes into the fifo; its end of file would be a state directory removed."""
+    """Block until `start` writes into the fifo; its end of file would be a state directory removed.
+
+    The first process of a pid namespace is not ended by a signal that it has no handler for
+    (pid_namespaces(7)): who waits for `start` is to be ended by the usual ones.
+    """
+    for number in _ENDING:
+        _signal.signal(number, _end)
     os.read(context.fifo, 1)
+    for number in _ENDING:
+        _signal.signal(number, _signal.SIG_DFL)
     os.close(context.fifo)
+
+
+_ENDING = (1, 2, 3, 15)  # HUP INT QUIT TERM
+
+
+def _end(number: int, _frame: Any) -> NoReturn:
+    os._exit(128 + number)
 
 
 def _close_all_but(keep: list[int]) -> None:

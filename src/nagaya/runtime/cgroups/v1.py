@@ -67,8 +67,12 @@ _FIELDS = {
 # The BFQ scheduler has files of its own; the generic ones are gone since Linux 5.0.
 _OTHER_NAME = {"blkio.weight": "blkio.bfq.weight", "blkio.weight_device": "blkio.bfq.weight_device"}
 
-# The old value may forbid the new one until the quota is set: written again at the end.
-_AFTER_QUOTA = ("cpu.cfs_period_us", "cpu.cfs_burst_us")
+# The old value of the second may forbid the new one of the first: written again at the end.
+_AFTER = {
+    "cpu.cfs_period_us": "cpu.cfs_quota_us",
+    "cpu.cfs_burst_us": "cpu.cfs_quota_us",
+    "cpu.rt_period_us": "cpu.rt_runtime_us",
+}
 
 _SHARES_MIN, _SHARES_MAX = 2, 262144
 
@@ -304,10 +308,10 @@ class ManagerV1(Manager):
             now = cgroup.try_read(f"{self.paths.get('memory', '')}/memory.limit_in_bytes") or "0"
             writes = memory_order(writes, int(now))
         again: list[Write] = []
-        has_quota = any(w[1] == "cpu.cfs_quota_us" for w in writes)
+        files = {write[1] for write in writes}
         for write in writes:
             error = self._write(write)
-            if error == errno.EINVAL and has_quota and write[1] in _AFTER_QUOTA:
+            if error == errno.EINVAL and _AFTER.get(write[1]) in files:
                 again.append(write)
             elif error:
                 self._refused(write, error, resources)
