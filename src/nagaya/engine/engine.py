@@ -55,8 +55,10 @@ class Engine:
         self._execs = Execs(world)
         self._images = Images(world)
         self._early: list[Exit] | None = []  # exits that come while recovery works
+        self._unasked: list[str] | None = []  # and processes
         self._guard: asyncio.Task[None] | None = None
         world.supervisor.on_exit = self._exited
+        world.supervisor.on_unasked = self._started_unasked
 
     @classmethod
     async def create(cls, world: World) -> Engine:
@@ -66,6 +68,9 @@ class Engine:
         early, engine._early = engine._early, None
         for exit in early or ():
             engine._exited(exit)
+        unasked, engine._unasked = engine._unasked, None
+        for token in unasked or ():
+            engine._started_unasked(token)
         engine._guard = world.task(engine._watch_network(), "network guard")
         return engine
 
@@ -104,6 +109,29 @@ class Engine:
             log.error("after the end of %s: %s", exit.token[:12], error)
         except Exception:
             log.exception("after the end of %s", exit.token[:12])
+
+    def _started_unasked(self, token: str) -> None:
+        """A start that outlived its daemon: recovery undid it, or its client has gone."""
+        if self._unasked is not None:
+            self._unasked.append(token)
+            return
+        self._world.task(self._end_unasked(token), f"end of {token[:12]}")
+
+    async def _end_unasked(self, token: str) -> None:
+        world = self._world
+        try:
+            slot = world.roster.get(token)
+            if slot is None:
+                log.warning("process %s came unasked, of a former daemon: ended", token[:12])
+                await world.supervisor.abandon(token)
+                return
+            async with slot.lock:
+                if slot.container.state not in ("running", "paused"):
+                    log.warning("a start of container %s came to its end unasked: undone", token[:12])
+                    await world.supervisor.abandon(token)
+                    await self._containers.exits.clean(slot.container, held=True)
+        except NagayaError as error:
+            log.error("process %s, of a former daemon, stays: %s", token[:12], error)
 
     async def _watch_network(self) -> None:
         while True:

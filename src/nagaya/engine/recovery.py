@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 async def recover(world: World, containers: Containers) -> None:
     """Bring everything to agree. Raises what makes work impossible (ledger, supervisor)."""
     found = await world.job(world.ledger.containers)
-    entries = dict(world.supervisor.entries)
     slots = {container.id: world.roster.add(container) for container in found}
     was_up = {c.id for c in found if c.state in ("running", "paused", "restarting")}
 
     for operation in await world.job(world.journal.pending):
         await _settle(world, operation, slots)
 
+    entries = dict(world.supervisor.entries)  # what comes from now on was not asked for
     ended: list[tuple[Slot, Exit]] = []
     for slot in list(world.roster):
         container = slot.container
@@ -42,6 +42,8 @@ async def recover(world: World, containers: Containers) -> None:
             container.state = "exited"
         if entry is not None and container.state != "removing":
             if container.state not in ("running", "paused"):
+                if entry.exit is None:
+                    await _settle_start(world, slot)  # it came just now
                 container.state = "running"
             container.pid = entry.pid
             if entry.exit is not None:
@@ -123,6 +125,10 @@ async def _settle_start(world: World, slot: Slot) -> None:
             container.state = "exited"
         container.endpoints = ()
         container.pid = 0
+        try:  # the root of a foreign runtime's container may be mounted, without a state that tells it
+            await runtimes.of(world, container).delete(container.id)
+        except NagayaError as error:
+            log.error("leftover of container %s stays: %s", container.id[:12], error)
     await world.job(world.ledger.put_container, container)
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """One connection to the keeper of a run directory.
 
-    on_exit(Exit); on_detached(token, serial, reason): an attached client has gone ("keys": by detach
+    on_exit(Exit); on_unasked(token): a process came, or failed to, that a former daemon asked for;
+    on_detached(token, serial, reason): an attached client has gone ("keys": by detach
     keys, "gone": it hung up, "slow": it read nothing for too long, "end": output ended, "restart": io
     died); on_dropped(token, lines, errno): log lines that could not be written.
     """
@@ -79,6 +81,7 @@ class Supervisor:
         self.on_exit = on_exit
         self.on_detached = on_detached
         self.on_dropped = on_dropped
+        self.on_unasked: Callable[[str], None] | None = None
         self._run_dir = run_dir
         self._command = [*(command or default_command()), "--run", run_dir]
         if root:
@@ -253,16 +256,21 @@ class Supervisor:
                 self._one_less(1)
             case "started":
                 entry = self._has.note(said, fds)
+                waiting = self._starting.get(entry.token)
                 if entry.token in self._abandoned:
                     self._abandon(entry)
-                waiting = self._starting.get(entry.token)
-                if waiting is not None and not waiting.done():
+                elif waiting is None:
+                    self._unasked(entry.token)
+                elif not waiting.done():
                     waiting.set_result(entry)
             case "failed":
                 waiting = self._starting.get(said["token"])
-                if waiting is not None and not waiting.done():
+                if said["token"] in self._abandoned:
+                    self._abandoned.discard(said["token"])
+                elif waiting is None:
+                    self._unasked(said["token"])
+                elif not waiting.done():
                     waiting.set_exception(BuilderDied("the builder died without an answer", step="spawn"))
-                self._abandoned.discard(said["token"])
             case "exit":
                 self._exited(said)
             case "refused":
@@ -292,6 +300,10 @@ class Supervisor:
                 self._io_restarted(said)
             case "note":
                 log.warning("supervisor: %s", said["text"])
+
+    def _unasked(self, token: str) -> None:
+        if self.on_unasked:
+            self.on_unasked(token)
 
     def _one_less(self, count: int) -> None:
         self._awaited -= count
@@ -542,6 +554,18 @@ class Supervisor:
         self._closing = True
         await self._connected()
         self._send("quit")
+
+    async def abandon(self, token: str) -> None:
+        """End a process that nobody waits for, and free its token. Raises DeadlineExceeded when it does
+        not end."""
+        entry = self.entries.get(token)
+        if entry is not None:
+            self._abandon(entry)
+        deadline = time.monotonic() + CONNECT
+        while token in self._abandoned:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded("does not end although it was killed", subject=token)
+            await asyncio.sleep(0.01)
 
     def _abandon(self, entry: Entry) -> None:
         """End a process that nobody will hear of, and forget it."""
