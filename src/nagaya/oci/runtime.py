@@ -208,8 +208,8 @@ def _linux(linux: dict[str, Any], spec: dict[str, Any]) -> None:
                 raise _bad(f"linux.{key}[{index}]", "must be an absolute path")
     _sysctls(linux, kinds, spec)
     _get(linux, "cgroupsPath", str, "linux.cgroupsPath")
-    _get(linux, "resources", dict, "linux.resources")
-    _get(linux, "seccomp", dict, "linux.seccomp")
+    _resources(_get(linux, "resources", dict, "linux.resources") or {})
+    _seccomp(_get(linux, "seccomp", dict, "linux.seccomp") or {})
     _get(linux, "rootfsPropagation", str, "linux.rootfsPropagation")
     for index, node in enumerate(_objects(linux, "devices", "linux.devices")):
         field = f"linux.devices[{index}]"
@@ -218,8 +218,10 @@ def _linux(linux: dict[str, Any], spec: dict[str, Any]) -> None:
             raise _bad(f"{field}.path", "must be an absolute path")
         if _get(node, "type", str, f"{field}.type") not in ("c", "b", "u", "p"):
             raise _bad(f"{field}.type", f"unknown device type {node.get('type')!r}")
-        for member in ("major", "minor", "fileMode", "uid", "gid"):
-            _get(node, member, int, f"{field}.{member}")
+        for member in ("uid", "gid"):
+            _number(node, member, f"{field}.{member}", 0, _ID_LIMIT)
+        for member in ("major", "minor", "fileMode"):
+            _number(node, member, f"{field}.{member}", 0, 0xFFFFFFFF)
     for name, offset in (_get(linux, "timeOffsets", dict, "linux.timeOffsets") or {}).items():
         if name not in ("monotonic", "boottime") or not isinstance(offset, dict):
             raise _bad(f"linux.timeOffsets.{name}", "must be the offset of monotonic or boottime")
@@ -232,6 +234,31 @@ def _linux(linux: dict[str, Any], spec: dict[str, Any]) -> None:
         raise _bad("linux.intelRdt", "Intel RDT is not enabled")
     if _get(linux, "mountLabel", str, "linux.mountLabel"):
         raise _bad("linux.mountLabel", _NO_SELINUX)
+
+
+def _resources(resources: dict[str, Any]) -> None:
+    """What the cgroups' plans do not look at: they check what they use, and name it."""
+    memory = _get(resources, "memory", dict, "linux.resources.memory") or {}
+    for key in ("disableOOMKiller", "useHierarchy", "checkBeforeUpdate"):
+        _get(memory, key, bool, f"linux.resources.memory.{key}")
+    for key in ("kernel", "kernelTCP"):
+        _get(memory, key, int, f"linux.resources.memory.{key}")
+    _get(resources, "unified", dict, "linux.resources.unified")
+
+
+def _seccomp(profile: dict[str, Any]) -> None:
+    """Types alone; what the words mean is linux.seccomp's to check."""
+    field = "linux.seccomp"
+    for key in ("defaultAction", "listenerPath", "listenerMetadata"):
+        _get(profile, key, str, f"{field}.{key}")
+    _get(profile, "defaultErrnoRet", int, f"{field}.defaultErrnoRet")
+    _strings(profile, "architectures", f"{field}.architectures")
+    if "compiled" not in profile:  # there the flags are the kernel's number
+        _strings(profile, "flags", f"{field}.flags")
+    for index, call in enumerate(_objects(profile, "syscalls", f"{field}.syscalls")):
+        where = f"{field}.syscalls[{index}]"
+        _strings(call, "names", f"{where}.names")
+        _objects(call, "args", f"{where}.args")
 
 
 def _network_devices(linux: dict[str, Any], kinds: dict[str, str]) -> None:

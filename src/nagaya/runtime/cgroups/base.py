@@ -59,8 +59,11 @@ def items(value: Any, field: str) -> list[dict[str, Any]]:
     """A list of objects of linux.resources, empty when absent. Raises InvalidArgument."""
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+    if not isinstance(value, list):
         raise InvalidArgument(f"{field} must be a list of objects", subject=field)
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise InvalidArgument(f"{field}[{index}] must be an object", subject=f"{field}[{index}]")
     return value
 
 

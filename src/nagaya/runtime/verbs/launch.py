@@ -70,6 +70,8 @@ def bundle_of(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         ) from None
     if not isinstance(spec, dict):
         raise InvalidArgument(f"{bundle}/config.json is not an object", subject="config.json")
+    if not isinstance(spec.get("process") or {}, dict):
+        raise InvalidArgument("process: must be an object", subject="process")
     return bundle, spec
 
 
