@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from bundles import Bundle, cgroups_named, wait_until
 
+from nagaya.oci.seccomp_default import resolve
+
 pytestmark = pytest.mark.root
 
 
@@ -216,3 +218,13 @@ def test_the_real_time_slice_shrinks_in_any_order(our_box: Bundle) -> None:
             for below in (Path(name) / "one", Path(name)):
                 if below.is_dir():
                     below.rmdir()
+
+
+def test_a_filter_older_than_faccessat2_stops_no_program(box: Bundle) -> None:
+    capabilities = box.spec["process"]["capabilities"]["bounding"]
+    profile = resolve(capabilities)
+    for call in profile["syscalls"]:
+        call["names"] = [name for name in call["names"] if name != "faccessat2"]
+    box.spec["linux"]["seccomp"] = profile
+    box.spec["process"]["noNewPrivileges"] = False
+    assert box.shell("echo runs") == "runs\n"
