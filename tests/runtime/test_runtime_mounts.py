@@ -177,3 +177,18 @@ def test_propagation_of_the_root_in_a_shared_world(box: Bundle, word: str) -> No
     root = next(line for line in done.stdout.splitlines() if line.split()[4] == "/")
     words = {"shared": "shared:", "slave": "master:", "private": " - "}
     assert words[word] in root
+
+
+@pytest.mark.parametrize("users", [False, True])
+def test_a_source_in_the_root_has_what_was_mounted_there_before(
+    box: Bundle, volume: Path, users: bool
+) -> None:
+    skip_old_runc(box)
+    if users:
+        remap(box)
+    add(box, volume, "/one", "bind")
+    add(box, box.rootfs / "one", "/two", "rbind")
+    assert box.shell("cat /two/file") == "x"
+    add(box, box.rootfs / "nowhere", "/three", "bind")
+    done = box.run("true")
+    assert done.returncode == 1 and "no such file or directory" in done.stderr and "nowhere" in done.stderr

@@ -25,6 +25,7 @@ HOOKS = "hooks"  # [HOOKS]: namespaces and mounts are there, root not changed ye
 CLOCKS = "clocks"  # [CLOCKS]: our time namespace is there, empty: answered by GO
 DEVICES = "devices"  # [DEVICES]: our network namespace is there: answered by [GO, what was moved to it]
 LISTENER = "listener"  # [LISTENER, fd]: the filter is loaded, its listener is that fd of ours: answered by GO
+SOURCE = "source"  # [SOURCE, index]: a mount whose source only we see, and may not open: answered by GO + fd
 READY = "ready"  # [READY, trace, warnings] + pty master: all is prepared but the exec: answered by GO
 ERROR = "error"  # [ERROR, error.to_wire()]
 # parent -> child

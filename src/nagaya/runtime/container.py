@@ -21,6 +21,7 @@ from nagaya.runtime.launching import (
     abandon,
     await_exec,
     compile_filter,
+    map_owners,
     place,
     prepare,
     receive_last_pid,
@@ -201,11 +202,11 @@ def _make(
         if job.userns:
             begin = monotonic_ns()
             for step in job.steps:
-                if isinstance(step, plan.Mount) and step.bind:
+                if isinstance(step, plan.Mount) and step.bind and not step.inside:
                     context.sources[step.index] = open_source(step)
                     fds.append(context.sources[step.index])
                     if step.idmapped:
-                        _map_owners(context.sources[step.index], step, job)
+                        map_owners(context.sources[step.index], step, job)
             trace.add("bind sources", "", begin)
         else:
             for step in job.steps:
@@ -262,17 +263,6 @@ def _make(
         if launch is not None:
             launch.channel.close()
     return Launched(launch.pid, launch.pidfd, launch.console)
-
-
-def _map_owners(tree: int, step: plan.Mount, job: plan.Plan) -> None:
-    """By us: the root of a user namespace may not, for a file system that is the host's."""
-    from nagaya.runtime import idmap
-
-    mapping = idmap.open_mapping(step, job)
-    try:
-        idmap.apply(tree, mapping, step)
-    finally:
-        os.close(mapping)
 
 
 def _note_process(launch: Launch, record: dict[str, Any]) -> None:

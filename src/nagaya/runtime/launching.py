@@ -16,6 +16,7 @@ from nagaya.runtime import channel, hooks, init, plan
 from nagaya.runtime.lifecycle import SIGKILL, oci_state
 from nagaya.runtime.steps import identity
 from nagaya.runtime.steps.namespaces import enter
+from nagaya.runtime.steps.rootfs import open_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -217,6 +218,9 @@ def prepare(launch: Launch, record: dict[str, Any], hook_table: dict[str, Any]) 
             offsets: dict[str, Any] = record["config"]["linux"]["timeOffsets"]
             lines = [f"{c} {o.get('secs') or 0} {o.get('nanosecs') or 0}\n" for c, o in offsets.items()]
             _write(f"/proc/{launch.child}/timens_offsets", "".join(lines), "timens_offsets")
+        elif kind == channel.SOURCE:
+            _open_inside(launch, int(rest[0]))
+            continue
         elif kind == channel.DEVICES:
             begin = monotonic_ns()
             tell(launch, channel.GO, _move_devices(record["config"]["linux"]["netDevices"], launch.child))
@@ -242,6 +246,49 @@ def _move_devices(devices: dict[str, Any], pid: int) -> list[Any]:
             ]
     finally:
         os.close(namespace)
+
+
+def map_owners(tree: int, step: plan.Mount, job: plan.Plan) -> None:
+    """By us: the root of a user namespace may not, for a file system that is the host's."""
+    from nagaya.runtime import idmap
+
+    mapping = idmap.open_mapping(step, job)
+    try:
+        idmap.apply(tree, mapping, step)
+    finally:
+        os.close(mapping)
+
+
+def _open_inside(launch: Launch, index: int) -> None:
+    """Open the source of a mount in the first process's mount namespace, where its root's mounts are: by
+    a helper, for who enters one does not come back. The helper answers the first process."""
+    from nagaya.runtime import idmap  # here: the helper cannot import any more
+
+    step = next(s for s in launch.job.steps if isinstance(s, plan.Mount) and s.index == index)
+    namespace = os.open(f"/proc/{launch.child}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    mapping = idmap.open_mapping(step, launch.job) if step.idmapped else -1
+    ours, theirs = channel.pair()
+    pid, pidfd = ns.clone3(ns.CLONE_PIDFD)
+    if pid == 0:
+        try:
+            ns.setns(namespace, ns.CLONE_NEWNS)
+            tree = open_source(step)
+            if mapping >= 0:
+                idmap.apply(tree, mapping, step)
+            launch.channel.send(channel.GO, fds=(tree,))
+        except NagayaError as error:
+            theirs.send(channel.ERROR, error.to_wire())
+        finally:
+            os._exit(0)
+    theirs.close()
+    for fd in (namespace, pidfd, mapping):
+        if fd >= 0:
+            os.close(fd)
+    failed = ours.receive()
+    ours.close()
+    os.waitpid(pid, 0)
+    if failed is not None:
+        raise from_wire(failed[0][1])
 
 
 def _hand_over(launch: Launch, agent_at: tuple[str, str], number: int) -> None:

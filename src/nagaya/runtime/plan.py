@@ -166,6 +166,7 @@ class Mount(Step):
         "destination",
         "idmapped",
         "index",
+        "inside",
         "mappings",
         "options",
         "recursive",
@@ -182,6 +183,7 @@ class Mount(Step):
         self.bind = bool(self.options.flags & m.MS_BIND) or self.type == "bind"
         self.recursive = bool(self.options.flags & m.MS_REC)
         self.mappings: tuple[Any, Any] = (entry.get("uidMappings"), entry.get("gidMappings"))
+        self.inside = False  # the source lies in the container's root: what was mounted there before counts
         # whose files' owners are mapped: with the entry's mappings, or the container's
         self.idmapped = any(self.mappings) or bool({"idmap", "ridmap"} & set(self.options.extensions))
         super().__init__(
@@ -569,4 +571,5 @@ def _plan_mount(index: int, entry: dict[str, Any], plan: Plan, root: str) -> Mou
             f'"{destination}" cannot be mounted because it is inside /proc', subject=f"mounts[{index}]"
         )
     step.destination = destination
+    step.inside = step.bind and step.source.startswith(root + "/")
     return step

@@ -81,6 +81,14 @@ class Context:
             os._exit(1)  # the parent gave up, and undoes what was made
         return answer[0][1:]
 
+    def fetch(self, kind: str, *message: Any) -> int:
+        """Ask the parent for a descriptor."""
+        self.channel.send(kind, *message)
+        answer = self.channel.receive()
+        if answer is None or len(answer[1]) != 1:
+            os._exit(1)  # the parent gave up, and says why
+        return answer[1][0]
+
     def proc(self) -> int:
         """A directory fd of a procfs that nobody else can mount over (CVE-2025-52881).
 

@@ -14,6 +14,7 @@ from nagaya.errors import InvalidArgument, KernelError
 from nagaya.linux import cgroup, paths
 from nagaya.linux import mounts as m
 from nagaya.linux.overlay import mount_overlay
+from nagaya.runtime import channel
 from nagaya.runtime.options import attributes, bind_attributes, present_flags
 from nagaya.runtime.steps.procfs import joined_proc
 
@@ -156,7 +157,8 @@ def _ordinary(rootfd: int, step: plan.Mount) -> int:
 def _bind(context: Context, step: plan.Mount) -> None:
     tree = context.sources.pop(step.index, -1)
     if tree < 0:
-        tree = open_source(step)
+        # what the host's root made unreachable for us, it has to open for us
+        tree = context.fetch(channel.SOURCE, step.index) if context.userns else open_source(step)
     mapping = context.idmaps.pop(step.index, -1)
     if mapping >= 0:
         from nagaya.runtime import idmap  # the parent has it loaded, which made the mapping
