@@ -35,7 +35,7 @@ CHANGES = (
     "write,pwrite64,ftruncate,rename,renameat,renameat2,mkdir,mkdirat,openat,link,linkat,symlinkat,mknodat,"
     "unlink,unlinkat,fchown,fchownat,fchmod,fchmodat,utimensat,fsetxattr,setxattr"
 )
-_CALL = re.compile(r"^(\d+) (?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)$")
+_CALL = re.compile(r"^(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)$")
 _FD = re.compile(r"\d+<([^>]*)>")
 _QUOTED = re.compile(r'"([^"]*)"')
 

@@ -337,7 +337,10 @@ def udp_flows_follow_the_container() -> None:
             client.send(b"query")
         except ConnectionRefusedError:  # the answer to the one before
             client.send(b"query")
-        assert server.recvfrom(9)[0] == b"query", number
+        said = server.recvfrom(9)[0]
+        if said == b"too early":  # it waited for a neighbour's address meanwhile
+            said = server.recvfrom(9)[0]
+        assert said == b"query", number
         c.remove()
 
 

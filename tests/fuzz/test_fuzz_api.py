@@ -80,7 +80,8 @@ def test_any_well_typed_body_is_decoded_or_refused(body: CreateBody, name: str) 
 @given(st.binary(max_size=200), st.text(max_size=60))
 def test_small_languages(data: bytes, text: str) -> None:
     registry_auth(data)
-    reference_matches(text, text)
+    with contextlib.suppress(InvalidArgument):
+        reference_matches(text, text)
     for parse in (parse_bind, parse_port, Filters.parse):
         with contextlib.suppress(InvalidArgument):
             cast(Any, parse)(text)

@@ -144,7 +144,10 @@ class Io:
 
     def _tell(self, kind: str, **fields: Any) -> None:
         # It may wait: the keeper always reads.
-        seqpacket.send(self._keeper, json.dumps(message(FROM_IO, kind, **fields)).encode(), wait=True)
+        try:
+            seqpacket.send(self._keeper, json.dumps(message(FROM_IO, kind, **fields)).encode(), wait=True)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has ended, and so do we when that is read
 
     def _from_keeper(self) -> bool:
         packet = seqpacket.receive(self._keeper)
