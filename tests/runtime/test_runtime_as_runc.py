@@ -228,3 +228,48 @@ def test_a_filter_older_than_faccessat2_stops_no_program(box: Bundle) -> None:
     box.spec["linux"]["seccomp"] = profile
     box.spec["process"]["noNewPrivileges"] = False
     assert box.shell("echo runs") == "runs\n"
+
+
+@pytest.mark.parametrize("created", [False, True])
+def test_a_program_that_the_kernel_refuses_says_so_on_its_stderr(box: Bundle, created: bool) -> None:
+    (box.rootfs / "script").write_text("#!/no/interpreter\n")
+    (box.rootfs / "script").chmod(0o755)
+    expected = "exec /script: no such file or directory\n"
+    if not created:
+        done = box.run("/script")
+        assert (done.returncode, done.stderr) == (1, expected)
+        return
+    box.spec["process"]["args"] = ["/script"]
+    box.save()
+    with (box.base / "out").open("wb") as out:
+        create = box.argv("create", "--bundle", str(box.path), box.id)
+        subprocess.run(create, stdout=out, stderr=out, stdin=subprocess.DEVNULL, check=True)
+    box.ok("start", box.id)
+    wait_until(lambda: box.status() == "stopped")
+    assert expected in (box.base / "out").read_text()
+
+
+def test_a_poststop_hook_that_fails_is_warned_of_and_the_others_run(our_box: Bundle) -> None:
+    ran = our_box.base / "ran"
+    our_box.spec["hooks"] = {
+        "poststop": [
+            {"path": "/bin/false"},
+            {"path": "/bin/sh", "args": ["sh", "-c", f"echo yes > {ran}"]},
+        ]
+    }
+    our_box.start()
+    done = our_box.call("delete", "--force", our_box.id)
+    assert done.returncode == 0 and "level=warning" in done.stderr
+    assert "error running poststop hook #0: error running hook: exit status 1" in done.stderr
+    assert ran.read_text() == "yes\n"
+
+
+def test_a_filter_without_getcwd_stops_no_program(box: Bundle) -> None:
+    if not box.is_ours:
+        pytest.skip("runc 1.1.5 looks where it is after it has loaded the filter")
+    box.spec["process"]["noNewPrivileges"] = False
+    box.spec["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["getcwd"], "action": "SCMP_ACT_ERRNO"}],
+    }
+    assert box.shell("echo runs") == "runs\n"

@@ -118,7 +118,9 @@ def main(argv: list[str], program: str = NAME) -> int:
         code: int = verb.main(settings, options, positional)
         return code
     except NagayaError as error:
-        settings.log.message("error", _failure(program, name, error))
+        # the program was found, and the kernel refused it: with runc that is on the program's stderr
+        plain = error.message if name == "run" and error.message.startswith("exec ") else ""
+        settings.log.message("error", _failure(program, name, error), plain)
         return 255 if name == "exec" else 1
     except OSError as error:
         text = f"{error.filename}: {os.strerror(error.errno or 0).lower()}" if error.filename else str(error)

@@ -39,6 +39,18 @@ def run(
         _run_one(f"{name} hook #{number}", hook, data, directory, environment or {})
 
 
+def run_all(name: str, hooks: list[dict[str, Any]], state: dict[str, Any]) -> list[str]:
+    """Run every hook, also after one that failed; what went wrong."""
+    failures = []
+    data = dumps(state).encode()
+    for number, hook in enumerate(hooks):
+        try:
+            _run_one(f"{name} hook #{number}", hook, data, -1, {})
+        except (FailedPrecondition, DeadlineExceeded) as error:
+            failures.append(str(error))
+    return failures
+
+
 def _run_one(
     name: str, hook: dict[str, Any], data: bytes, directory: int, inherited: dict[bytes, bytes]
 ) -> None:

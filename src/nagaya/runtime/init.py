@@ -153,6 +153,10 @@ def _prepare(
 
         scheduling.apply(job.scheduling, last_clone=job.late)
 
+    cwd: str = settings.get("cwd") or "/"
+    # as root first, for a directory that only root may enter; else as the user, for one on a network
+    # file system that root may not (runc does both). Before a filter that may refuse to look where we are
+    entered = identity.enter_directory(cwd, try_only=True)
     if settings.get("noNewPrivileges"):
         process.set_no_new_privs()
     elif seccomp is not None and not seccomp.early_clone:
@@ -161,10 +165,6 @@ def _prepare(
     if settings.get("capabilities") is not None:
         sets.drop_bounding()
         process.set_keep_caps(True)
-    cwd: str = settings.get("cwd") or "/"
-    # as root first, for a directory that only root may enter; else as the user, for one on a network
-    # file system that root may not (runc does both)
-    entered = identity.enter_directory(cwd, try_only=True)
     if not context.userns:
         identity.limits(settings.get("rlimits") or [])
     identity.become(user, may_set_groups=context.may_set_groups)
@@ -215,7 +215,12 @@ def _prepare(
     try:
         os.execve(program, [os.fsencode(a) for a in arguments], environment)
     except OSError as error:
-        raise identity.exec_failure(arguments[0], error.errno or 0) from None
+        failure = identity.exec_failure(arguments[0], error.errno or 0)
+        if context.fifo < 0:
+            raise failure from None
+        # who made the container is gone: the program's own stderr is where engines look for it
+        os.write(2, f"{failure.message}\n".encode("utf-8", "surrogateescape"))
+        os._exit(1)
 
 
 def _terminal() -> None:

@@ -177,16 +177,17 @@ def _signal_first(record: dict[str, Any], signal: int) -> None:
         os.close(pidfd)
 
 
-def delete(root: str, identifier: str, force: bool = False) -> None:
-    """Remove what is left of a container; force kills it first. Raises NotFound,
-    FailedPrecondition when it is not stopped."""
+def delete(root: str, identifier: str, force: bool = False) -> list[str]:
+    """Remove what is left of a container; force kills it first. What its poststop hooks complain of, for a
+    warning (runtime-spec, runtime.md "Lifecycle"). Raises NotFound, FailedPrecondition when it is not
+    stopped."""
     path = store.directory(root, identifier)
     try:
         record = store.load(root, identifier)
     except NotFound:
         if force:
             store.remove(path)  # a create that was killed before its first write
-            return
+            return []
         raise
     status = status_of(root, record)
     if status == "created" or (force and status != "stopped"):
@@ -202,8 +203,7 @@ def delete(root: str, identifier: str, force: bool = False) -> None:
         manager.delete()
     poststop = (record["config"].get("hooks") or {}).get("poststop") or []
     store.remove(path)
-    if poststop:
-        hooks.run("poststop", poststop, oci_state(record, "stopped", 0))
+    return hooks.run_all("poststop", poststop, oci_state(record, "stopped", 0)) if poststop else []
 
 
 def _kill_first(record: dict[str, Any]) -> None:

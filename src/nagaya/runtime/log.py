@@ -24,8 +24,8 @@ class Log:
         self.format = form
         self.debug = debug
 
-    def message(self, level: str, text: str) -> None:
-        """Write one message; a log that cannot be written stops nothing."""
+    def message(self, level: str, text: str, plain: str = "") -> None:
+        """Write one message; a log that cannot be written stops nothing. plain: what stderr gets instead."""
         if level == "debug" and not self.debug:
             return
         line = (self._line(level, text) + "\n").encode("utf-8", "replace")
@@ -41,6 +41,8 @@ class Log:
             if level != "error":
                 return
             line = (text + "\n").encode("utf-8", "replace")
+        if plain:
+            line = (plain + "\n").encode("utf-8", "replace")
         try:
             os.write(2, line)
         except OSError:

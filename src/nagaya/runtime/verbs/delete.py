@@ -18,5 +18,6 @@ OPTIONS = [Option("force f", FLAG, "Forcibly deletes the container if it is stil
 
 def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
     """0 when nothing is left."""
-    lifecycle.delete(settings.root, positional[0], force=options["force"])
+    for text in lifecycle.delete(settings.root, positional[0], force=options["force"]):
+        settings.log.message("warning", text)
     return 0

@@ -50,5 +50,6 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
         return 0
     code = front.wait(launched)
     if not options["keep"]:
-        container.delete(settings.root, identifier, force=True)
+        for text in container.delete(settings.root, identifier, force=True):
+            settings.log.message("warning", text)
     return code
