@@ -273,3 +273,14 @@ def test_a_filter_without_getcwd_stops_no_program(box: Bundle) -> None:
         "syscalls": [{"names": ["getcwd"], "action": "SCMP_ACT_ERRNO"}],
     }
     assert box.shell("echo runs") == "runs\n"
+
+
+def test_a_poststart_hook_that_fails_stops_the_container(our_box: Bundle) -> None:
+    # as the specification has it since 1.3
+    our_box.spec["hooks"] = {"poststart": [{"path": "/bin/false"}]}
+    our_box.spec["process"]["args"] = ["sleep", "1000"]
+    our_box.save()
+    our_box.ok("create", "--bundle", str(our_box.path), our_box.id)
+    done = our_box.call("start", our_box.id)
+    assert done.returncode == 1 and "error running poststart hook #0" in done.stderr
+    assert our_box.status() == "stopped"

@@ -123,7 +123,11 @@ def start(root: str, identifier: str) -> None:
         raise FailedPrecondition("container process is already dead", subject=identifier) from None
     finally:
         os.unlink(claimed)
-    poststart(record)
+    try:
+        poststart(record)
+    except NagayaError:
+        _kill_first(record)  # the container is to be stopped then (runtime-spec, runtime.md "Lifecycle")
+        raise
 
 
 def poststart(record: dict[str, Any]) -> None:
