@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -284,3 +285,18 @@ def test_a_poststart_hook_that_fails_stops_the_container(our_box: Bundle) -> Non
     done = our_box.call("start", our_box.id)
     assert done.returncode == 1 and "error running poststart hook #0" in done.stderr
     assert our_box.status() == "stopped"
+
+
+def test_dac_override_lets_a_user_execute_what_is_roots(box: Bundle) -> None:
+    program = box.rootfs / "tmp/echo"
+    shutil.copy("/bin/busybox", program)
+    program.chmod(0o700)
+    process = box.spec["process"]
+    process["user"] = {"uid": 1000, "gid": 1000}
+    held = ["CAP_DAC_OVERRIDE"]
+    process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), held)
+    done = box.run("/tmp/echo", "hi")
+    assert (done.returncode, done.stdout) == (0, "hi\n"), done
+    process["capabilities"] = {}
+    done = box.run("/tmp/echo", "hi")
+    assert done.returncode != 0 and "permission denied" in done.stderr, done

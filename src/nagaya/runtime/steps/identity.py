@@ -279,8 +279,10 @@ def _executable(path: bytes) -> int:
         return error.errno or errno.ENOENT
     if stat.S_ISDIR(mode):
         return errno.EISDIR
-    # our ids are all the same by now, and a filter made before faccessat2(2) would refuse that call
-    return 0 if os.access(path, os.X_OK) else errno.EACCES
+    # access(2) drops the capabilities of who is not root; faccessat2(2) does not, but a filter made before
+    # it refuses it: either will do, the exec has the last word
+    allowed = os.access(path, os.X_OK) or os.access(path, os.X_OK, effective_ids=True)
+    return 0 if allowed else errno.EACCES
 
 
 def _failure(prefix: str, name: str, problem: int) -> CommandNotFound | CommandNotExecutable:
