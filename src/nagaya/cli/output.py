@@ -173,6 +173,14 @@ def filters(words: Sequence[str]) -> str:
     return json.dumps(found)
 
 
+def label_fields(labels: Mapping[str, str]) -> dict[str, Any]:
+    """A row's {{.Labels}} and {{.Label "name"}}."""
+    return {
+        "Labels": ",".join(f"{key}={labels[key]}" for key in sorted(labels)),
+        "Label": lambda name: labels.get(name, ""),
+    }
+
+
 def rows(
     items: Sequence[Mapping[str, Any]],
     columns: Sequence[tuple[str, str]],

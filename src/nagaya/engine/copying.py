@@ -96,7 +96,7 @@ def pack(view: View, path: str, found: PathStat) -> Iterator[bytes]:
             yield from _member(fd, last, found.name, links)
         finally:
             os.close(fd)
-    elif path.endswith(("/", "/.")) or _is_ours(view, path):
+    elif _is_ours(view, path):
         yield from _tree(view, clean(path), found.name, links)
     else:  # one of the kernel's file systems, or a tmpfs: left empty
         yield _header(_info(found.info, found.name, tarfile.DIRTYPE))
@@ -288,9 +288,7 @@ class Unpack:
             raise InvalidArgument(f"{show(entry.name)}: owner {entry.uid}:{entry.gid} is out of range")
         check_writable(self._view, path)
         if self._view.place(path)[0].name:
-            raise FailedPrecondition(
-                f"unlinkat {show(entry.name)}: device or resource busy", subject="archive"
-            )
+            raise _busy(entry)
         os.close(self._view.make_directory(path.rpartition("/")[0] or "/"))
         directory, name = self._view.parent(path)
         try:
@@ -317,9 +315,7 @@ class Unpack:
             if error.errno == errno.ENOENT:
                 return
             if error.errno == errno.EXDEV and entry.kind != DIRECTORY:
-                raise FailedPrecondition(
-                    f"unlinkat {show(entry.name)}: device or resource busy", subject="archive"
-                ) from None
+                raise _busy(entry) from None
             if error.errno == errno.EXDEV:
                 return
             raise
@@ -405,6 +401,10 @@ class Unpack:
             finally:
                 os.close(fd)
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=directory, follow_symlinks=False)
+
+
+def _busy(entry: Entry) -> FailedPrecondition:
+    return FailedPrecondition(f"unlinkat {show(entry.name)}: device or resource busy", subject="archive")
 
 
 def check_writable(view: View, path: str) -> None:

@@ -159,14 +159,14 @@ class BuiltIn:
 
     async def delete(self, container_id: str) -> None:
         for attempts_left in (2, 1, 0):
-            # NotFound: the attempt ended before there was anything, or it is gone already
-            with suppress(NotFound):
-                try:
-                    await self._world.supervisor.call(self._request("delete", container_id, force=True))
-                except (BuilderDied, Unavailable):
-                    if attempts_left:
-                        continue  # it or its keeper was killed: what it left is still to be removed
-                    raise
+            try:
+                await self._world.supervisor.call(self._request("delete", container_id, force=True))
+            except NotFound:
+                pass  # the attempt ended before there was anything, or it is gone already
+            except (BuilderDied, Unavailable):
+                if attempts_left:
+                    continue  # it or its keeper was killed: what it left is still to be removed
+                raise
             return
 
 

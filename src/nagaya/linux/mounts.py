@@ -12,6 +12,10 @@ from _struct import pack
 
 from nagaya.linux.ffi import buffer, syscall
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
@@ -121,6 +125,16 @@ def fsconfig_fd(fd: int, key: str, value: int) -> None:
 def fsconfig_flag(fd: int, key: str) -> None:
     """fsconfig(2) with FSCONFIG_SET_FLAG."""
     syscall("fsconfig", fd, FSCONFIG_SET_FLAG, _c(key), None, 0, subject=key)
+
+
+def fsconfig_options(fd: int, words: Iterable[str]) -> None:
+    """Options as mount(8) writes them: "key=value", or "key" for a flag."""
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals:
+            fsconfig_string(fd, key, value)
+        else:
+            fsconfig_flag(fd, key)
 
 
 def fsconfig_create(fd: int) -> None:

@@ -35,12 +35,7 @@ def mount_overlay(overlay: dict[str, Any]) -> int:
         if upper:
             m.fsconfig_string(fd, "upperdir", upper)
             m.fsconfig_string(fd, "workdir", work)
-        for option in options:
-            key, equals, value = option.partition("=")
-            if equals:
-                m.fsconfig_string(fd, key, value)
-            else:
-                m.fsconfig_flag(fd, key)
+        m.fsconfig_options(fd, options)
         m.fsconfig_create(fd)
         return m.fsmount(fd)
     finally:

@@ -125,6 +125,10 @@ class Parsed:
                 data.append(word)
         self.data = ",".join(data)
 
+    def words(self) -> list[str]:
+        """The file system's own options, one by one."""
+        return self.data.split(",") if self.data else []
+
 
 _ATIMES = m.MS_NOATIME | m.MS_NODIRATIME | m.MS_RELATIME | m.MS_STRICTATIME
 # what a mount that came from a more privileged namespace keeps (mount_namespaces(7))

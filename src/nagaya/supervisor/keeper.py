@@ -473,10 +473,10 @@ class Keeper:
             if not pid:
                 return
             now = time.time_ns()
-            entry = self._by_pid.get(pid)
             if self._builders.reaped(pid, status):
-                pass
-            elif entry is not None:
+                continue
+            entry = self._by_pid.get(pid)
+            if entry is not None:
                 self._exited(entry, status, now)
             elif pid == self._io.pid:
                 self._io.died()

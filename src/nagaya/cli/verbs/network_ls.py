@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nagaya.cli.flags import Flag
-from nagaya.cli.output import filters, rows, short_id
+from nagaya.cli.output import filters, label_fields, rows, short_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def run(given: Given, client: Client) -> int:
     """Print one line a network."""
     found = []
     for item in client.call("GET", "/networks", {"filters": filters(given["filter"])}):
-        labels = item.get("Labels") or {}
         found.append(
             {
                 "ID": item["Id"] if given["no-trunc"] else short_id(item["Id"]),
@@ -44,8 +43,7 @@ def run(given: Given, client: Client) -> int:
                 "IPv4": str(item.get("EnableIPv4", True)).lower(),
                 "IPv6": str(item.get("EnableIPv6", False)).lower(),
                 "Internal": str(item.get("Internal", False)).lower(),
-                "Labels": ",".join(f"{key}={labels[key]}" for key in sorted(labels)),
-                "Label": lambda name, labels=labels: labels.get(name, ""),
+                **label_fields(item.get("Labels") or {}),
                 "CreatedAt": item["Created"],
             }
         )

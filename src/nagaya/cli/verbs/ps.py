@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from nagaya.cli.flags import Flag
-from nagaya.cli.output import ago, ellipsis, filters, go_quote, human_size, local_time, rows, short_id
+from nagaya.cli.output import (
+    ago,
+    ellipsis,
+    filters,
+    go_quote,
+    human_size,
+    label_fields,
+    local_time,
+    rows,
+    short_id,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +78,6 @@ def run(given: Given, client: Client) -> int:
 
 def row(item: Mapping[str, Any], *, full: bool) -> dict[str, Any]:
     """The fields of one container, under docker's names."""
-    labels = item.get("Labels") or {}
     command = item.get("Command", "")
     size = human_size(item.get("SizeRw") or 0)
     if item.get("SizeRootFs"):
@@ -86,8 +95,7 @@ def row(item: Mapping[str, Any], *, full: bool) -> dict[str, Any]:
         "Status": item.get("Status", ""),
         "Size": size,
         "Names": ",".join(names),
-        "Labels": ",".join(f"{key}={labels[key]}" for key in sorted(labels)),
-        "Label": lambda name: labels.get(name, ""),
+        **label_fields(item.get("Labels") or {}),
         "Mounts": ",".join(mounts if full else [ellipsis(m, 15) for m in mounts]),
         "LocalVolumes": str(sum(mount.get("Driver") == "local" for mount in item.get("Mounts") or ())),
         "Networks": ",".join(sorted((item.get("NetworkSettings") or {}).get("Networks") or ())),

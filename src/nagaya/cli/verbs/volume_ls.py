@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nagaya.cli.flags import Flag
-from nagaya.cli.output import filters, rows
+from nagaya.cli.output import filters, label_fields, rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,12 +27,10 @@ def run(given: Given, client: Client) -> int:
     """Print one line a volume."""
     found = []
     for item in client.call("GET", "/volumes", {"filters": filters(given["filter"])})["Volumes"] or ():
-        labels = item.get("Labels") or {}
         found.append(
             {
                 **{field: item[field] for field in ("Driver", "Name", "Mountpoint", "Scope")},
-                "Labels": ",".join(f"{key}={labels[key]}" for key in sorted(labels)),
-                "Label": lambda name, labels=labels: labels.get(name, ""),
+                **label_fields(item.get("Labels") or {}),
             }
         )
     found.sort(key=lambda row: str(row["Name"]))

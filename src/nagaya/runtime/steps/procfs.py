@@ -63,11 +63,6 @@ def by_helper(step: plan.Mount) -> int:
 
 def _finish(fd: int, step: plan.Mount) -> int:
     m.fsconfig_string(fd, "source", step.source or "proc")
-    for option in step.options.data.split(",") if step.options.data else ():
-        key, equals, value = option.partition("=")
-        if equals:
-            m.fsconfig_string(fd, key, value)
-        else:
-            m.fsconfig_flag(fd, key)
+    m.fsconfig_options(fd, step.options.words())
     m.fsconfig_create(fd)
     return m.fsmount(fd, attributes(step.options.flags, 0)[0])

@@ -216,12 +216,7 @@ def _copy_up(where: int, step: plan.Mount, flags: int) -> None:
     """A tmpfs that begins with what the image has at its place."""
     fd = m.fsopen("tmpfs")
     m.fsconfig_string(fd, "source", step.source or "tmpfs")
-    for option in step.options.data.split(",") if step.options.data else ():
-        key, equals, value = option.partition("=")
-        if equals:
-            m.fsconfig_string(fd, key, value)
-        else:
-            m.fsconfig_flag(fd, key)
+    m.fsconfig_options(fd, step.options.words())
     m.fsconfig_create(fd)
     tree = m.fsmount(fd)
     os.close(fd)
