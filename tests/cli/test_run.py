@@ -36,7 +36,12 @@ def test_commands_that_do_not_start(cli: Cli, command: list[str], status: int, w
     # docker 20.10 knows one of the words for a directory only
     assert said.status == status or (cli.name == "docker20" and command == ["/etc"] and said.status == 125)
     assert said.out == ""
-    first = said.err.splitlines()[0]
+    lines = said.err.splitlines()
+    if cli.name == "docker20":  # what waits in this client notes its own end, before or after the error
+        lines = [
+            line for line in lines if not line.endswith('"error waiting for container: context canceled"')
+        ]
+    first = lines[0]
     assert first.startswith(("docker: Error response from daemon: ", "nagaya: Error response from daemon: "))
     assert word in said.err or (command == ["/etc"] and "is a directory" in said.err)
     assert cli.ok("ps", "-aq") == ""
