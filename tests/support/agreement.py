@@ -30,12 +30,12 @@ def disagreements(house: House) -> list[str]:
     shown = listed(house)
     ids = set(shown)
     up = {i for i, (_, state) in shown.items() if state in ("running", "paused")}
-    wired = {
-        i
-        for i in up
-        if call(house.socket, "GET", f"/containers/{i}/json").json["HostConfig"]["NetworkMode"] != "none"
-    }
-    found = []
+    answers = {i: call(house.socket, "GET", f"/containers/{i}/json") for i in up}
+    found = [f"{shown[i]} is listed, but {a.status}" for i, a in answers.items() if a.status != 200]
+    if found:
+        return found  # one that ended and went since it was listed, or a story to be told again
+    inspected = {i: answer.json for i, answer in answers.items()}
+    wired = {i for i in up if inspected[i]["HostConfig"]["NetworkMode"] != "none"}
 
     def same(what: str, told: set[Any], expected: set[Any]) -> None:
         if told != expected:
@@ -72,7 +72,7 @@ def disagreements(house: House) -> list[str]:
     if len(links) != len(wired):
         found.append(f"links {links} of {len(wired)} containers")
     for container_id in up:
-        pid = call(house.socket, "GET", f"/containers/{container_id}/json").json["State"]["Pid"]
+        pid = inspected[container_id]["State"]["Pid"]
         if not Path(f"/proc/{pid}/cwd").exists():
             found.append(f"{shown[container_id]} has no process {pid}")
     return found
