@@ -9,8 +9,9 @@ from contextlib import nullcontext
 
 from nagaya.engine import exits, logs
 from nagaya.engine.model import AttachRequest, Container
+from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
-from nagaya.errors import FailedPrecondition, NotFound
+from nagaya.errors import FailedPrecondition, NagayaError, NotFound
 from nagaya.wire.streams import STDERR, STDOUT, frame
 
 
@@ -52,6 +53,21 @@ async def attach(world: World, ref: str, request: AttachRequest, fd: int) -> Non
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def drop(world: World, slot: Slot) -> None:
+    """Let clients go that attached to a container that will not run: theirs is the keeper's token."""
+
+    async def release() -> None:
+        try:
+            if slot.container.state not in ("running", "paused"):
+                await world.supervisor.release(slot.container.id)
+        except NagayaError:
+            return  # no keeper, no clients
+
+    if slot.attached:
+        slot.attached = False
+        world.task(release(), f"drop clients of {slot.container.id[:12]}")
 
 
 async def _replay(world: World, container: Container, request: AttachRequest, fd: int) -> None:

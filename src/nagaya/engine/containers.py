@@ -11,14 +11,14 @@ import asyncio
 import errno
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from nagaya.engine import creation, launch, limits, names, networks, runtimes, signals, volumes
+from nagaya.engine import attachments, creation, launch, limits, names, networks, runtimes, signals
 from nagaya.engine.exits import Exits, settle
 from nagaya.engine.failures import Failure, start_failure
 from nagaya.engine.launch import Launch
@@ -31,6 +31,7 @@ from nagaya.engine.model import (
     RestartPolicy,
     Step,
 )
+from nagaya.engine.removal import remove_slot
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError, NotFound, NotModified
@@ -48,7 +49,8 @@ class Containers:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._exits = Exits(world, self.start_slot, self.remove_slot)
+        self._remove = partial(remove_slot, world)
+        self._exits = Exits(world, self.start_slot, self._remove)
 
     @property
     def exits(self) -> Exits:
@@ -209,10 +211,10 @@ class Containers:
             await world.job(_note_failure, world, container)
         except NagayaError as error:  # the journal has it: recovery takes it away
             log.error("after the failed start of container %s: %s", container.id[:12], error)
-        self._exits.drop_attached(slot)
+        attachments.drop(world, slot)
         if container.config.auto_remove:
             slot.notify("not-running", "next-exit")
-            await self.remove_slot(slot, volumes_too=True)
+            await self._remove(slot, volumes_too=True)
 
     # stop, kill, pause
 
@@ -278,7 +280,7 @@ class Containers:
             if container.config.auto_remove and not slot.restarts:
                 async with slot.lock:
                     if container.state == "exited" and self._world.roster.get(container.id) is slot:
-                        await self.remove_slot(slot, volumes_too=True)
+                        await self._remove(slot, volumes_too=True)
         self._world.bus.container(container, "restart")
 
     async def kill(self, ref: str, signal: str = "KILL") -> None:
@@ -440,60 +442,8 @@ class Containers:
                 if container.state in _LIVE:
                     continue  # who held the lock has just started it
                 if self._world.roster.get(container.id) is slot:  # else `--rm` was faster
-                    await self.remove_slot(slot, volumes_too=volumes_too)
+                    await self._remove(slot, volumes_too=volumes_too)
                 return
-
-    async def remove_slot(self, slot: Slot, *, volumes_too: bool) -> None:
-        """Delete it; the lock is held and it does not run."""
-        world, container = self._world, slot.container
-        previous, container.state = container.state, "removing"
-        self._exits.drop_attached(slot)
-        anonymous = [
-            point.source
-            for point in container.mount_points
-            if volumes_too and point.type == "volume" and names.is_id(point.source)
-        ]
-        used = {p.source for s in world.roster if s is not slot for p in s.container.mount_points}
-        try:
-            await world.job(remove_files, world, container.id, [v for v in anonymous if v not in used])
-        except Exception:
-            container.state = previous if previous != "restarting" else "exited"
-            if await world.job(world.journal.is_pending, "remove", container.id):
-                # half of it may be gone, and a daemon that finds the journal's row takes the rest: it
-                # must not start again
-                container.state = "dead"
-            raise
-        world.roster.discard(container.id)
-        if slot.unwritten:
-            await world.supervisor.release(container.id)
-        slot.notify("not-running", "next-exit", "removed")
-        world.bus.container(container, "destroy")
-
-
-def remove_files(world: World, container_id: str, anonymous: list[str]) -> None:
-    """Snapshot, directory, anonymous volumes, row. Blocking; may be repeated after a crash."""
-    journal = world.journal
-    journal.begin("remove", container_id, {"volumes": anonymous})
-    launch.remove_bundle(world, container_id)
-    world.images.remove_snapshot(container_id)
-    journal.point("remove: snapshot")
-    directory = world.settings.container_dir(container_id)
-    for last in (False, False, True):
-        try:
-            if os.path.isdir(directory):
-                shutil.rmtree(directory)
-            break
-        except OSError as error:
-            # a new io, started meanwhile, opens the log of who is still known to it
-            if last or error.errno != errno.ENOTEMPTY:
-                raise
-    journal.point("remove: directory")
-    for name in anonymous:
-        volumes.remove(world.ledger, world.settings.root, name)
-    with world.ledger.write():
-        world.ledger.delete_container(container_id)
-        journal.settle("remove", container_id)
-    journal.point("remove: done")
 
 
 def _begin_plain(world: World, container: Container, peers: Mapping[str, Container]) -> Launch:

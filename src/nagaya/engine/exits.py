@@ -132,20 +132,6 @@ class Exits:
         if container.config.ports or container.config.publish_all:
             await world.supervisor.unhold(networks.hold_token(container.id))
 
-    def drop_attached(self, slot: Slot) -> None:
-        """Let clients go that attached to a container that will not run: theirs is the keeper's token."""
-
-        async def drop() -> None:
-            try:
-                if slot.container.state not in ("running", "paused"):
-                    await self._world.supervisor.release(slot.container.id)
-            except NagayaError:
-                return  # no keeper, no clients
-
-        if slot.attached:
-            slot.attached = False
-            self._world.task(drop(), f"drop clients of {slot.container.id[:12]}")
-
     # restart policies
 
     def _schedule(self, slot: Slot, delay: float) -> None:

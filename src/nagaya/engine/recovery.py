@@ -14,9 +14,10 @@ import os
 import time
 
 from nagaya.engine import creation, files, launch, names, networks, restart, runtimes
-from nagaya.engine.containers import Containers, remove_files
+from nagaya.engine.containers import Containers
 from nagaya.engine.journal import Operation
 from nagaya.engine.keeper import Exit
+from nagaya.engine.removal import remove_files
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
 from nagaya.errors import NagayaError
