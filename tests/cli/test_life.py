@@ -288,6 +288,20 @@ def test_restart_policies(cli: Cli) -> None:
     assert cli.ok("logs", "box") == "try\ntry\ntry"
 
 
+def test_health(cli: Cli) -> None:
+    check = ("--health-cmd", "test -e /well", "--health-interval", "200ms", "--health-retries", "1")
+    cli.ok("run", "-d", "--name", "box", *check, IMAGE, "sleep", "600")
+    status = ("inspect", "-f", "{{.State.Health.Status}} {{json .Config.Healthcheck.Test}}", "box")
+    told = ' ["CMD-SHELL","test -e /well"]'
+    wait_for(lambda: cli.ok(*status) == "unhealthy" + told, 20, "its illness")
+    cli.ok("exec", "box", "touch", "/well")
+    wait_for(lambda: cli.ok(*status) == "healthy" + told, 20, "its health")
+    listed = ("ps", "--filter", "health=healthy", "--format", "{{.Names}} {{.Status}}")
+    assert re.fullmatch(r"box Up .* \(healthy\)", cli.ok(*listed))
+    cli.ok("run", "-d", "--name", "other", "--no-healthcheck", IMAGE, "sleep", "600")
+    assert "(" not in cli.ok("ps", "--filter", "name=other", "--format", "{{.Status}}")
+
+
 def test_auto_remove_takes_its_volumes(cli: Cli) -> None:
     cli.ok("run", "-d", "--rm", "--name", "box", "-v", "/data", IMAGE, "sleep", "600")
     name = cli.ok("inspect", "-f", "{{(index .Mounts 0).Name}}", "box")

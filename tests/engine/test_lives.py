@@ -52,6 +52,21 @@ def test_on_failure_leaves_success_alone(house: House) -> None:
     house.ok("rm", "works")
 
 
+def test_health_is_not_forgotten_with_the_daemon(house: House) -> None:
+    house.ok(
+        *("run", "-d", "--name", "well", "--health-cmd", "echo fine", "--health-interval", "100ms"),
+        *(IMAGE, "sleep", "600"),
+    )
+    wait_for(lambda: len(state(house, "well")["Health"]["Log"]) == 5, 20, "five checks")
+    house.kill_daemon()
+    house.start()
+    known = state(house, "well")["Health"]
+    assert (known["Status"], len(known["Log"]), known["Log"][0]["Output"]) == ("healthy", 5, "fine\n")
+    last = known["Log"][-1]["Start"]
+    wait_for(lambda: state(house, "well")["Health"]["Log"][0]["Start"] > last, 20, "checks of the new daemon")
+    house.ok("rm", "-f", "well")
+
+
 @pytest.mark.parametrize("policy", ["always", "unless-stopped"])
 def test_always_until_it_is_stopped(house: House, policy: str) -> None:
     house.ok("run", "-d", "--name", "again", "--restart", policy, IMAGE, "sleep", "0.05")

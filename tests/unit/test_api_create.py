@@ -145,7 +145,6 @@ def test_mounts() -> None:
         ({"VolumesFrom": ["x"]}, {}, "HostConfig.VolumesFrom is not supported yet"),
         ({"DeviceRequests": [{"Count": -1}]}, {}, "HostConfig.DeviceRequests is not supported yet"),
         ({"UsernsMode": "private"}, {}, "HostConfig.UsernsMode is not supported yet"),
-        ({}, {"Healthcheck": {"Test": ["CMD", "x"]}}, "Config.Healthcheck is not supported yet"),
         ({"Binds": ["/a:/b:fast"]}, {}, "invalid mode: fast"),
         ({"Binds": ["/a:/b:ro,rw"]}, {}, "invalid mode: ro,rw"),
         ({"Binds": ["/a:ro"]}, {}, "invalid volume specification: '/a:ro'"),

@@ -55,6 +55,7 @@ CREATE_FLAGS = (
     _text("health-cmd", "Command that tells whether the container is healthy"),
     _text("health-interval", "Time between two checks"),
     _int("health-retries", "Failures in a row that make it unhealthy"),
+    _text("health-start-interval", "Time between two checks while the container starts up"),
     _text("health-start-period", "Time to start up before failures count"),
     _text("health-timeout", "Longest time of a check"),
     _text("hostname", "Host name of the container", "h"),
@@ -308,7 +309,12 @@ def _endpoints(given: Given) -> dict[str, Any]:
 
 
 def _health(given: Given) -> dict[str, Any] | None:
-    names = {"health-interval": "Interval", "health-timeout": "Timeout", "health-start-period": "StartPeriod"}
+    names = {
+        "health-interval": "Interval",
+        "health-timeout": "Timeout",
+        "health-start-period": "StartPeriod",
+        "health-start-interval": "StartInterval",
+    }
     check: dict[str, Any] = {
         key: value_of(given, flag, values.duration) for flag, key in names.items() if given[flag]
     }

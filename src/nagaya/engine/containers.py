@@ -18,9 +18,10 @@ from typing import Any
 
 import msgspec
 
-from nagaya.engine import attachments, creation, launch, limits, names, networks, runtimes, signals
+from nagaya.engine import attachments, creation, health, launch, limits, names, networks, runtimes, signals
 from nagaya.engine.exits import Exits, settle
 from nagaya.engine.failures import Failure, start_failure
+from nagaya.engine.health import Monitors
 from nagaya.engine.launch import Launch
 from nagaya.engine.model import (
     Container,
@@ -47,10 +48,15 @@ _LIVE = ("running", "paused", "restarting")
 class Containers:
     """Transitions of containers. Lives on the event loop."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, monitors: Monitors) -> None:
         self._world = world
+        self._monitors = monitors
         self._remove = partial(remove_slot, world)
-        self._exits = Exits(world, self.start_slot, self._remove)
+        self._exits = Exits(world, self.start_slot, self._remove, monitors.end)
+
+    def watch(self, slot: Slot) -> None:
+        """Go on with the health checks of a container that an earlier daemon started."""
+        self._monitors.begin(slot)
 
     @property
     def exits(self) -> Exits:
@@ -146,12 +152,13 @@ class Containers:
         container.error = ""
         container.oom_killed = False
         container.started = time.time_ns()
-        container.finished = 0 if container.finished == 0 else container.finished
+        container.health = health.at_start(container)
         try:
             await world.job(_record_start, world, container, steps)
         except NagayaError as error:  # the journal has the start, the keeper the process: nothing is lost
             log.error("the start of container %s cannot be written: %s", container.id[:12], error)
         world.bus.container(container, "start")
+        self._monitors.begin(slot)
 
     def _peers(self, container: Container) -> dict[str, Container]:
         found: dict[str, Container] = {}
@@ -330,6 +337,7 @@ class Containers:
             if slot.container.state == "paused":
                 await self.ask(slot.container, "resume")
                 slot.container.state = "running"
+                self._monitors.begin(slot)
 
     async def pause(self, ref: str) -> None:
         """Freeze all processes."""
@@ -346,6 +354,7 @@ class Containers:
                 raise FailedPrecondition(f"container {container.id} is not running")
             await self.ask(container, "pause")
             container.state = "paused"
+            self._monitors.end(slot)
             await self._world.job(self._world.ledger.put_container, container)
         self._world.bus.container(container, "pause")
 
@@ -358,6 +367,7 @@ class Containers:
                 raise FailedPrecondition(f"container {container.id} is not paused")
             await self.ask(container, "resume")
             container.state = "running"
+            self._monitors.begin(slot)
             await self._world.job(self._world.ledger.put_container, container)
         self._world.bus.container(container, "unpause")
 

@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from nagaya.engine import files, limits, merge, names, privileges, spec_mounts, volumes
+from nagaya.engine import files, health, limits, merge, names, privileges, spec_mounts, volumes
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.logs import log_settings
 from nagaya.engine.model import Container, ContainerConfig, CreateRequest, MountSpec
@@ -48,6 +48,8 @@ def check(world: World, config: ContainerConfig) -> tuple[ContainerConfig, list[
         config.sysctls, host_network=config.network_mode == "host", host_ipc=config.ipc_mode == "host"
     )
     privileges.rlimits(config.ulimits)
+    if config.health is not None:
+        health.check(config.health)
     log_settings(settings, "", config.log)
     if config.hostname:
         resolv.check_hostname(config.hostname)

@@ -16,6 +16,7 @@ from nagaya.engine import archives, attachments, logs, networks, recovery, top, 
 from nagaya.engine.containers import Containers
 from nagaya.engine.copying import PathStat
 from nagaya.engine.execs import Execs
+from nagaya.engine.health import Monitors
 from nagaya.engine.images import Images
 from nagaya.engine.keeper import Exit
 from nagaya.engine.model import (
@@ -51,8 +52,9 @@ class Engine:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._containers = Containers(world)
         self._execs = Execs(world)
+        self._monitors = Monitors(world, self._execs)
+        self._containers = Containers(world, self._monitors)
         self._images = Images(world)
         self._early: list[Exit] | None = []  # exits that come while recovery works
         self._unasked: list[str] | None = []  # and processes
@@ -78,6 +80,7 @@ class Engine:
         """End, leaving all containers as they are."""
         if self._guard is not None:
             self._guard.cancel()
+        self._monitors.close()
         self._containers.exits.stop_restarting()
         await self._world.close()
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
+import socket
 import time
+from contextlib import suppress
 
 from nagaya.engine import launch, names, runtimes
 from nagaya.engine.failures import exec_failure
 from nagaya.engine.keeper import Exit
-from nagaya.engine.model import Exec, ExecConfig
+from nagaya.engine.model import Container, Exec, ExecConfig
 from nagaya.engine.world import World
-from nagaya.errors import FailedPrecondition, InvalidArgument, NotFound
+from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NotFound
+from nagaya.linux.namespaces import pidfd_send_signal
 from nagaya.linux.process import is_ending
 
 _KEPT = 256  # finished sessions that can still be inspected
@@ -30,6 +32,7 @@ class Execs:
     def __init__(self, world: World) -> None:
         self._world = world
         self._sessions: dict[str, Exec] = {}
+        self._ends: dict[str, asyncio.Event] = {}
         self._ended: dict[str, int] = {}
 
     def owns(self, token: str) -> bool:
@@ -63,7 +66,8 @@ class Execs:
         self._prune()
         exec_id = names.new_id()
         self._sessions[exec_id] = Exec(exec_id, container.id, config)
-        self._world.bus.container(container, f"exec_create: {shlex.join(config.command)}", execID=exec_id)
+        self._ends[exec_id] = asyncio.Event()
+        self._world.bus.container(container, f"exec_create: {_line(config)}", execID=exec_id)
         return exec_id
 
     @staticmethod
@@ -78,9 +82,16 @@ class Execs:
             raise FailedPrecondition(f"container {container_id} is not running")
 
     async def start(
-        self, exec_id: str, fd: int | None, *, preface: bytes, console: tuple[int, int] | None
+        self,
+        exec_id: str,
+        fd: int | None,
+        *,
+        preface: bytes = b"",
+        console: tuple[int, int] | None = None,
+        frames: bool = True,
     ) -> None:
-        """Run it, attached to fd when there is one. See EngineService."""
+        """Run it, attached to fd when there is one; without `frames` both streams come there as they are.
+        See EngineService."""
         world = self._world
         try:
             session = self.get(exec_id)
@@ -105,7 +116,7 @@ class Execs:
                     stdin=config.attach_stdin,
                     stdout=config.attach_stdout,
                     stderr=config.attach_stderr,
-                    mux=not config.tty,
+                    mux=frames and not config.tty,
                     stdin_once=True,
                     detach_keys=config.detach_keys,
                     preface=preface,
@@ -120,6 +131,7 @@ class Execs:
                 os.close(fd)
             session.running = False
             self._ended[exec_id] = time.monotonic_ns()
+            self._ends[exec_id].set()
             if not isinstance(error, Exception):
                 session.exit_code = 126
                 raise
@@ -130,7 +142,7 @@ class Execs:
             raise failure.error from error
         if session.running:  # else its exit came first
             session.pid = started.pid
-        world.bus.container(container, f"exec_start: {shlex.join(config.command)}", execID=exec_id)
+        world.bus.container(container, f"exec_start: {_line(config)}", execID=exec_id)
 
     async def exited(self, exit: Exit) -> None:
         """Note a session's end."""
@@ -139,6 +151,7 @@ class Execs:
         session.exit_code = exit.code if exit.known else 255
         session.pid = 0
         self._ended[session.id] = time.monotonic_ns()
+        self._ends[session.id].set()
         slot = self._world.roster.get(session.container_id)
         if slot is not None:
             self._world.bus.container(
@@ -154,16 +167,96 @@ class Execs:
             raise FailedPrecondition(f"exec process is not started: {exec_id}")
         await self._world.supervisor.resize(exec_id, height, width)
 
+    async def end_of(self, exec_id: str) -> int:
+        """The exit code of a session that was started, once there is one."""
+        await self._ends[exec_id].wait()
+        return self._sessions[exec_id].exit_code or 0
+
     def forget_container(self, container_id: str) -> None:
         """The container is gone: so are its sessions that do not run."""
         for session in tuple(self._sessions.values()):
             if session.container_id == container_id and not session.running:
-                del self._sessions[session.id]
-                self._ended.pop(session.id, None)
+                self.forget(session.id)
+
+    def forget(self, exec_id: str) -> None:
+        """Nobody will ask for the session any more."""
+        self._sessions.pop(exec_id, None)
+        self._ended.pop(exec_id, None)
+        self._ends.pop(exec_id, None)
 
     def _prune(self) -> None:
         now = time.monotonic_ns()
         for exec_id, ended in tuple(self._ended.items()):
             if now - ended > _KEPT_NS or len(self._ended) > _KEPT:
-                self._sessions.pop(exec_id, None)
-                del self._ended[exec_id]
+                self.forget(exec_id)
+
+
+def _line(config: ExecConfig) -> str:
+    """As dockerd tells of it: nothing is quoted, and a space follows the first word in any case."""
+    return f"{config.command[0]} {' '.join(config.command[1:])}"
+
+
+class Run:
+    """A command that the engine itself runs in a container: its first `most` bytes of output are kept, its
+    end is waited for. `close` it in any case."""
+
+    def __init__(self, world: World, execs: Execs, container: Container, words: tuple[str, ...], most: int):
+        self._world = world
+        self._execs = execs
+        self._container = container
+        self._config = ExecConfig(words, attach_stdout=True, attach_stderr=True)
+        self._most = most
+        self._kept = bytearray()
+        self._id = ""
+
+    @property
+    def output(self) -> str:
+        """What it has written so far, "..." in place of what was too much."""
+        text = self._kept[: self._most].decode("utf-8", "replace")
+        return text + "..." if len(self._kept) > self._most else text
+
+    @property
+    def ended(self) -> bool:
+        """There is no process of it, and none will come."""
+        return self._world.supervisor.is_free(self._id)
+
+    async def finish(self) -> int:
+        """Run it; its exit code. Raises what `create` and `start` raise."""
+        self._id = await self._execs.create(self._container.id, self._config)
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            reading = asyncio.get_running_loop().create_task(self._read(ours))
+            try:
+                await self._execs.start(self._id, theirs.detach(), frames=False)
+                code = await self._execs.end_of(self._id)
+                await reading  # the end of the output came before that of the process
+                return code
+            finally:
+                reading.cancel()
+
+    async def _read(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(OSError):
+            while data := await loop.sock_recv(sock, 65536):
+                self._kept += data[: self._most + 1 - len(self._kept)]
+
+    async def kill(self, patience: float) -> None:
+        """SIGKILL, and wait for its end for so many seconds."""
+        self._kill()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while not self.ended:
+                    await asyncio.sleep(0.01)
+
+    def _kill(self) -> None:
+        entry = self._world.supervisor.entries.get(self._id)
+        if entry is not None and entry.pidfd >= 0:
+            with suppress(KernelError):  # it has ended
+                pidfd_send_signal(entry.pidfd, 9)
+
+    def close(self) -> None:
+        """Forget it; a process that still runs is killed."""
+        self._kill()
+        if self.ended:
+            self._execs.forget(self._id)

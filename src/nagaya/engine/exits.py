@@ -33,7 +33,14 @@ class _Remove(Protocol):
 class Exits:
     """Lives on the event loop."""
 
-    def __init__(self, world: World, start: Callable[[Slot], Awaitable[None]], remove: _Remove) -> None:
+    def __init__(
+        self,
+        world: World,
+        start: Callable[[Slot], Awaitable[None]],
+        remove: _Remove,
+        unwatch: Callable[[Slot], None],
+    ) -> None:
+        self._unwatch = unwatch
         self._world = world
         self._start = start
         self._remove = remove
@@ -53,6 +60,7 @@ class Exits:
             container.error = "" if exit.known else "how the process ended is unknown: nobody saw it"
             container.finished = exit.time_ns or time.time_ns()
             container.pid = 0
+            self._unwatch(slot)
             delay = restart.after_exit(container, self._delays.get(container.id, 0.0))
             container.state = "exited" if delay is None else "restarting"
             # before the cgroup goes; a read of cgroupfs waits for no disk

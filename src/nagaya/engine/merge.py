@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from nagaya.engine.model import ContainerConfig
+from nagaya.engine.model import ContainerConfig, HealthCheck
 from nagaya.errors import InvalidArgument
 from nagaya.oci import defaults
-from nagaya.oci.imageconfig import ContainerDefaults, words
+from nagaya.oci.imageconfig import ContainerDefaults, Healthcheck, words
 
 
 def merge(config: ContainerConfig, image: ContainerDefaults) -> ContainerConfig:
@@ -50,7 +50,23 @@ def merge(config: ContainerConfig, image: ContainerDefaults) -> ContainerConfig:
         labels={**(image.labels or {}), **config.labels},
         stop_signal=config.stop_signal or image.stop_signal or "",
         exposed_ports=tuple(dict.fromkeys([*(image.exposed_ports or ()), *config.exposed_ports])),
+        health=_health(config.health, image.healthcheck),
         image_volumes=tuple(dict.fromkeys([*(image.volumes or ()), *config.image_volumes])),
+    )
+
+
+def _health(own: HealthCheck | None, image: Healthcheck | None) -> HealthCheck | None:
+    """The user's check; what it leaves out is the image's."""
+    if image is None:
+        return own
+    given = own or HealthCheck()
+    return HealthCheck(
+        given.test or tuple(image.test or ()),
+        given.interval or image.interval or 0,
+        given.timeout or image.timeout or 0,
+        given.start_period or image.start_period or 0,
+        given.start_interval or image.start_interval or 0,
+        given.retries or image.retries or 0,
     )
 
 

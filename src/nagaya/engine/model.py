@@ -76,6 +76,18 @@ class LogConfig(msgspec.Struct, frozen=True):
     options: dict[str, str] = {}
 
 
+class HealthCheck(msgspec.Struct, frozen=True):
+    """How to find out whether a container is well. test: ("NONE",), ("CMD", word...), ("CMD-SHELL", line);
+    () is the image's. Durations are nanoseconds; 0: the default."""
+
+    test: tuple[str, ...] = ()
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    start_interval: int = 0
+    retries: int = 0
+
+
 class ContainerConfig(msgspec.Struct, frozen=True):
     """Everything a container was created with: the user's wishes already merged with the image's
     defaults where a field says so. Stored as one JSON document in the ledger."""
@@ -99,6 +111,7 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     stop_timeout: int | None = None
     exposed_ports: tuple[str, ...] = ()
     image_volumes: tuple[str, ...] = ()
+    health: HealthCheck | None = None
     # host side
     mounts: tuple[MountSpec, ...] = ()
     ports: tuple[PortBinding, ...] = ()
@@ -172,6 +185,23 @@ class Step(msgspec.Struct, frozen=True):
     duration_ns: int
 
 
+class Probe(msgspec.Struct, frozen=True):
+    """One run of a health check. exit_code -1: it did not come to its end."""
+
+    start: int
+    end: int
+    exit_code: int
+    output: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What the health checks of a container have said so far; log: the last ones, oldest first."""
+
+    status: Literal["starting", "healthy", "unhealthy"] = "starting"
+    failing_streak: int = 0
+    log: tuple[Probe, ...] = ()
+
+
 class Container(msgspec.Struct):
     """What the engine knows of a container. The engine owns and changes it; APIs only read."""
 
@@ -200,6 +230,7 @@ class Container(msgspec.Struct):
     labels: dict[str, str] = {}  # resolved
     stop_signal: str = ""
     trace: tuple[Step, ...] = ()
+    health: Health | None = None  # None: it has no health check
     mount_points: tuple[MountSpec, ...] = ()  # resolved: anonymous volumes named, the image's included
 
 

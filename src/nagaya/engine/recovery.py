@@ -73,6 +73,8 @@ async def recover(world: World, containers: Containers) -> None:
 
     for slot in list(world.roster):
         container = slot.container
+        if container.state == "running":
+            containers.watch(slot)
         if container.state not in ("running", "paused", "restarting") and restart.at_daemon_start(
             container, was_up=container.id in was_up
         ):

@@ -109,6 +109,10 @@ class Supervisor:
         """What it holds over daemon restarts, by token."""
         return self._has.held
 
+    def is_free(self, token: str) -> bool:
+        """There is no process of that token, and none will come."""
+        return not (token in self._has.entries or token in self._starting or token in self._abandoned)
+
     # connection
 
     async def start(self) -> None:

@@ -16,6 +16,17 @@ from nagaya.oci.manifest import MAX_LAYERS, MAX_MANIFEST
 from nagaya.oci.platform import Platform
 
 
+class Healthcheck(msgspec.Struct, frozen=True, rename="pascal"):
+    """Docker's HEALTHCHECK; durations in nanoseconds."""
+
+    test: list[str] | None = None
+    interval: int | None = None
+    timeout: int | None = None
+    start_period: int | None = None
+    start_interval: int | None = None
+    retries: int | None = None
+
+
 class ContainerDefaults(msgspec.Struct, frozen=True, rename="pascal"):
     """What a container made from the image gets unless its user says otherwise."""
 
@@ -28,6 +39,7 @@ class ContainerDefaults(msgspec.Struct, frozen=True, rename="pascal"):
     exposed_ports: dict[str, Any] | None = None
     volumes: dict[str, Any] | None = None
     stop_signal: str | None = None
+    healthcheck: Healthcheck | None = None
 
 
 class RootFS(msgspec.Struct, frozen=True):

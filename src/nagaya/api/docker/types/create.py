@@ -14,12 +14,13 @@ from nagaya.api.docker.types.ports import exposed_ports, port_bindings
 from nagaya.api.docker.types.structs import (
     CreateBody,
     ExecCreateBody,
+    HealthcheckBody,
     HostConfigBody,
     LogConfigBody,
     NetworkingConfigBody,
 )
 from nagaya.engine import signals
-from nagaya.engine.model import ContainerConfig, CreateRequest, ExecConfig, LogConfig
+from nagaya.engine.model import ContainerConfig, CreateRequest, ExecConfig, HealthCheck, LogConfig
 from nagaya.errors import InvalidArgument
 
 DEFAULT_SHM_SIZE = 64 << 20
@@ -73,6 +74,7 @@ def container_config(body: CreateBody, online_cpus: int) -> ContainerConfig:
         stop_signal=body.StopSignal or "",
         stop_timeout=body.StopTimeout,
         exposed_ports=exposed,
+        health=_health(body.Healthcheck),
         image_volumes=tuple(sorted(body.Volumes or ())),
         mounts=specs,
         ports=ports,
@@ -173,9 +175,6 @@ def _check_config(body: CreateBody) -> None:
         signals.number(body.StopSignal)
     if (body.StopTimeout or 0) < -1:
         raise InvalidArgument(f"invalid stop timeout: {body.StopTimeout}", subject="StopTimeout")
-    test = body.Healthcheck.Test if body.Healthcheck is not None else None
-    if test and test != ["NONE"]:
-        raise InvalidArgument("Config.Healthcheck is not supported yet", subject="Config.Healthcheck")
     if body.MacAddress:
         raise InvalidArgument("Config.MacAddress is not supported yet", subject="Config.MacAddress")
     for path in body.Volumes or ():
@@ -220,6 +219,20 @@ def _joined(mode: str) -> bool:
     """ "container:NAME"."""
     kind, _, name = mode.partition(":")
     return kind == "container" and bool(name)
+
+
+def _health(body: HealthcheckBody | None) -> HealthCheck | None:
+    if body is None:
+        return None
+    found = HealthCheck(
+        tuple(body.Test or ()),
+        body.Interval or 0,
+        body.Timeout or 0,
+        body.StartPeriod or 0,
+        body.StartInterval or 0,
+        body.Retries or 0,
+    )
+    return None if found == HealthCheck() else found
 
 
 def _log_config(body: LogConfigBody | None) -> LogConfig:

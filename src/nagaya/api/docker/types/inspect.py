@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from nagaya.api.docker.types.times import rfc3339_nano
 from nagaya.engine.model import Container, ContainerConfig, Endpoint, MountSpec, PortBinding
 from nagaya.oci.defaults import MASKED_PATHS, READONLY_PATHS
@@ -50,7 +52,7 @@ def inspect(container: Container, root: str, run: str = "", exec_ids: Iterable[s
 
 def state(container: Container) -> Json:
     """The State object."""
-    return {
+    shown: Json = {
         "Status": container.state,
         "Running": container.state in ("running", "paused", "restarting"),
         "Paused": container.state == "paused",
@@ -63,6 +65,21 @@ def state(container: Container) -> Json:
         "StartedAt": rfc3339_nano(container.started),
         "FinishedAt": rfc3339_nano(container.finished),
     }
+    if container.health is not None:
+        shown["Health"] = {
+            "Status": container.health.status,
+            "FailingStreak": container.health.failing_streak,
+            "Log": [
+                {
+                    "Start": rfc3339_nano(probe.start),
+                    "End": rfc3339_nano(probe.end),
+                    "ExitCode": probe.exit_code,
+                    "Output": probe.output,
+                }
+                for probe in container.health.log
+            ],
+        }
+    return shown
 
 
 def config(container: Container) -> Json:
@@ -87,6 +104,10 @@ def config(container: Container) -> Json:
         "OnBuild": None,
         "Labels": dict(wish.labels),
     }
+    if wish.health is not None:
+        names = ("Test", "Interval", "Timeout", "StartPeriod", "StartInterval", "Retries")
+        values = zip(names, msgspec.structs.astuple(wish.health), strict=True)
+        shown["Healthcheck"] = {name: value for name, value in values if value}
     if wish.exposed_ports:
         shown["ExposedPorts"] = {port: {} for port in wish.exposed_ports}
     if wish.stop_signal:

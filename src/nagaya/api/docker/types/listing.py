@@ -72,7 +72,7 @@ def status(container: Container, now_ns: int) -> str:
     """ "Up 5 minutes", "Exited (0) 3 seconds ago", as moby's State.String."""
     state = container.state
     if state == "running":
-        return f"Up {human_duration(now_ns - container.started)}"
+        return f"Up {human_duration(now_ns - container.started)}{_health(container)}"
     if state == "paused":
         return f"Up {human_duration(now_ns - container.started)} (Paused)"
     if state == "restarting":
@@ -84,6 +84,13 @@ def status(container: Container, now_ns: int) -> str:
     if state == "created" or not container.finished:
         return "Created"
     return f"Exited ({container.exit_code}) {human_duration(now_ns - container.finished)} ago"
+
+
+def _health(container: Container) -> str:
+    if container.health is None:
+        return ""
+    status = container.health.status
+    return " (health: starting)" if status == "starting" else f" ({status})"
 
 
 def select(
@@ -125,7 +132,7 @@ def select(
             continue
         if codes and (container.exit_code not in codes or container.state not in ("exited", "dead")):
             continue
-        if health and "none" not in health:
+        if health and (container.health.status if container.health else "none") not in health:
             continue
         if any(container.created >= moment for moment in before):
             continue

@@ -165,6 +165,11 @@ class NetworkingConfigBody(msgspec.Struct):
 
 class HealthcheckBody(msgspec.Struct):
     Test: Strings = None
+    Interval: int | None = None
+    Timeout: int | None = None
+    StartPeriod: int | None = None
+    StartInterval: int | None = None
+    Retries: int | None = None
 
 
 class CreateBody(msgspec.Struct):
