@@ -213,6 +213,14 @@ def make(path: str) -> list[str]:
     return made
 
 
+def open_directory(path: str) -> int:
+    """A cgroup, for clone3's CLONE_INTO_CGROUP; the caller closes it. Raises KernelError."""
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _failed(f"open {path}", path, error) from None
+
+
 def children(path: str) -> list[str]:
     """Absolute paths of the cgroups directly below path; empty when path is gone."""
     try:
@@ -245,8 +253,8 @@ def _remove_once(path: str) -> int:
         return 0
     except OSError as error:
         number = error.errno or errno.EIO
-    if number == errno.ENOENT:
-        return 0
+    if number == errno.ENOENT or (number == errno.EROFS and not os.path.isdir(path)):
+        return 0  # a read-only file system is complained of first (the hybrid layout's cgroup2)
     if number in (errno.EBUSY, errno.ENOTEMPTY):
         below = children(path)
         if below:

@@ -11,6 +11,7 @@ import os
 from time import monotonic_ns
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError
+from nagaya.linux import cgroup as cgroup_files
 from nagaya.linux import namespaces as ns
 from nagaya.linux import process as proc
 from nagaya.oci import runtime as oci
@@ -221,22 +222,22 @@ def _make(
         launch.seccomp = compile_filter(linux.get("seccomp"), trace)
         hook_table: dict[str, Any] = spec.get("hooks") or {}
         into = -1
-        if cgroup_driver == "cgroupfs" and _clones_into_cgroup(job, linux):
+        if cgroup_driver == "cgroupfs":
             manager = _new_manager(record, linux, cgroup_driver)
             store.save(path, record)
-            _make_cgroups(manager, linux, trace)
-            into = manager.clone_fd()
-            fds.append(into)
-        spawn(launch, hook_table.get("startContainer") or [], into)
+            into = _birthplace(manager, job, linux, trace)
+            fds.extend([into] if into >= 0 else [])
+        born = spawn(launch, hook_table.get("startContainer") or [], into)
         # from here on there are two of us, and two CPUs: what only the host's side needs comes now
         if manager is None:
             manager = _new_manager(record, linux, cgroup_driver)
         if not job.late:
             _note_process(launch, record)
         store.save(path, record)
-        if into < 0:
+        born &= manager.version == 2
+        if not born:
             _make_cgroups(manager, linux, trace)
-        _place(launch, manager, linux, fds, into >= 0)
+        _place(launch, manager, linux, fds, born)
         prepare(launch, record, hook_table)
         if pid_file and not job.late:
             write_pid_file(pid_file, launch.pid)
@@ -282,12 +283,15 @@ def _has_tiny_memory(linux: dict[str, Any]) -> bool:
     return 0 < limit < _TINY_MEMORY
 
 
-def _clones_into_cgroup(job: plan.Plan, linux: dict[str, Any]) -> bool:
-    """May the first process be born in its cgroup? On v2, where joining waits for the whole world's forks
-    (an RCU grace period, some 20 ms); not when its limits must not count for what prepares it: memory
-    for an interpreter, and the pids of a stage or a late clone."""
-    v2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-    return v2 and not (job.stage or job.late or _has_tiny_memory(linux))
+def _birthplace(manager: cgroups.Manager, job: plan.Plan, linux: dict[str, Any], trace: Trace) -> int:
+    """The cgroup that the first process is born in, or -1. On v2 that is its whole cgroup, as joining waits
+    for the world's forks (an RCU grace period, some 20 ms); not when its limits must not count for what
+    prepares it: memory for an interpreter, and the pids of a stage or a late clone."""
+    if manager.version == 2:
+        if job.stage or job.late or _has_tiny_memory(linux):
+            return -1
+        _make_cgroups(manager, linux, trace)
+    return manager.birthplace()
 
 
 def _new_manager(record: dict[str, Any], linux: dict[str, Any], driver: str) -> cgroups.Manager:
@@ -332,8 +336,6 @@ def _place(
 def _own_memory_fd() -> int:
     """The file by which a process joins the cgroup we are in now: the memory controller's on v1, the
     only one on v2; -1 on a v1 host without that controller."""
-    from nagaya.linux import cgroup as cgroup_files
-
     found, own = cgroup_files.layout(), cgroup_files.own()
     if found.version == 2:
         path = found.unified + cgroup_files.relative_to_mount(own.get("", "/"), found.unified_root)
@@ -407,15 +409,19 @@ def exec_process(
         context.preserve_fds = preserve_fds
         context.userns = job.userns
         context.state = oci_state(record, status, record["pid"])
-        context.join_fds = _exec_fds(manager_of(record), record["pid"], cgroup)
+        manager = manager_of(record)
+        paths = _exec_paths(manager.paths if manager is not None else {}, cgroup or {})
+        context.join_fds = _exec_fds(manager, record["pid"], paths)
         fds.extend(context.join_fds)
+        into = _exec_birthplace(manager, paths)
+        fds.extend([into] if into >= 0 else [])
         launch = Launch(context, ours, job, trace)
         launch.clone_parent = clone_parent
         launch.relayed = relayed
         launch.seccomp = compile_filter((spec.get("linux") or {}).get("seccomp"), trace)
         if job.scheduling is not None and job.scheduling.affinity[0]:
             trace.note(f"nsexec: affinity: {sum(1 << cpu for cpu in job.scheduling.affinity[0]):#x}")
-        spawn(launch, [])
+        spawn(launch, [], into)
         prepare(launch, record, {})
         tell(launch, channel.GO)
         if job.late:
@@ -436,22 +442,27 @@ def exec_process(
     return Launched(launch.pid, launch.pidfd, launch.console)
 
 
-def _exec_fds(manager: cgroups.Manager | None, pid: int, below: dict[str, str] | None) -> list[int]:
-    """Files of the container's cgroups, or of those below them, that a joining process writes to.
-    pid: the container's first process."""
-    if manager is None:
-        return []
-    if not below:
-        return manager.join_fds_beside(pid)
-    paths = dict(manager.paths)
+def _exec_paths(own: dict[str, str], below: dict[str, str]) -> dict[str, str]:
+    """The cgroups that a joining process goes to: the container's own, or those that `--cgroup` names below
+    them. Raises InvalidArgument."""
+    paths = dict(own)
     for controller, path in below.items():
         parts = path.strip("/").split("/")
-        if controller and controller not in paths:
+        if controller and controller not in own:
             raise InvalidArgument(f"unknown controller {controller}", subject="--cgroup")
         if ".." in parts:
             raise InvalidArgument(f"bad sub cgroup path: {path} is not a sub cgroup path", subject="--cgroup")
-        for key in [controller] if controller else list(paths):
-            paths[key] = f"{manager.paths[key]}/{'/'.join(parts)}"
+        for key in [controller] if controller else own:
+            paths[key] = f"{own[key]}/{'/'.join(parts)}"
+    return paths
+
+
+def _exec_fds(manager: cgroups.Manager | None, pid: int, paths: dict[str, str]) -> list[int]:
+    """Files of these cgroups, that a joining process writes to. pid: the container's first process."""
+    if manager is None:
+        return []
+    if paths == manager.paths:
+        return manager.join_fds_beside(pid)
     from nagaya.runtime import cgroups
 
     try:
@@ -459,6 +470,16 @@ def _exec_fds(manager: cgroups.Manager | None, pid: int, below: dict[str, str] |
     except KernelError as error:
         error.step = f"error adding pid to cgroups: open {error.subject}/cgroup.procs"
         raise
+
+
+def _exec_birthplace(manager: cgroups.Manager | None, paths: dict[str, str]) -> int:
+    """As `_birthplace`, in the hybrid layout's cgroup2: the container's, where it has not the one below."""
+    if manager is None or manager.version == 2:
+        return -1
+    for path in (paths.get(""), manager.paths.get("")):
+        if path and os.path.isdir(path):
+            return cgroup_files.open_directory(path)
+    return -1
 
 
 def kill_launched(launched: Launched) -> None:

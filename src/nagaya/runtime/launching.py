@@ -81,9 +81,9 @@ def compile_filter(profile: dict[str, Any] | None, trace: Trace) -> init.Seccomp
     return init.Seccomp(program, made["flags"], made["early"], agent)
 
 
-def spawn(launch: Launch, start_hooks: list[dict[str, Any]], cgroup: int = -1) -> None:
-    """Clone the first process, or the stage before it; cgroup: into that cgroup of v2 (an open
-    directory). Only the parent returns."""
+def spawn(launch: Launch, start_hooks: list[dict[str, Any]], cgroup: int = -1) -> bool:
+    """Clone the first process, or the stage before it; cgroup: into that one of cgroup2 (an open
+    directory), if the kernel lets us. Only the parent returns: whether it was born there."""
     job, context = launch.job, launch.context
     parent = ns.CLONE_PARENT if launch.clone_parent else 0
     # what few launches need; the child cannot import any more
@@ -94,10 +94,19 @@ def spawn(launch: Launch, start_hooks: list[dict[str, Any]], cgroup: int = -1) -
 
     begin = monotonic_ns()
     flags = job.clone
-    where = ns.CLONE_INTO_CGROUP if cgroup >= 0 else 0
-    pid, pidfd = ns.clone3(
-        ns.CLONE_PIDFD | parent | where | (0 if job.stage else flags), cgroup=max(cgroup, 0)
-    )
+    whole = ns.CLONE_PIDFD | parent | (0 if job.stage else flags)
+    born = cgroup >= 0
+    try:
+        if not born:
+            pid, pidfd = ns.clone3(whole)
+        else:
+            pid, pidfd = ns.clone3(whole | ns.CLONE_INTO_CGROUP, cgroup=cgroup)
+    except KernelError:
+        # one of another user's, a threaded one, one that divides its controllers (cgroups(7))
+        if not born:
+            raise
+        born = False
+        pid, pidfd = ns.clone3(whole)
     if pid == 0:
         launch.channel.close()
         if job.stage:
@@ -110,6 +119,7 @@ def spawn(launch: Launch, start_hooks: list[dict[str, Any]], cgroup: int = -1) -
     launch.trace.add("clone", f"pid {pid}, flags {flags:#x}", begin)
     if job.stage:
         receive_pid(launch)
+    return born
 
 
 def _stage(launch: Launch, flags: int) -> None:

@@ -8,8 +8,8 @@
     state = cg.to_state()             # later, in another process: cgroups.from_state(state)
     cg.delete()
 
-Which of v1 (also hybrid, whose cgroup2 is never touched) and v2 is used follows the mounts; the
-driver says whether we make the directories ("cgroupfs") or systemd does ("systemd").
+Which of v1 (also hybrid, whose cgroup2 has the processes and no limits) and v2 is used follows
+the mounts; the driver says whether we make the directories ("cgroupfs") or systemd does ("systemd").
 Decisions are pure (`v1.plan`, `v2.plan`, `paths`, `systemd.properties`), effects thin.
 The interpreter may have left the host's file system when `join` is called by a child: take
 `join_fds` before. See docs/adr/0003-seccomp-and-cgroups.md.

@@ -99,7 +99,8 @@ def write_failed(controller: str, file: str, value: str, field: str, error: int)
 
 
 class Manager(ABC):
-    """The cgroups of one container. `paths`: {controller: absolute path}; "" is the unified one."""
+    """The cgroups of one container. `paths`: {controller: absolute path}; "" is the unified one, the
+    only one on v2, and beside the others in the hybrid layout of v1."""
 
     __slots__ = ("fresh", "paths")
 
@@ -174,10 +175,12 @@ class Manager(ABC):
         """As `join_fds`, for one who joins a running container whose first process is pid."""
         return self.join_fds()
 
-    def clone_fd(self) -> int:
-        """A directory fd for clone3's CLONE_INTO_CGROUP on v2, where that spares the join; -1 on v1,
-        which has no such thing. The caller closes it. Raises KernelError."""
-        return -1
+    @abstractmethod
+    def birthplace(self) -> int:
+        """A directory fd for clone3's CLONE_INTO_CGROUP, which only cgroup2 knows: on v2 the cgroup that
+        `create` made; on v1 that of the hybrid layout, made now, or -1. The caller closes it.
+
+        Raises KernelError; FailedPrecondition as `create`."""
 
     def join(self, pid: int = 0, *, memory: bool | None = None) -> None:
         """Move the process. memory None: into all; False: all but memory; True: memory alone, so
@@ -232,7 +235,7 @@ class Manager(ABC):
         return cgroup.procs(self._tracking_path())
 
     def _tracking_path(self) -> str:
-        for controller in ("", "devices", "pids", "freezer", "memory"):
+        for controller in ("devices", "pids", "freezer", "memory"):
             path = self.paths.get(controller)
             if path is not None:
                 return path

@@ -153,6 +153,7 @@ def manager(found: cgroup.Layout, cgroups_path: str, container_id: str) -> Manag
     if found.version == 2:
         return _SystemdV2({"": found.unified + below}, parent, unit)
     named = v1.paths_for(found, {}, below, container_id)
+    named.pop("", None)  # systemd's own, where the scope has its processes already
     return _SystemdV1(named, parent, unit)
 
 
@@ -333,6 +334,7 @@ class _SystemdV1(v1.ManagerV1):
 
     def create(self) -> None:
         _start_scope(self)
+        self.fresh = True
         self._make()  # hierarchies that systemd does not manage (freezer, cpuset, ...)
 
     def set(self, resources: dict[str, Any], *, devices: bool | None = None) -> None:

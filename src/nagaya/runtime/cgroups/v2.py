@@ -355,14 +355,8 @@ class ManagerV2(Manager):
             )
         return ManagerV2({"": path}).join_fds()
 
-    def clone_fd(self) -> int:
-        try:
-            return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            reason = error.errno or 0
-            raise KernelError(
-                os.strerror(reason).lower(), subject=self.path, step=f"open {self.path}", errno=reason
-            ) from None
+    def birthplace(self) -> int:
+        return cgroup.open_directory(self.path)
 
     def kill_all(self, signal: int = 9) -> None:
         """cgroup.kill (Linux >= 5.14) for SIGKILL: no fork can escape it."""
