@@ -170,6 +170,8 @@ def _make(
     )
     linux: dict[str, Any] = spec.get("linux") or {}
     trace.add("plan", f"{len(job.steps)} steps", begin)
+    if spec.get("mounts") and "mount" not in job.namespaces:
+        trace.warn("mounts are left out without a mount namespace")
 
     begin = monotonic_ns()
     path = store.make(root, identifier)

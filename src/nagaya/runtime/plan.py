@@ -500,11 +500,13 @@ def _plan_root(
     mounts = spec.get("mounts") or []
     hooks = spec.get("hooks") or {}
     private = "mount" in plan.namespaces
-    if not private and (mounts or rootfs or linux.get("maskedPaths") or linux.get("readonlyPaths")):
-        raise InvalidArgument(
-            "linux.namespaces: mounts, maskedPaths and readonlyPaths need a mount namespace",
-            subject="linux.namespaces",
-        )
+    if not private:
+        if rootfs or linux.get("maskedPaths") or linux.get("readonlyPaths"):
+            raise InvalidArgument(
+                "linux.namespaces: unable to restrict sys entries without a private mount namespace",
+                subject="linux.namespaces",
+            )
+        mounts = []  # they would be the host's (runc leaves them out, too)
     wanted = linux.get("rootfsPropagation") or ""
     if wanted and wanted not in PROPAGATION:
         raise InvalidArgument(
