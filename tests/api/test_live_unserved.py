@@ -31,7 +31,7 @@ def test_each_is_501_with_one_line(house: House) -> None:
 
 
 def test_the_real_client_shows_that_line(house: House) -> None:
-    said = house.docker("export", "x")
+    said = house.docker("commit", "x")
     assert said.returncode == 1 and b"not supported yet" in said.stderr
     said = house.docker("network", "create", "x")
     assert said.returncode == 1 and b"creating networks is not supported yet" in said.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
+from pathlib import Path
 
 import pytest
 from clients import Cli
@@ -286,6 +288,24 @@ def test_restart_policies(cli: Cli) -> None:
         "two tries",
     )
     assert cli.ok("logs", "box") == "try\ntry\ntry"
+
+
+def test_diff_export_and_prune(cli: Cli, tmp_path: Path) -> None:
+    cli.ok("run", "--name", "box", IMAGE, "sh", "-c", "echo x > /new; rm /etc/group")
+    assert sorted(cli.ok("diff", "box").splitlines()) == ["A /new", "C /etc", "D /etc/group"]
+    cli.ok("export", "-o", str(tmp_path / "root.tar"), "box")
+    with tarfile.open(tmp_path / "root.tar") as tar:
+        assert {"new", "bin/busybox"} <= set(tar.getnames())
+    assert cli("export", "-o", str(tmp_path / "no/where"), "box").status == 1
+    assert cli("export", "nosuch").err.endswith("No such container: nosuch\n")
+    assert list(tmp_path.iterdir()) == [tmp_path / "root.tar"]
+    said = cli("container", "prune", input="n\n")
+    assert said.out.startswith("WARNING! This will remove all stopped containers.\n")
+    identity = cli.ok("ps", "-aq", "--no-trunc")
+    assert identity
+    said = cli("container", "prune", "-f", "--filter", "until=0s")
+    assert said.out.startswith(f"Deleted Containers:\n{identity}\n\nTotal reclaimed space: ")
+    assert cli("container", "prune", "-f").out == "Total reclaimed space: 0B\n"
 
 
 def test_health(cli: Cli) -> None:

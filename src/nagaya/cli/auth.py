@@ -6,8 +6,8 @@ The command reads them, not the daemon: they are the caller's, and stay so (X-Re
 from __future__ import annotations
 
 import binascii
-import os
 
+from nagaya.cli import userconfig
 from nagaya.errors import InvalidArgument
 from nagaya.linux import json
 
@@ -31,16 +31,7 @@ def registry_auth(name: str) -> str:
 
     Raises InvalidArgument for a configuration that cannot be read.
     """
-    directory = os.environ.get("DOCKER_CONFIG") or os.path.join(os.path.expanduser("~"), ".docker")
-    path = os.path.join(directory, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.loads(file.read())
-    except (FileNotFoundError, NotADirectoryError):
-        config = {}
-    except (OSError, UnicodeDecodeError, InvalidArgument) as error:
-        raise InvalidArgument(f"cannot read {path}: {error}") from None
-    found = _credentials(config, registry_host(name)) if isinstance(config, dict) else {}
+    found = _credentials(userconfig.load(), registry_host(name))
     return (
         binascii.b2a_base64(json.dumps(found).encode(), newline=False).decode().translate({43: "-", 47: "_"})
     )

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 VERBS = (
     "attach",
     "create",
+    "diff",
     "events",
     "exec",
     "explain",
+    "export",
     "history",
     "images",
     "info",
@@ -63,6 +65,7 @@ NOUNS = {
         },
         "ls": "ps",
         "list": "ps",
+        "prune": "container_prune",
     },
     "image": {
         **{v: v for v in ("pull", "tag", "history", "inspect")},

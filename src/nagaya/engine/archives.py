@@ -12,10 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TypeVar
 
 from nagaya.engine import copying, user
+from nagaya.engine.changes import Change
+from nagaya.engine.changes import changes as find_changes
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.model import Container
 from nagaya.engine.view import View, open_view
 from nagaya.engine.world import World
+from nagaya.errors import FailedPrecondition
 
 T = TypeVar("T")
 
@@ -63,6 +66,32 @@ async def read(world: World, ref: str, path: str) -> tuple[copying.PathStat, Arc
         return found, Archive(world, held.pop_all(), copying.joined(copying.pack(view, path, found)))
 
 
+async def export(world: World, ref: str) -> Archive:
+    """The tar stream of its root, without what is mounted there."""
+    container = world.roster.find(ref).container
+    if container.state in ("removing", "dead"):
+        raise FailedPrecondition(f"container {container.id} is marked for removal")
+    world.bus.container(container, "export")
+    pieces = copying.joined(copying.pack_root(await world.job(_layers, world, container.id)))
+    return Archive(world, AsyncExitStack(), pieces)
+
+
+def _layers(world: World, container_id: str) -> LayeredRoot:
+    rootfs = world.images.snapshot(container_id)
+    return LayeredRoot([rootfs["upper"], *rootfs["lower"]])
+
+
+async def changes(world: World, ref: str) -> list[Change]:
+    """What it has changed in its root."""
+
+    def work() -> list[Change]:
+        rootfs = world.images.snapshot(container_id)
+        return find_changes(rootfs["upper"], rootfs["lower"])
+
+    container_id = world.roster.find(ref).container.id
+    return await world.slow_job(work)
+
+
 async def write(
     world: World, ref: str, path: str, body: AsyncIterator[bytes], *, strict: bool, as_user: bool
 ) -> None:
@@ -94,8 +123,7 @@ async def _next(body: AsyncIterator[bytes]) -> bytes | None:
 
 
 def _owner(world: World, container: Container) -> tuple[int, int]:
-    rootfs = world.images.snapshot(container.id)
-    found = user.resolve(container.config.user, (), LayeredRoot([rootfs["upper"], *rootfs["lower"]]))
+    found = user.resolve(container.config.user, (), _layers(world, container.id))
     return found.uid, found.gid
 
 

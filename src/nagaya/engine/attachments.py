@@ -44,7 +44,7 @@ async def attach(world: World, ref: str, request: AttachRequest, fd: int) -> Non
                     stdin=request.stdin and container.config.open_stdin,
                     stdout=request.stdout,
                     stderr=request.stderr,
-                    mux=not container.config.tty,
+                    mux=request.frames and not container.config.tty,
                     stdin_once=container.config.stdin_once,
                     detach_keys=request.detach_keys,
                     preface=request.preface,
@@ -86,5 +86,6 @@ async def _replay(world: World, container: Container, request: AttachRequest, fd
             follow=False,
         ):
             number = STDERR if line.stream == "stderr" else STDOUT
-            data = line.data if container.config.tty else frame(number, line.data)
+            plain = container.config.tty or not request.frames
+            data = line.data if plain else frame(number, line.data)
             await loop.sock_sendall(client, data)

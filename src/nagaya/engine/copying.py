@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.view import View, clean
 from nagaya.errors import (
     DataLoss,
@@ -100,6 +101,33 @@ def pack(view: View, path: str, found: PathStat) -> Iterator[bytes]:
         yield from _tree(view, clean(path), found.name, links)
     else:  # one of the kernel's file systems, or a tmpfs: left empty
         yield _header(_info(found.info, found.name, tarfile.DIRTYPE))
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def pack_root(layers: LayeredRoot) -> Iterator[bytes]:
+    """The tar stream of a whole root from its layers, without what is mounted in it. It may be changing."""
+    links: dict[tuple[int, int], str] = {}
+    pending = [""]
+    while pending:
+        path = pending.pop()
+        try:
+            fds = layers.directories(path)
+        except NotFound:
+            continue  # gone meanwhile
+        try:
+            deeper = []
+            for name, holder, info in sorted(layers.entries(fds)):
+                shown = f"{path}/{name}".lstrip("/")
+                if not stat.S_ISDIR(info.st_mode):
+                    yield from _member(fds[holder], name, shown, links)
+                    continue
+                yield _header(_info(info, shown, tarfile.DIRTYPE))
+                if len(os.fsencode(shown)) < _LONGEST:
+                    deeper.append(shown)
+            pending += reversed(deeper)
+        finally:
+            for fd in fds:
+                os.close(fd)
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 

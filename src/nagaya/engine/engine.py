@@ -13,6 +13,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from nagaya.engine import archives, attachments, logs, networks, recovery, top, volumes
+from nagaya.engine.changes import Change
 from nagaya.engine.containers import Containers
 from nagaya.engine.copying import PathStat
 from nagaya.engine.execs import Execs
@@ -37,6 +38,7 @@ from nagaya.engine.model import (
     VolumeSummary,
     WaitResult,
 )
+from nagaya.engine.prune import Prune, Pruned
 from nagaya.engine.service import WaitCondition
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, NagayaError, NotFound
@@ -55,6 +57,7 @@ class Engine:
         self._execs = Execs(world)
         self._monitors = Monitors(world, self._execs)
         self._containers = Containers(world, self._monitors)
+        self._prune = Prune(world, self._containers)
         self._images = Images(world)
         self._early: list[Exit] | None = []  # exits that come while recovery works
         self._unasked: list[str] | None = []  # and processes
@@ -257,6 +260,15 @@ class Engine:
 
     def list_containers(self) -> Sequence[Container]:
         return [slot.container for slot in self._world.roster]
+
+    async def export_container(self, ref: str) -> archives.Archive:
+        return await archives.export(self._world, ref)
+
+    async def container_changes(self, ref: str) -> Sequence[Change]:
+        return await archives.changes(self._world, ref)
+
+    async def prune_containers(self, wanted: Callable[[Container], bool]) -> Pruned:
+        return await self._prune.containers(wanted)
 
     async def container_size(self, ref: str) -> tuple[int, int]:
         container = self._world.roster.find(ref).container

@@ -259,7 +259,8 @@ class Exec(msgspec.Struct):
 
 
 class AttachRequest(msgspec.Struct, frozen=True):
-    """stream False and logs True: replay only. preface: bytes of stdin that came with the HTTP request."""
+    """stream False and logs True: replay only. preface: bytes of stdin that came with the HTTP request.
+    frames False: both streams as they are, also without a terminal."""
 
     stdin: bool = False
     stdout: bool = True
@@ -268,6 +269,7 @@ class AttachRequest(msgspec.Struct, frozen=True):
     logs: bool = False
     detach_keys: str = ""
     preface: bytes = b""
+    frames: bool = True
 
 
 class WaitResult(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
+from nagaya.engine.changes import Change
 from nagaya.engine.copying import PathStat
 from nagaya.engine.model import (
     AttachRequest,
@@ -28,6 +29,7 @@ from nagaya.engine.model import (
     VolumeSummary,
     WaitResult,
 )
+from nagaya.engine.prune import Pruned
 
 WaitCondition = Literal["not-running", "next-exit", "removed"]
 
@@ -98,6 +100,18 @@ class EngineService(Protocol):
         self, ref: str, path: str, body: AsyncIterator[bytes], *, strict: bool, as_user: bool
     ) -> None:
         """Unpack a tar stream into a directory of the container; see `engine.archives.write`."""
+        ...
+
+    async def export_container(self, ref: str) -> AsyncIterator[bytes]:
+        """The tar stream of its root, without mounts; to be closed by `aclose`."""
+        ...
+
+    async def container_changes(self, ref: str) -> Sequence[Change]:
+        """What it has changed in its root."""
+        ...
+
+    async def prune_containers(self, wanted: Callable[[Container], bool]) -> Pruned:
+        """Remove those that do not run and are wanted. Raises FailedPrecondition while it is being done."""
         ...
 
     async def container_size(self, ref: str) -> tuple[int, int]:

@@ -1,11 +1,11 @@
-"""/containers/{id}/archive: files out of a container and into it (`docker cp`)."""
+"""A container's files: archive (`docker cp`), export, changes."""
 
 from __future__ import annotations
 
 import base64
 import stat
 
-from nagaya.api.docker.respond import json_line
+from nagaya.api.docker.respond import json_line, json_response
 from nagaya.api.docker.types.times import rfc3339_nano
 from nagaya.api.http.messages import Headers, Request, Response, Stream
 from nagaya.api.http.router import Route
@@ -24,6 +24,8 @@ _KINDS = {
 }
 _BITS = ((stat.S_ISUID, 1 << 23), (stat.S_ISGID, 1 << 22), (stat.S_ISVTX, 1 << 20))
 _TAR = b"application/x-tar"
+_OCTETS = b"application/octet-stream"
+_CHANGES = {"modified": 0, "added": 1, "deleted": 2}
 
 
 def go_mode(mode: int) -> int:
@@ -77,7 +79,20 @@ async def put(engine: EngineService, request: Request) -> Response:
     return Response(200, content_type=b"")
 
 
+async def export(engine: EngineService, request: Request) -> Stream:
+    """GET /containers/{id}/export"""
+    return Stream(await engine.export_container(request.params["id"]), content_type=_OCTETS)
+
+
+async def changes(engine: EngineService, request: Request) -> Response:
+    """GET /containers/{id}/changes"""
+    found = await engine.container_changes(request.params["id"])
+    return json_response([{"Path": c.path, "Kind": _CHANGES[c.kind]} for c in found] or None)
+
+
 ROUTES = (
+    Route("GET", "/containers/{id:path}/export", export),
+    Route("GET", "/containers/{id:path}/changes", changes),
     Route("HEAD", "/containers/{id:path}/archive", head),
     Route("GET", "/containers/{id:path}/archive", get),
     Route("PUT", "/containers/{id:path}/archive", put),

@@ -13,7 +13,7 @@ from nagaya.api.docker.types.create import container_name, create_request
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.inspect import inspect
 from nagaya.api.docker.types.limits import resources, restart_policy
-from nagaya.api.docker.types.listing import select, summary
+from nagaya.api.docker.types.listing import prunable, select, summary
 from nagaya.api.docker.types.structs import CreateBody, UpdateBody, decode_body
 from nagaya.api.http.messages import Request, Response
 from nagaya.api.http.router import Route
@@ -151,6 +151,13 @@ async def remove(engine: EngineService, request: Request) -> Response:
     return no_content()
 
 
+async def prune(engine: EngineService, request: Request) -> Response:
+    """POST /containers/prune"""
+    wanted = prunable(Filters.parse(request.get("filters")), time.time_ns())
+    found = await engine.prune_containers(wanted)
+    return json_response({"ContainersDeleted": list(found.ids) or None, "SpaceReclaimed": found.size})
+
+
 async def resize(engine: EngineService, request: Request) -> Response:
     """POST /containers/{id}/resize"""
     height, width = terminal_size(request)
@@ -208,6 +215,7 @@ def _directory(engine: EngineService, name: str) -> str:
 ROUTES = (
     Route("POST", "/containers/create", create),
     Route("GET", "/containers/json", listing),
+    Route("POST", "/containers/prune", prune),
     Route("GET", "/containers/{id:path}/json", inspect_one),
     Route("POST", "/containers/{id:path}/start", start),
     Route("POST", "/containers/{id:path}/stop", stop),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import cast
@@ -20,15 +21,16 @@ from nagaya.api.docker.respond import (
 )
 from nagaya.api.docker.types.stats import Machine, Reading, stats_document
 from nagaya.api.docker.types.times import parse_timestamp, rfc3339_fixed
+from nagaya.api.http import websocket
 from nagaya.api.http.messages import Answer, Request, Stream
 from nagaya.api.http.router import Route
-from nagaya.engine.model import AttachRequest, WaitResult
+from nagaya.engine.model import AttachRequest, Container, WaitResult
 from nagaya.engine.service import EngineService, WaitCondition
 from nagaya.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 
-async def attach(engine: EngineService, request: Request) -> Answer:
-    """POST /containers/{id}/attach: the connection becomes the container's stdio."""
+def _attachable(engine: EngineService, request: Request) -> Container:
+    """The container of an attach request. Raises FailedPrecondition in a state without streams."""
     container = engine.inspect_container(request.params["id"])
     if container.state == "paused":
         raise FailedPrecondition(
@@ -38,28 +40,55 @@ async def attach(engine: EngineService, request: Request) -> Answer:
         raise FailedPrecondition(
             f"container {request.params['id']} is restarting, wait until the container is running"
         )
+    return container
+
+
+def _attachment(request: Request, preface: bytes = b"", *, frames: bool = True) -> AttachRequest:
+    return AttachRequest(
+        stdin=request.flag("stdin"),
+        stdout=request.flag("stdout"),
+        stderr=request.flag("stderr"),
+        stream=request.flag("stream"),
+        logs=request.flag("logs"),
+        detach_keys=request.get("detachKeys"),
+        preface=preface,
+        frames=frames,
+    )
+
+
+async def attach(engine: EngineService, request: Request) -> Answer:
+    """POST /containers/{id}/attach: the connection becomes the container's stdio."""
+    container = _attachable(engine, request)
     await request.body()
     tty = container.config.tty
     fd, preface = await request.hijack(hijack_head(request, stream_type(request.version, tty)))
     spare = os.dup(fd)
     try:
-        await engine.attach_container(
-            container.id,
-            AttachRequest(
-                stdin=request.flag("stdin"),
-                stdout=request.flag("stdout"),
-                stderr=request.flag("stderr"),
-                stream=request.flag("stream"),
-                logs=request.flag("logs"),
-                detach_keys=request.get("detachKeys"),
-                preface=preface,
-            ),
-            fd,
-        )
+        await engine.attach_container(container.id, _attachment(request, preface), fd)
     except Exception as error:
         await tell_and_close(spare, error, tty)
     else:
         os.close(spare)
+    return None
+
+
+async def attach_ws(engine: EngineService, request: Request) -> Answer:
+    """GET /containers/{id}/attach/ws: the same through a websocket, both streams in one."""
+    container = _attachable(engine, request)
+    fd, preface = await request.hijack(websocket.accept_head(request))
+    client = socket.socket(fileno=fd)
+    ours, theirs = socket.socketpair()
+    try:
+        await engine.attach_container(container.id, _attachment(request, frames=False), theirs.detach())
+    except Exception as error:
+        ours.close()
+        client.setblocking(False)
+        data = websocket.encode(websocket.TEXT, message_of(error).encode())
+        await asyncio.get_running_loop().sock_sendall(client, data)
+        client.close()
+    else:
+        opcode = websocket.TEXT if request.version < (1, 28) else websocket.BINARY
+        await websocket.pump(client, preface, ours, opcode)
     return None
 
 
@@ -178,6 +207,7 @@ def _system_cpu_ns() -> int:
 
 ROUTES = (
     Route("POST", "/containers/{id:path}/attach", attach),
+    Route("GET", "/containers/{id:path}/attach/ws", attach_ws),
     Route("POST", "/containers/{id:path}/wait", wait, cancel=True),
     Route("GET", "/containers/{id:path}/logs", logs),
     Route("GET", "/containers/{id:path}/stats", stats),

@@ -6,6 +6,7 @@ from nagaya.cli import life
 from nagaya.cli.flags import Flag
 from nagaya.cli.output import note
 from nagaya.cli.stream import Session, container_session, require_terminal
+from nagaya.cli.userconfig import detach_keys
 from nagaya.errors import FailedPrecondition
 
 TYPE_CHECKING = False
@@ -34,17 +35,18 @@ def run(given: Given, client: Client) -> int:
     path = life.path(about["Id"])
     stdin = config.get("OpenStdin", False) and not given["no-stdin"]
     require_terminal(config["Tty"], stdin)
+    keys = detach_keys(given)
     query = {
         "stream": True,
         "stdin": stdin,
         "stdout": True,
         "stderr": True,
-        "detachKeys": given["detach-keys"],
+        "detachKeys": keys,
     }
     # begun before attaching, as the container may end while we do
     waiting = client.send("POST", path + "/wait", {"condition": "not-running"})
     streams = client.hijack(path + "/attach", query)
-    with Session(config["Tty"], stdin, given["detach-keys"]) as session:
+    with Session(config["Tty"], stdin, keys) as session:
         container_session(session, client, path, sig_proxy=given["sig-proxy"], tty=config["Tty"], kill=path)
         detached = session.copy(streams)
     if detached:

@@ -7,6 +7,7 @@ from nagaya.cli.flags import Flag
 from nagaya.cli.http import ApiError, quote
 from nagaya.cli.output import note
 from nagaya.cli.stream import Session, container_session, require_terminal, size
+from nagaya.cli.userconfig import detach_keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def body(given: Given) -> dict[str, Any]:
         "AttachStdin": attach and given["interactive"],
         "AttachStdout": attach,
         "AttachStderr": attach,
-        "DetachKeys": given["detach-keys"],
+        "DetachKeys": detach_keys(given),
         "Env": values.variables(given["env"], given["env-file"]) or None,
         "WorkingDir": given["workdir"],
     }
@@ -72,8 +73,10 @@ def run(given: Given, client: Client) -> int:
         note(str(error))
         status = life.start_status(error)
         return 1 if status == 125 else status
-    with Session(given["tty"], stdin, given["detach-keys"]) as session:
+    with Session(given["tty"], stdin, request.get("DetachKeys", "")) as session:
         container_session(session, client, path, sig_proxy=False, tty=given["tty"])
-        if session.copy(streams):
-            return 0
+        detached = session.copy(streams)
+    if detached:
+        note("read escape sequence")
+        return 1
     return int(client.call("GET", path + "/json").get("ExitCode") or 0)

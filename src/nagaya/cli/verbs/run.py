@@ -6,7 +6,8 @@ from nagaya.cli import life
 from nagaya.cli.create import CREATE_FLAGS
 from nagaya.cli.flags import Flag
 from nagaya.cli.output import note
-from nagaya.cli.stream import Session, container_session, require_terminal
+from nagaya.cli.stream import Session, container_session, keys, require_terminal
+from nagaya.cli.userconfig import detach_keys
 from nagaya.errors import NagayaError
 
 TYPE_CHECKING = False
@@ -40,11 +41,13 @@ def run(given: Given, client: Client) -> int:
         return 0
     attach = {word.lower() for word in given["attach"]} or {"stdout", "stderr", "stdin"}
     stdin = given["interactive"] and "stdin" in attach
-    require_terminal(given["tty"], stdin)
-    if given["detach-keys"]:
-        from nagaya.cli.stream import keys
-
-        keys(given["detach-keys"])
+    try:
+        require_terminal(given["tty"], stdin)
+    except NagayaError as error:  # docker's 1: it was no daemon that refused
+        note(str(error))
+        return 1
+    chosen = detach_keys(given)
+    keys(chosen)
     reference = life.make(client, given, detach=False)
     path = life.path(reference)
     query = {
@@ -52,13 +55,13 @@ def run(given: Given, client: Client) -> int:
         "stdin": stdin,
         "stdout": "stdout" in attach,
         "stderr": "stderr" in attach,
-        "detachKeys": given["detach-keys"],
+        "detachKeys": chosen,
     }
     streams = client.hijack(path + "/attach", query)
     # registered before the start: a short container may be gone before a later wait
     condition = "removed" if given["rm"] else "next-exit"
     waiting = client.send("POST", path + "/wait", {"condition": condition})
-    with Session(given["tty"], stdin, given["detach-keys"]) as session:
+    with Session(given["tty"], stdin, chosen) as session:
         if given["sig-proxy"] and not given["tty"]:
             container_session(session, client, path, sig_proxy=True, tty=False, kill=path)
         try:

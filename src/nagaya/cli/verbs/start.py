@@ -6,6 +6,7 @@ from nagaya.cli import life
 from nagaya.cli.flags import Flag, UsageError
 from nagaya.cli.output import note
 from nagaya.cli.stream import Session, container_session, require_terminal
+from nagaya.cli.userconfig import detach_keys
 from nagaya.errors import NagayaError
 
 TYPE_CHECKING = False
@@ -35,17 +36,18 @@ def run(given: Given, client: Client) -> int:
     path = life.path(about["Id"])
     stdin = given["interactive"] and config.get("OpenStdin", False)
     require_terminal(config["Tty"], stdin)
+    keys = detach_keys(given)
     query = {
         "stream": True,
         "stdin": stdin,
         "stdout": True,
         "stderr": True,
-        "detachKeys": given["detach-keys"],
+        "detachKeys": keys,
     }
     streams = client.hijack(path + "/attach", query)
     condition = "removed" if about["HostConfig"].get("AutoRemove") else "next-exit"
     waiting = client.send("POST", path + "/wait", {"condition": condition})
-    with Session(config["Tty"], stdin, given["detach-keys"]) as session:
+    with Session(config["Tty"], stdin, keys) as session:
         if not config["Tty"]:
             container_session(session, client, path, sig_proxy=True, tty=False, kill=path)
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.inspect import mount_points, network_mode, networks
-from nagaya.api.docker.types.times import human_duration
+from nagaya.api.docker.types.times import human_duration, parse_timestamp
 from nagaya.engine.model import Container
 from nagaya.errors import InvalidArgument, NotFound
 
@@ -156,6 +156,26 @@ def _matches(container: Container, filters: Filters) -> bool:
         and filters.matches_any("expose", lambda value: _exposes(container, value))
         and not any(value in ("true", "1") for value in filters.values("is-task"))
     )
+
+
+def prunable(filters: Filters, now_ns: int) -> Callable[[Container], bool]:
+    """The containers that a prune request means. Raises InvalidArgument."""
+    filters.check(frozenset(("until", "label", "label!")))
+    moments = filters.values("until")
+    if len(moments) > 1:
+        raise InvalidArgument("more than one until filter specified", subject="until")
+    until = parse_timestamp(moments[0], "until", now_ns) if moments else None
+    unwanted = filters.values("label!")
+
+    def wanted(container: Container) -> bool:
+        labels = container.config.labels
+        return (
+            (until is None or container.created <= until)
+            and filters.matches_labels(labels)
+            and not (unwanted and filters.matches_labels(labels, "label!"))
+        )
+
+    return wanted
 
 
 def _named(containers: Iterable[Container], ref: str) -> Container:
