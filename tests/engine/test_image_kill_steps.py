@@ -1,14 +1,14 @@
-"""kill -9 at every step of a pull, found by counting: what is here afterwards is whole, and nothing else."""
+"""kill -9 at every step of a pull and of a load: what is here afterwards is whole, and nothing else."""
 
 from __future__ import annotations
 
-import multiprocessing
+import gzip
+import json
 import os
 import signal
 import stat
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,16 +16,14 @@ from fakeregistry import quick
 from house import House, python_main
 from images import Registry, busybox_layers, write_layout
 from imagetrees import free_port, mounted, sample, survey
-from killsteps import pull
+from killsteps import Victims, enumerate_steps
+from parcels import config, docker_archive, packed, pieces, saved
 
 from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.ledger import Ledger
 from nagaya.image.store import ImageStore
 
 pytestmark = pytest.mark.root
-
-# processes that begin without the threads of the test's
-FORKS = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +70,14 @@ def trees(root: Path, store: ImageStore, catalog: LedgerCatalog, name: str) -> l
     return found
 
 
-def kill_at(number: int, root: Path, name: str, whole: list[object]) -> bool | None:
+def kill_at(victims: Victims, number: int, root: Path, name: str, whole: list[object]) -> bool | None:
     """Kill a pull into root at that step, recover, look, pull again, look, remove. Was the image there
     after the recovery? None when the pull got through before the step."""
     root.mkdir()
-    process = FORKS.Process(target=pull, args=(str(root), name, number))
-    process.start()
-    process.join(60)
-    if process.exitcode == 0:
+    ended = victims("pull", root, name, number)
+    if ended == 0:
         return None
-    assert process.exitcode == -signal.SIGKILL, number
+    assert ended == -signal.SIGKILL, number
     ledger = Ledger(f"{root}/ledger.db")
     try:
         catalog = LedgerCatalog(ledger)
@@ -116,12 +112,63 @@ def test_kill_at_every_step(name: str, umoci: object, tmp_path: Path) -> None:
     assert mounted(store, name, tmp_path / "merged") == umoci
     whole = trees(first, store, LedgerCatalog(ledger), name)
     ledger.close()
-    found: list[bool | None] = []
-    with ThreadPoolExecutor(4) as pool:
-        while None not in found:
-            numbers = range(len(found) + 1, len(found) + 9)
-            found += pool.map(lambda n: kill_at(n, tmp_path / str(n), name, whole), numbers)
-    assert found.count(False) > 100 and found.count(True) >= 1, found
+    found = enumerate_steps(lambda victims, n: kill_at(victims, n, tmp_path / str(n), name, whole))
+    assert found.count(False) > 100 and found[0], found
+
+
+def kill_load_at(
+    victims: Victims, number: int, root: Path, archive: Path, whole: list[object]
+) -> bool | None:
+    """The same for a load, of which nothing waits for a next try."""
+    root.mkdir()
+    ended = victims("load", root, archive, number)
+    if ended == 0:
+        return None
+    assert ended == -signal.SIGKILL, number
+    ledger = Ledger(f"{root}/ledger.db")
+    try:
+        catalog = LedgerCatalog(ledger)
+        store = ImageStore(str(root), catalog, quick())
+        store.recover()
+        assert list((root / "content/ingest").iterdir()) == [], number
+        listed = len(store.list())
+        if not listed:
+            assert files(root) == [] and catalog.layers() == [] and catalog.names() == [], number
+        store.load(pieces(archive))
+        assert len(store.list()) == 2
+        for name in ("one:1", "two:1"):
+            assert trees(root, store, catalog, name) == whole, number
+        # a layer's three and two images' documents; the layers' directories
+        assert len(files(root)) == 3 + 2 * 2 + 3, (number, files(root))
+        assert saved(store, "one:1", "two:1")
+        for name in ("one:1", "two:1"):
+            store.remove(name, ())
+        assert files(root) == [], number
+    finally:
+        ledger.close()
+    subprocess.run(["rm", "-rf", str(root)], check=True)
+    return bool(listed)
+
+
+def test_kill_at_every_step_of_a_load(tmp_path: Path) -> None:
+    layers = [gzip.decompress(data) for data in sample()]
+    members = docker_archive(*layers, tags=["one:1"])
+    second = config(*layers, author="somebody")
+    items = json.loads(members["manifest.json"])
+    items.append({**items[0], "Config": "second.json", "RepoTags": ["two:1"]})
+    members |= {"second.json": second, "manifest.json": json.dumps(items).encode()}
+    archive = tmp_path / "archive.tar"
+    archive.write_bytes(packed(members))
+    first = tmp_path / "first"
+    first.mkdir()
+    ledger = Ledger(f"{first}/ledger.db")
+    catalog = LedgerCatalog(ledger)
+    store = ImageStore(str(first), catalog, quick())
+    store.load(pieces(archive))
+    whole = trees(first, store, catalog, "one:1")
+    ledger.close()
+    found = enumerate_steps(lambda victims, n: kill_load_at(victims, n, tmp_path / str(n), archive, whole))
+    assert found.count(False) > 100 and found[0], found
 
 
 @pytest.mark.parametrize("step", [3, 20, 60, 85, 110])

@@ -1,19 +1,27 @@
-"""A process that kills itself at the n-th step of a pull: every call that changes a file or the ledger.
+"""A process that kills itself at the n-th step of a pull or a load: a call that changes a file or the ledger.
 
-Tests enumerate the steps: they run with 1, 2, 3 ... until the pull gets through. As a program: nagayad
+Tests enumerate the steps: they run with 1, 2, 3 ... until it gets through. As a program: nagayad
 that dies at a step of its first pull; argv: the step, then the daemon's own.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from fakeregistry import quick
+from parcels import pieces
 
 from nagaya.daemon.main import main as daemon
 from nagaya.engine.catalog import LedgerCatalog
@@ -76,6 +84,79 @@ def pull(root: str, name: str, at: int) -> None:
     store = ImageStore(root, LedgerCatalog(Ledger(f"{root}/ledger.db")), quick())
     Steps(at).arm()
     store.pull(name)
+
+
+def load(root: str, archive: str, at: int) -> None:
+    """Load an archive into a store with a ledger, and die at a step."""
+    store = ImageStore(root, LedgerCatalog(Ledger(f"{root}/ledger.db")), quick())
+    Steps(at).arm()
+    store.load(pieces(Path(archive)))
+
+
+JOBS = {"pull": pull, "load": load}
+
+
+def serve() -> None:
+    """Run jobs that lines of stdin tell, each in a fork of its own; print how it ended."""
+    for line in sys.stdin:
+        job, *arguments = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            try:
+                JOBS[job](*arguments)
+                if not arguments[-1]:  # it is done, and nobody has heard of it
+                    os.kill(os.getpid(), signal.SIGKILL)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+class Victims:
+    """Processes that die, one after the other: forks of a warm one without threads."""
+
+    def __init__(self) -> None:
+        code = f"import sys; sys.path[:0] = {sys.path!r}; from killsteps import serve; serve()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, job: str, root: Path, what: object, at: int) -> int:
+        """How the job ended, as `subprocess` tells it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps([job, str(root), str(what), at]), file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """The end of them."""
+        self._process.communicate(timeout=60)
+
+
+def enumerate_steps(at_step: Callable[[Victims, int], bool | None]) -> list[bool | None]:
+    """at_step with 1, 2, 3 ... until it says that the work got through (None), some at the same time,
+    and with 0, the moment after the last; what each said."""
+    victims = [Victims() for _ in range(4)]
+    idle: Queue[Victims] = Queue()
+    for victim in victims:
+        idle.put(victim)
+
+    def step(number: int) -> bool | None:
+        victim = idle.get()
+        try:
+            return at_step(victim, number)
+        finally:
+            idle.put(victim)
+
+    found: list[bool | None] = []
+    try:
+        with ThreadPoolExecutor(len(victims)) as pool:
+            while None not in found:
+                found += pool.map(step, range(len(found), len(found) + 8))
+    finally:
+        for victim in victims:
+            victim.close()
+    return found
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from nagaya.linux import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
 _HEAD_LIMIT = 1 << 20
@@ -177,8 +177,10 @@ class Client:
         headers: Mapping[str, str] | None = None,
         *,
         hijack: bool = False,
+        upload: Iterable[bytes] | None = None,
     ) -> Response:
-        """Send a request and read the answer's head. `body` becomes JSON unless it is None.
+        """Send a request and read the answer's head. `body` becomes JSON unless it is None; upload is
+        sent as it is, piece by piece.
 
         Raises ApiError for a status of 400 and more, Unavailable when nobody answers.
         """
@@ -188,7 +190,9 @@ class Client:
             # an argument that is no UTF-8 loses its odd bytes, as in Go's encoder
             payload = json.dumps(body).encode("utf-8", "replace")
             lines.append("Content-Type: application/json")
-        if method in ("POST", "PUT") or payload:
+        if upload is not None:
+            lines.append("Transfer-Encoding: chunked")
+        elif method in ("POST", "PUT") or payload:
             lines.append(f"Content-Length: {len(payload)}")
         if hijack:
             lines += ["Connection: Upgrade", "Upgrade: tcp"]
@@ -199,6 +203,8 @@ class Client:
         stream, self._idle = self._idle, None
         if stream is not None:
             try:
+                if upload is not None:
+                    raise _Stale("what is uploaded cannot be sent twice")
                 stream.sock.sendall(raw)
                 return self._answer(stream, method)
             except (OSError, _Stale):
@@ -206,6 +212,8 @@ class Client:
         stream = self.connect()
         try:
             stream.sock.sendall(raw)
+            if upload is not None:
+                _upload(stream.sock, upload)
             return self._answer(stream, method)
         except (OSError, _Stale) as error:
             raise Unavailable(f"the daemon did not answer: {error}") from None
@@ -250,6 +258,17 @@ class Client:
 
 class _Stale(Exception):
     """The other side had closed the connection before it saw the request."""
+
+
+def _upload(sock: _socket.socket, pieces: Iterable[bytes]) -> None:
+    """Send a chunked body, to its end or until the daemon has heard enough: it then has answered."""
+    try:
+        for piece in pieces:
+            if piece:
+                sock.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+        sock.sendall(b"0\r\n\r\n")
+    except (BrokenPipeError, ConnectionResetError):
+        pass
 
 
 def _message(response: Response) -> str:

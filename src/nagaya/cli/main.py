@@ -34,6 +34,7 @@ VERBS = (
     "info",
     "inspect",
     "kill",
+    "load",
     "logs",
     "pause",
     "port",
@@ -44,6 +45,7 @@ VERBS = (
     "rm",
     "rmi",
     "run",
+    "save",
     "start",
     "stats",
     "stop",
@@ -61,14 +63,15 @@ NOUNS = {
         **{
             v: v
             for v in VERBS
-            if v not in ("events", "history", "images", "info", "pull", "rmi", "tag", "version")
+            if v
+            not in ("events", "history", "images", "info", "load", "pull", "rmi", "save", "tag", "version")
         },
         "ls": "ps",
         "list": "ps",
         "prune": "container_prune",
     },
     "image": {
-        **{v: v for v in ("pull", "tag", "history", "inspect")},
+        **{v: v for v in ("pull", "tag", "history", "inspect", "load", "save")},
         "ls": "images",
         "list": "images",
         "rm": "rmi",

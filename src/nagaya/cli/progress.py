@@ -1,4 +1,4 @@
-"""Pulling an image and showing how it goes: bars on a terminal (rich), lines elsewhere, nothing with -q."""
+"""Pulling an image, and how such things go: bars on a terminal (rich), lines elsewhere, nothing with -q."""
 
 from __future__ import annotations
 
@@ -40,7 +40,12 @@ def pull(
     name, tag = (reference, "") if all_tags else split(reference)
     query = {"fromImage": name, "tag": tag, "platform": platform}
     headers = {"X-Registry-Auth": registry_auth(name)}
-    messages = _checked(client.send("POST", "/images/create", query, headers=headers).objects())
+    show(client.send("POST", "/images/create", query, headers=headers).objects(), quiet=quiet, fd=fd)
+
+
+def show(messages: Iterator[Any], *, quiet: bool = False, fd: int = 1) -> None:
+    """Show a stream of moby's jsonmessages as it comes. Raises NagayaError when it tells of a failure."""
+    messages = _checked(messages)
     if quiet:
         for _ in messages:
             pass
@@ -48,7 +53,7 @@ def pull(
         _draw(messages, fd)
     else:
         for message in messages:
-            if not message.get("progressDetail"):
+            if not message.get("progressDetail") and "aux" not in message:
                 write(_line(message).encode() + b"\n", fd)
 
 
@@ -60,6 +65,8 @@ def _checked(messages: Iterator[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _line(message: dict[str, Any]) -> str:
+    if "stream" in message:
+        return str(message["stream"]).rstrip("\n")
     layer = message.get("id", "")
     return f"{layer}: {message['status']}" if layer else str(message.get("status", ""))
 
@@ -77,6 +84,8 @@ def _draw(messages: Iterator[dict[str, Any]], fd: int) -> None:
         with Progress(*columns, console=Console(file=terminal)) as bars:
             tasks: dict[str, Any] = {}
             for message in messages:
+                if "aux" in message:
+                    continue
                 layer, status = message.get("id", ""), str(message.get("status", ""))
                 detail = message.get("progressDetail") or {}
                 if not layer or status.startswith("Pulling from"):

@@ -319,6 +319,12 @@ class Engine:
     ) -> AsyncIterator[PullProgress]:
         return self._images.pull(reference, platform, auth, all_tags=all_tags)
 
+    def load_images(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:
+        return self._images.load(body)
+
+    def save_images(self, names: Sequence[str]) -> archives.Archive:
+        return self._images.save(names)
+
     async def list_images(self) -> Sequence[ImageSummary]:
         return await self._images.list()
 

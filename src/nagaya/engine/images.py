@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from nagaya.engine.archives import Archive
 from nagaya.engine.model import ImageSummary, PullProgress, RegistryAuth
 from nagaya.engine.world import World
 from nagaya.errors import DataLoss, NotFound
 from nagaya.image import auth as auths
-from nagaya.image.pull import Progress
+from nagaya.image.pull import Progress, Report
 from nagaya.image.removal import Use
 from nagaya.image.store import Image
 from nagaya.oci import reference
@@ -26,6 +28,7 @@ from nagaya.oci import reference
 log = logging.getLogger(__name__)
 
 _NEVER = -62_135_596_800  # 0001-01-01, as dockerd has it
+_BODY_PIECE = 512 << 10
 _STATES = ("running", "paused", "restarting")
 
 
@@ -34,43 +37,62 @@ class Images:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._loop = asyncio.get_running_loop()
         self._documents: dict[str, dict[str, Any]] = {}  # whole configurations: they never change
 
-    async def pull(
+    def pull(
         self, name: str, platform: str, auth: RegistryAuth | None, *, all_tags: bool = False
     ) -> AsyncIterator[PullProgress]:
         """Pull; one report at a time. Closing the iterator ends the pull."""
-        loop = asyncio.get_running_loop()
+        images = self._world.images
+        credentials = _credentials(auth)
+
+        def run(report: Report, cancel: threading.Event) -> None:
+            if all_tags:
+                pulled = images.pull_all(name, platform, credentials, report, cancel)
+            else:
+                pulled = [images.pull(name, platform, credentials, report, cancel)]
+            named = reference.parse(name)
+            for image in pulled[:1]:
+                shown = named.familiar_name if all_tags else named.tagged().familiar
+                self._loop.call_soon_threadsafe(self._tell, "pull", shown, image.id, _labels(image))
+
+        return self._reported(run, f"pull of {name[:200]}")
+
+    def load(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:
+        """Take in an archive of images; one report at a time. Closing the iterator ends it."""
+
+        def run(report: Report, cancel: threading.Event) -> None:
+            for image in self._world.images.load(_pieces(body, self._loop), report, cancel):
+                self._loop.call_soon_threadsafe(self._tell, "load", image.id, image.id, _labels(image))
+
+        return self._reported(run, "load of an archive")
+
+    def save(self, names: Sequence[str]) -> Archive:
+        """The tar stream of these images, to be closed by `aclose`. Its first piece raises NotFound."""
+        return Archive(self._world, AsyncExitStack(), self._world.images.save(names))
+
+    async def _reported(
+        self, run: Callable[[Report, threading.Event], None], what: str
+    ) -> AsyncIterator[PullProgress]:
+        """Run work that reports, and waits for others (a registry, a client), in a thread. Closing the
+        iterator sets its event."""
         queue: asyncio.Queue[Progress | None] = asyncio.Queue()
         cancel = threading.Event()
-        credentials = None if auth is None else auths.RegistryAuth(*msgspec.structs.astuple(auth))
 
         def report(progress: Progress) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, progress)
+            self._loop.call_soon_threadsafe(queue.put_nowait, progress)
 
-        def run() -> Sequence[Image]:
-            images = self._world.images
-            if all_tags:
-                return images.pull_all(name, platform, credentials, report, cancel)
-            return [images.pull(name, platform, credentials, report, cancel)]
-
-        work = self._world.task(
-            self._world.pull_job(run),
-            f"pull of {name[:200]}",
-        )
+        work = self._world.task(self._world.pull_job(lambda: run(report, cancel)), what)
         work.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (progress := await queue.get()) is not None:
-                yield PullProgress(progress.status, progress.layer, progress.current, progress.total)
-            images = await work
+                yield PullProgress(*msgspec.structs.astuple(progress))
+            await work
         finally:
             cancel.set()
             if work.done() and not work.cancelled():
                 work.exception()  # seen, also when nobody asks any more
-        named = reference.parse(name)
-        for image in images[:1]:
-            shown = named.familiar_name if all_tags else named.tagged().familiar
-            self._tell("pull", shown, image.id, _labels(image))
 
     async def list(self) -> Sequence[ImageSummary]:
         """All images, the last made first, as dockerd lists them."""
@@ -153,6 +175,25 @@ class Images:
             config=document,
             layers=image.document.diff_ids,
         )
+
+
+def _pieces(body: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
+    """A request's body for a thread, in pieces of some size: each costs a hop to the loop and back."""
+
+    async def some() -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while size < _BODY_PIECE and (part := await anext(body, b"")):
+            parts.append(part)
+            size += len(part)
+        return b"".join(parts)
+
+    while piece := asyncio.run_coroutine_threadsafe(some(), loop).result():
+        yield piece
+
+
+def _credentials(auth: RegistryAuth | None) -> auths.RegistryAuth | None:
+    return None if auth is None else auths.RegistryAuth(*msgspec.structs.astuple(auth))
 
 
 def _labels(image: Image) -> Mapping[str, str]:

@@ -299,12 +299,15 @@ class RegistryAuth(msgspec.Struct, frozen=True):
 class PullProgress(msgspec.Struct, frozen=True):
     """One progress report. layer: short id, "" for the image as a whole. status is Docker's words:
     "Pulling fs layer", "Downloading", "Verifying Checksum", "Download complete", "Extracting",
-    "Pull complete", "Already exists"."""
+    "Pull complete", "Already exists". Instead of a status: stream, text for people with its line end, or
+    aux, a document for programs."""
 
     status: str
     layer: str = ""
     current: int = 0
     total: int = 0
+    stream: str = ""
+    aux: dict[str, object] | None = None
 
 
 class ImageSummary(msgspec.Struct, frozen=True):

@@ -14,11 +14,13 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from nagaya.errors import DataLoss, KernelError, NagayaError, NotFound, ResourceExhausted
 from nagaya.oci import digest as digests
 
 _READ = 1 << 20
+_SPOOL = "spool-"
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -113,6 +115,32 @@ class ContentStore:
                 raise disk_error(error, "store content", digest) from None
         return digest
 
+    @contextmanager
+    def spool(self) -> Iterator[str]:
+        """A directory for files on their way to `adopt`, removed at the end with what is still in it."""
+        path = f"{self._directory}/ingest/{_SPOOL}{os.urandom(8).hex()}"
+        try:
+            os.mkdir(path, 0o700)
+        except OSError as error:
+            raise disk_error(error, "store content", "spool") from None
+        try:
+            yield path
+        finally:
+            _remove_spool(path)
+
+    def adopt(self, path: str, digest: str) -> None:
+        """Make a spooled file, whose digest the caller has seen to be this one, the blob: over a damaged
+        one if need be. Raises KernelError, ResourceExhausted."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._publish(path, digest)
+        except OSError as error:
+            raise disk_error(error, "store content", digest) from None
+
     def ingest(self, digest: str, size: int) -> Ingest:
         """Begin, or take up again, the arrival of a big blob. Raises InvalidArgument, KernelError,
         ResourceExhausted."""
@@ -150,10 +178,12 @@ class ContentStore:
 
     def sweep_ingest(self, older_than: float) -> None:
         """Delete arrivals that nobody has touched since `older_than` (seconds since the epoch), and
-        left-overs of `put`. Nobody may be at any."""
+        left-overs of `put` and `spool`. Nobody may be at any."""
         with os.scandir(f"{self._directory}/ingest") as entries:
             for entry in entries:
-                if entry.name.startswith("put-") or entry.stat(follow_symlinks=False).st_mtime < older_than:
+                if entry.name.startswith(_SPOOL):
+                    _remove_spool(entry.path)
+                elif entry.name.startswith("put-") or entry.stat(follow_symlinks=False).st_mtime < older_than:
                     _discard(entry.path)
 
     def _publish(self, path: str, digest: str) -> None:
@@ -295,6 +325,12 @@ def _discard(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+def _remove_spool(path: str) -> None:
+    for name in os.listdir(path):  # files of our own making, and nothing else
+        _discard(f"{path}/{name}")
+    os.rmdir(path)
 
 
 def _missing(digest: str) -> NotFound:

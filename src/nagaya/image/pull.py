@@ -7,12 +7,12 @@ blob stays after a failure and is taken up again by the next try.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -28,13 +28,14 @@ from nagaya.errors import (
     Unauthenticated,
     Unavailable,
 )
-from nagaya.image import layers, streams
 from nagaya.image.auth import RegistryAuth
-from nagaya.image.catalog import Catalog, LayerRow
+from nagaya.image.catalog import Catalog
 from nagaya.image.content import ContentStore, Ingest
+from nagaya.image.jobs import together
 from nagaya.image.registry import Fetched, Registry
 from nagaya.image.snapshots import Snapshots
 from nagaya.image.transport import RegistryConfig, Transport
+from nagaya.image.unpacking import POLL, Unpacking, slot
 from nagaya.oci import digest as digests
 from nagaya.oci import imageconfig, manifest, platform
 from nagaya.oci.manifest import Descriptor, Index, Manifest
@@ -43,7 +44,6 @@ from nagaya.oci.reference import Reference
 
 _REPORT = 0.1  # seconds between two progress reports of one layer at least
 _PERSONAL = (Cancelled, Unauthenticated, PermissionDenied)  # who joined may fare better
-_POLL = 0.2  # seconds between looks at whether a waiting pull was cancelled
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -54,6 +54,8 @@ class Progress(msgspec.Struct, frozen=True):
     layer: str = ""
     current: int = 0
     total: int = 0
+    stream: str = ""  # instead of a status: text for people, with its line end
+    aux: dict[str, Any] | None = None  # or a document for programs
 
 
 Report = Callable[[Progress], None]
@@ -87,17 +89,22 @@ class Puller:
     """
 
     def __init__(
-        self, content: ContentStore, snapshots: Snapshots, catalog: Catalog, config: RegistryConfig
+        self,
+        content: ContentStore,
+        snapshots: Snapshots,
+        catalog: Catalog,
+        unpacking: Unpacking,
+        config: RegistryConfig,
     ) -> None:
         self._content = content
         self._snapshots = snapshots
         self._catalog = catalog
+        self._unpacking = unpacking
         self._config = config
         self._schemes: dict[str, str] = {}
         self._mutex = threading.Lock()
         self._flights: dict[str, _Flight] = {}
         self._downloads = threading.Semaphore(config.downloads)
-        self._unpacks = threading.Semaphore(config.unpacks)
 
     def pull(
         self,
@@ -163,11 +170,6 @@ class Puller:
         with _watched(check, transport.cut):
             return Registry(repository, self._config, transport, auth, check).tags()
 
-    def unpack_stored(self, digest: str, diff_id: str, check: Callable[[], None]) -> None:
-        """Unpack a layer whose blob is in the content store already."""
-        if not self._snapshots.has_layer(diff_id):
-            self._unpack(self._content.pieces(digest), diff_id, check)
-
     # documents
 
     def _choose(
@@ -220,13 +222,6 @@ class Puller:
         report: Report,
         check: Callable[[], None],
     ) -> None:
-        stop = threading.Event()
-
-        def checked() -> None:
-            check()
-            if stop.is_set():
-                raise Cancelled("another layer of the image failed")
-
         missing = []
         # the same layer twice is one piece of work
         for descriptor, diff_id in {(d.digest, diff_id): (d, diff_id) for d, diff_id in wanted}.values():
@@ -236,21 +231,12 @@ class Puller:
             else:
                 report(Progress("Pulling fs layer", short))
                 missing.append((descriptor, diff_id))
-        if not missing:
-            return
-        workers = min(len(missing), self._config.downloads + self._config.unpacks)
-        with ThreadPoolExecutor(workers, "nagaya-pull") as pool:
-            jobs = [pool.submit(self._layer, registry, d, i, report, checked) for d, i in missing]
-            try:
-                wait(jobs, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()
-                for job in jobs:
-                    job.cancel()
-        errors = [e for job in jobs if not job.cancelled() and (e := job.exception()) is not None]
-        # the layer that failed, rather than those that were stopped because of it
-        for error in sorted(errors, key=lambda e: isinstance(e, Cancelled)):
-            raise error
+        together(
+            [partial(self._layer, registry, d, i, report) for d, i in missing],
+            self._config.downloads + self._config.unpacks,
+            "nagaya-pull",
+            check,
+        )
 
     def _here(self, digest: str, diff_id: str) -> bool:
         return self._content.has(digest) and self._snapshots.has_layer(diff_id)
@@ -276,7 +262,7 @@ class Puller:
                     flight = self._flights[digest] = _Flight(source)
                 flight.listeners.append(report)
             if not mine:
-                while not flight.ended.wait(_POLL):
+                while not flight.ended.wait(POLL):
                     check()
                 error = flight.error
                 if error is not None and flight.source == source and not isinstance(error, _PERSONAL):
@@ -312,8 +298,7 @@ class Puller:
 
         if self._content.has(descriptor.digest):
             try:
-                with _slot(self._unpacks, check):
-                    self._unpack(self._content.pieces(descriptor.digest), diff_id, check)
+                self._unpacking.layer(self._content.pieces(descriptor.digest), diff_id, check)
                 return
             except (Cancelled, ResourceExhausted):
                 raise
@@ -352,7 +337,7 @@ class Puller:
         def download() -> None:
             # whoever follows the blob raises what is told here
             try:
-                with _slot(self._downloads, checked):
+                with slot(self._downloads, checked):
                     self._download(registry, descriptor, ingest, report, checked)
                 complete.set()
             except NagayaError as error:
@@ -364,8 +349,7 @@ class Puller:
         thread.start()
         try:
             if not self._snapshots.has_layer(diff_id):
-                with _slot(self._unpacks, check):
-                    self._unpack(_told(ingest.follow(check), complete, report), diff_id, check)
+                self._unpacking.layer(_told(ingest.follow(check), complete, report), diff_id, check)
             else:  # only the blob is missing
                 for _ in ingest.follow(check):
                     pass
@@ -419,40 +403,7 @@ class Puller:
         end = time.monotonic() + self._config.backoff
         while time.monotonic() < end:
             check()
-            time.sleep(min(_POLL, self._config.backoff))
-
-    def _unpack(self, blob: Iterable[bytes], diff_id: str, check: Callable[[], None]) -> None:
-        """Unpack, verify, sync, and tell the catalog; or leave nothing."""
-        name, home = self._snapshots.new_layer()
-        committed = False
-        try:
-            seen = digests.hasher(diff_id)
-            limits = self._config.limits
-            with streams.Ahead(streams.pieces(blob)) as pieces:
-                bounded = streams.hashed(streams.limited(pieces, limits.size), seen.update)
-                unpacked = layers.unpack(bounded, home, limits, check)
-            actual = f"{digests.parse(diff_id)[0]}:{seen.hexdigest()}"
-            if actual != diff_id:
-                raise DataLoss(
-                    f"the layer's diff id is {actual}, the configuration says {diff_id}",
-                    subject=diff_id,
-                    step="unpack layer",
-                )
-            row = LayerRow(diff_id, name, unpacked.size, unpacked.entries)
-            committed = self._commit(row, home, unpacked.opaque_root)
-        finally:
-            os.close(home)
-            if not committed:
-                self._snapshots.drop_layer(name)
-
-    def _commit(self, row: LayerRow, home: int, opaque: bool) -> bool:
-        """False when another blob with the same files was quicker."""
-        self._snapshots.sync_layer(row.diff_id, home, opaque_root=opaque)
-        with self._mutex:
-            if self._snapshots.has_layer(row.diff_id):
-                return False
-            self._catalog.put_layer(row)
-        return True
+            time.sleep(min(POLL, self._config.backoff))
 
 
 class _StaleError(DataLoss):
@@ -466,7 +417,7 @@ def _watched(check: Callable[[], None], cut: Callable[[], None]) -> Iterator[Non
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(_POLL):
+        while not ended.wait(POLL):
             try:
                 check()
             except NagayaError:
@@ -483,17 +434,6 @@ def _watched(check: Callable[[], None], cut: Callable[[], None]) -> Iterator[Non
         thread.join()
 
 
-@contextmanager
-def _slot(semaphore: threading.Semaphore, check: Callable[[], None]) -> Iterator[None]:
-    """One of the configured number; check may raise while waiting for it."""
-    while not semaphore.acquire(timeout=_POLL):
-        check()
-    try:
-        yield
-    finally:
-        semaphore.release()
-
-
 def _told(pieces: Iterator[bytes], complete: threading.Event, report: Callable[..., None]) -> Iterator[bytes]:
     """The same pieces; "Extracting" is told once the blob is complete: one line, one state, as dockerd."""
     done, told = 0, 0.0
@@ -507,11 +447,7 @@ def _told(pieces: Iterator[bytes], complete: threading.Event, report: Callable[.
 
 def _pick(index: Index, target: Platform) -> Descriptor | None:
     """The entry that fits best; attestations and the like (artifacts) never do."""
-    entries = [
-        e
-        for e in index.manifests
-        if not e.artifact_type and not (e.annotations or {}).get("vnd.docker.reference.type")
-    ]
+    entries = [e for e in index.manifests if not manifest.is_artifact(e)]
     chosen = platform.choose([e.platform for e in entries], target)
     return entries[chosen] if chosen >= 0 else None
 

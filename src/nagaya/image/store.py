@@ -10,20 +10,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from nagaya.errors import Cancelled, DataLoss, InvalidArgument, NagayaError, NotFound, Unavailable
-from nagaya.image import builtin, removal
+from nagaya.errors import DataLoss, InvalidArgument, NagayaError, NotFound
+from nagaya.image import builtin, load, removal, save
 from nagaya.image.auth import RegistryAuth
 from nagaya.image.catalog import Catalog, ImageRow, NameRow
-from nagaya.image.content import ContentStore
 from nagaya.image.pull import Progress, Puller, Report
 from nagaya.image.removal import Removed, Use
-from nagaya.image.snapshots import Snapshots
+from nagaya.image.shelf import Shelf
 from nagaya.image.streams import check_cancel
 from nagaya.image.transport import RegistryConfig
 from nagaya.oci import digest as digests
@@ -35,7 +33,6 @@ log = logging.getLogger(__name__)
 
 _PARTIAL_LIFE = 24 * 3600.0  # seconds that an interrupted download waits to be taken up again
 _CACHED = 256  # decoded configurations
-_WORTH_RESUMING = (Unavailable, Cancelled)
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -69,13 +66,12 @@ class ImageStore:
     """Images below ROOT/content and ROOT/snapshots; rows in `catalog`."""
 
     def __init__(self, root: str, catalog: Catalog, config: RegistryConfig | None = None) -> None:
+        self._shelf = shelf = Shelf(root, catalog, config or RegistryConfig())
         self._catalog = catalog
-        self._content = ContentStore(f"{root}/content")
-        self._snapshots = Snapshots(f"{root}/snapshots", catalog)
-        self._puller = Puller(self._content, self._snapshots, catalog, config or RegistryConfig())
-        self._mutex = threading.RLock()  # of what must not change while garbage is told from the rest
-        self._leases: Counter[str] = Counter()
-        self._orphans = False  # some layers are here for the sake of containers only
+        self._content = shelf.content
+        self._snapshots = shelf.snapshots
+        self._puller = Puller(shelf.content, shelf.snapshots, catalog, shelf.unpacking, shelf.config)
+        self._mutex = shelf.mutex
         self._documents: dict[str, ImageConfig] = {}
         self._builtin_lock = threading.Lock()
         self._builtin: tuple[tuple[str, int, int], str] | None = None
@@ -138,46 +134,14 @@ class ImageStore:
         cancel: threading.Event | None,
     ) -> tuple[str, bool]:
         """(id of the image, does a name mean something new?)"""
-        leased: list[str] = []
-
-        def lease(wanted: Iterable[str]) -> None:
-            with self._mutex:
-                found = list(wanted)
-                leased.extend(found)
-                self._leases.update(found)
-
-        try:
+        with self._shelf.work(f"a pull of {asked.familiar}") as lease:
             pulled = self._puller.pull(asked, wanted, auth, report, lambda: check_cancel(cancel), lease)
             names = [asked.with_digest(pulled.digest).canonical]
             if asked.tag and not asked.digest:
                 names.append(asked.canonical)
-            with self._mutex:
-                newer = any(self._image_id(n) != pulled.id for n in names)
-                self._catalog.put_image(
-                    ImageRow(pulled.id, pulled.manifest, pulled.diff_ids, pulled.blobs, time.time_ns()),
-                    [NameRow(n, pulled.id) for n in names],
-                )
-        except NagayaError as error:
-            self._release(leased)
-            if not isinstance(error, _WORTH_RESUMING):
-                # what a registry lied about, or a full disk, is not kept for a next try
-                with self._mutex:
-                    self._content.discard(d for d in leased if d not in self._leases)
-                try:
-                    self._collect()
-                except NagayaError as second:  # it says less than the first
-                    log.warning("what a pull of %s left stays for now: %s", asked.familiar, second)
-            leased.clear()
-            raise
-        finally:
-            self._release(leased)
+            newer = self._shelf.put_image(pulled.id, pulled.manifest, pulled.diff_ids, pulled.blobs, names)
         report(Progress(f"Digest: {pulled.digest}"))
         return pulled.id, newer
-
-    def _release(self, leased: list[str]) -> None:
-        with self._mutex:
-            self._leases.subtract(leased)
-            self._leases = +self._leases
 
     # lookup
 
@@ -240,6 +204,56 @@ class ImageStore:
             changes[0] = msgspec.structs.replace(changes[0], id=image.id, tags=tags)
         return changes
 
+    # archives
+
+    def save(self, names: Sequence[str]) -> Iterator[bytes]:
+        """A tar stream of the images of these names or ids; of a repository without a tag all its tags.
+
+        Nothing happens before the first piece. Raises NotFound, InvalidArgument, and what
+        `save.archive` does.
+        """
+        rows: list[ImageRow] = []
+        try:
+            with self._shelf.leases.hold() as lease:
+                with self._mutex:
+                    wanted: dict[str, dict[str, None]] = {}
+                    for name in names:
+                        for image_id, tags in self._meant(name):
+                            wanted.setdefault(image_id, {}).update(dict.fromkeys(tags))
+                    rows += [self._row(image_id) for image_id in wanted]
+                    lease(blob for row in rows for blob in row.blobs)
+                images = [save.Wanted(row.manifest, tuple(wanted[row.id])) for row in rows]
+                yield from save.archive(self._content, images)
+        finally:
+            if any(self._catalog.image(row.id) is None for row in rows):  # removed, and we kept it
+                self._shelf.collect()
+
+    def _meant(self, name: str) -> Sequence[tuple[str, Sequence[str]]]:
+        """What `docker save NAME` means: (id, canonical tags) of each image."""
+        try:
+            named = reference.parse(name)
+        except InvalidArgument:
+            return [(self._identify(name), ())]
+        if not named.tag and not named.digest:
+            if _is_builtin(named.tagged()):
+                self._assemble()
+            repository = f"{named.name}:"
+            rows = [row for row in self._catalog.names() if row.name.startswith(repository)]
+            return [(row.image, (row.name,)) for row in rows] or [(self._identify(name), ())]
+        image_id = self._identify(name)
+        tag = named.canonical if named.tag and not named.digest else ""
+        return [(image_id, (tag,) if tag and self._shelf.image_of(tag) == image_id else ())]
+
+    def load(
+        self,
+        pieces: Iterable[bytes],
+        report: Report = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> Sequence[Image]:
+        """Take in an archive of images: see `load.load`. report is called from several threads."""
+        loaded = load.load(self._shelf, pieces, report, lambda: check_cancel(cancel))
+        return [self._image(image_id) for image_id in dict.fromkeys(loaded)]
+
     # change
 
     def tag(self, text: str, target: str) -> Image:
@@ -268,7 +282,7 @@ class ImageStore:
             self._catalog.delete_image(image_id)
             self._documents.pop(image_id, None)
             removed.append(Removed(deleted=image_id))
-        gone = self._collect()
+        gone, _ = self._shelf.collect()
         chain = removal.chain_ids(row.layers)
         removed += [
             Removed(deleted=c) for c, d in reversed(list(zip(chain, row.layers, strict=True))) if d in gone
@@ -291,8 +305,8 @@ class ImageStore:
         """Remove a container's writable layer, and layers that only it still needed. An unknown id
         does nothing."""
         self._snapshots.remove(snapshot_id)
-        if self._orphans:
-            self._collect()
+        if self._shelf.orphans:
+            self._shelf.collect()
 
     def usage(self, snapshot_id: str) -> int:
         """Bytes that the container has written. Raises NotFound."""
@@ -302,7 +316,7 @@ class ImageStore:
 
     def recover(self) -> None:
         """Remove what a crash left: call it once, before anything else is asked."""
-        self._collect()
+        self._shelf.collect()
         rows = self._catalog.layers()
         there = self._snapshots.layer_names()
         for name in set(there) - {row.directory for row in rows}:
@@ -315,26 +329,6 @@ class ImageStore:
             if name not in known:
                 self._snapshots.drop(name)
         self._content.sweep_ingest(time.time() - _PARTIAL_LIFE)
-
-    def _collect(self) -> set[str]:
-        """Remove blobs and layers that nothing refers to; return the diff ids that went."""
-        with self._mutex:
-            images = self._catalog.images()
-            blobs = {b for row in images for b in row.blobs} | set(self._leases)
-            layers = {d for row in images for d in row.layers} | set(self._leases)
-            kept = {d for row in self._catalog.snapshots() for d in row.layers}
-            self._orphans = not kept <= layers
-            layers |= kept
-            for digest in self._content.digests():
-                if digest not in blobs:
-                    self._content.delete(digest)
-            # second: on a full disk the blobs made the room that deleting rows takes
-            unused = [row for row in self._catalog.layers() if row.diff_id not in layers]
-            for row in unused:
-                self._catalog.delete_layer(row.diff_id)
-        for row in unused:
-            self._snapshots.drop_layer(row.directory)
-        return {row.diff_id for row in unused}
 
     # the inside
 
@@ -351,7 +345,7 @@ class ImageStore:
                 self._assemble()
             if named.digest:
                 named = named.with_digest(named.digest)
-            if (found := self._image_id(named.canonical)) is not None:
+            if (found := self._shelf.image_of(named.canonical)) is not None:
                 return found
         short = text.removeprefix("sha256:")
         if not _is_hex(short):
@@ -363,10 +357,6 @@ class ImageStore:
                 subject=text,
             )
         return matches[0] if matches else None
-
-    def _image_id(self, name: str) -> str | None:
-        row = self._catalog.name(name)
-        return row.image if row else None
 
     def _identify(self, text: str) -> str:
         image_id = self._find(text)
@@ -407,7 +397,7 @@ class ImageStore:
     def _assemble(self) -> None:
         """Make the built-in image when it is not here, or busybox was upgraded since."""
         with self._builtin_lock:
-            there = self._image_id(f"{builtin.NAME}:latest")
+            there = self._shelf.image_of(f"{builtin.NAME}:latest")
             try:
                 stamp = builtin.stamp()
             except NagayaError:
@@ -424,20 +414,13 @@ class ImageStore:
             self._builtin = (stamp, config)
 
     def _keep(self, built: builtin.Built, config: str, top: str, layer: str) -> None:
-        leased = [config, top, layer]
-        with self._mutex:
-            self._leases.update(leased)
-        try:
+        with self._shelf.work("making the built-in image") as lease:
+            lease([config, top, layer])
             for data, digest in ((built.layer, layer), (built.config, config), (built.manifest, top)):
                 self._content.put(data, digest)
-            self._puller.unpack_stored(layer, layer, lambda: None)
-            with self._mutex:
-                self._catalog.put_image(
-                    ImageRow(config, top, (layer,), (config, top, layer), time.time_ns()),
-                    [NameRow(f"{builtin.NAME}:latest", config), NameRow(f"{builtin.NAME}@{top}", config)],
-                )
-        finally:
-            self._release(leased)
+            self._shelf.unpacking.stored(layer, layer, lambda: None)
+            names = [f"{builtin.NAME}:latest", f"{builtin.NAME}@{top}"]
+            self._shelf.put_image(config, top, [layer], [config, top, layer], names)
 
 
 def _is_builtin(named: Reference) -> bool:

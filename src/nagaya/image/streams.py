@@ -42,14 +42,24 @@ def pieces(compressed: Iterable[bytes]) -> Iterator[bytes]:
             break
         head += part
     stream = _chain(head, source)
-    if head[:2] == b"\x1f\x8b":
+    compressed_by = compression(head)
+    if compressed_by == "gzip":
         return _members(stream, lambda: _Gzip(), "gzip")
-    if head[:4] == b"\x28\xb5\x2f\xfd" or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
+    if compressed_by == "zstd":
         return _members(stream, _zstd, "zstd")
     for magic, name in ((b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x04\x22\x4d\x18", "lz4")):
         if head.startswith(magic):
             raise Unimplemented(f"layers compressed with {name} are not supported", step="read layer")
     return stream
+
+
+def compression(head: bytes) -> str:
+    """ "gzip" or "zstd" when a stream with these first bytes is that, else ""."""
+    if head[:2] == b"\x1f\x8b":
+        return "gzip"
+    if head[:4] == b"\x28\xb5\x2f\xfd" or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
+        return "zstd"
+    return ""
 
 
 def limited(stream: Iterable[bytes], limit: int) -> Iterator[bytes]:

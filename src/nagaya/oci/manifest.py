@@ -151,6 +151,11 @@ def decode(data: bytes, content_type: str = "") -> Manifest | Index:
     return Manifest(media_type, document.config, tuple(layers))
 
 
+def is_artifact(entry: Descriptor) -> bool:
+    """Is an entry of an index something about an image (an attestation and the like), not one?"""
+    return bool(entry.artifact_type or (entry.annotations or {}).get("vnd.docker.reference.type"))
+
+
 def encode(manifest: Manifest) -> bytes:
     """The manifest as JSON, the same bytes for the same manifest."""
     return msgspec.json.encode(
@@ -161,6 +166,11 @@ def encode(manifest: Manifest) -> bytes:
             "layers": manifest.layers,
         }
     )
+
+
+def layer_type(compression: str) -> str:
+    """The media type of a layer that is compressed by "gzip" or "zstd", or not at all ("")."""
+    return f"{OCI_LAYER}+{compression}" if compression else OCI_LAYER
 
 
 def is_foreign(layer: Descriptor) -> bool:

@@ -44,9 +44,42 @@ async def create(engine: EngineService, request: Request) -> Answer:
         async for progress in pull:
             yield json_line(progress_document(progress))
 
-    return Stream(
-        await primed(items()), render_error=lambda error: json_line(error_document(message_of(error)))
-    )
+    return Stream(await primed(items()), render_error=_last_line)
+
+
+async def load(engine: EngineService, request: Request) -> Stream:
+    """POST /images/load: every error is the stream's last line, as dockerd has it."""
+    body = request.chunks()
+    first = await anext(body, b"")  # before the answer begins: a client may wait for its "100 Continue"
+    loading = engine.load_images(_again(first, body))
+    quiet = request.flag("quiet")
+
+    async def items() -> AsyncIterator[bytes]:
+        async for progress in loading:
+            if progress.stream or not quiet:
+                yield json_line(progress_document(progress))
+
+    return Stream(items(), render_error=_last_line)
+
+
+async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+        async for piece in rest:
+            yield piece
+
+
+async def save(engine: EngineService, request: Request) -> Stream:
+    """GET /images/get and /images/{name}/get"""
+    name = request.params.get("name")
+    names = [name] if name else [n for n in request.query.get("names", ()) if n]
+    if not names:
+        raise InvalidArgument("no image named (names)", subject="names")
+    return Stream(await primed(engine.save_images(names)), content_type=b"application/x-tar")
+
+
+def _last_line(error: Exception) -> bytes:
+    return json_line(error_document(message_of(error)))
 
 
 async def listing(engine: EngineService, request: Request) -> Response:
@@ -87,6 +120,9 @@ async def remove(engine: EngineService, request: Request) -> Response:
 ROUTES = (
     Route("POST", "/images/create", create, cancel=True),
     Route("GET", "/images/json", listing),
+    Route("POST", "/images/load", load, cancel=True),
+    Route("GET", "/images/get", save),
+    Route("GET", "/images/{name:path}/get", save),
     Route("GET", "/images/{name:path}/json", inspect_one),
     Route("GET", "/images/{name:path}/history", history),
     Route("POST", "/images/{name:path}/tag", tag),

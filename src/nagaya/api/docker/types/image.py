@@ -229,7 +229,11 @@ def pull_reference(image: str, tag: str) -> str:
 
 
 def progress_document(progress: PullProgress) -> Json:
-    """One line of a pull's stream, as moby's jsonmessage."""
+    """One line of a pull's stream and the like, as moby's jsonmessage."""
+    if progress.stream:
+        return {"stream": progress.stream}
+    if progress.aux is not None:
+        return {"progressDetail": {}, "aux": progress.aux}
     document: Json = {"status": progress.status}
     if progress.layer and not progress.status.startswith("Pulling from "):
         detail: Json = {}
