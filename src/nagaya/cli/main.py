@@ -57,21 +57,18 @@ VERBS = (
     "wait",
 )
 
+_OF_IMAGES = ("history", "load", "pull", "save", "tag")
+
 # docker's nouns: `nagaya container ls` is `nagaya ps`
 NOUNS = {
     "container": {
-        **{
-            v: v
-            for v in VERBS
-            if v
-            not in ("events", "history", "images", "info", "load", "pull", "rmi", "save", "tag", "version")
-        },
+        **{v: v for v in VERBS if v not in (*_OF_IMAGES, "events", "images", "info", "rmi", "version")},
         "ls": "ps",
         "list": "ps",
         "prune": "container_prune",
     },
     "image": {
-        **{v: v for v in ("pull", "tag", "history", "inspect", "load", "save")},
+        **{v: v for v in (*_OF_IMAGES, "inspect")},
         "ls": "images",
         "list": "images",
         "rm": "rmi",

@@ -78,8 +78,7 @@ def archive(content: ContentStore, wanted: Sequence[Wanted]) -> Iterator[bytes]:
     blobs: dict[str, int] = {}
     for digest in dict.fromkeys(image.manifest for image in wanted):
         data = content.read(digest, manifests.MAX_MANIFEST)
-        document = manifests.decode(data)
-        assert isinstance(document, Manifest)  # a row of the catalog never names an index
+        document = manifests.decode_image(data)
         found[digest] = Descriptor(digest, len(data), document.media_type), document
         for part in (found[digest][0], document.config, *document.layers):
             blobs[part.digest] = content.size(part.digest)

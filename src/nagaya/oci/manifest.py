@@ -168,6 +168,14 @@ def encode(manifest: Manifest) -> bytes:
     )
 
 
+def decode_image(data: bytes) -> Manifest:
+    """Decode what must be the manifest of one image. Raises as `decode`, and for an index."""
+    document = decode(data)
+    if isinstance(document, Index):
+        raise _bad("is an index, want that of an image")
+    return document
+
+
 def layer_type(compression: str) -> str:
     """The media type of a layer that is compressed by "gzip" or "zstd", or not at all ("")."""
     return f"{OCI_LAYER}+{compression}" if compression else OCI_LAYER
