@@ -1,6 +1,6 @@
 """Debian's dockerd as a peer: what a test demands of nagayad is first demanded of the original.
 
-It has a root, a network namespace (without a bridge) and a mount namespace of its own.
+It has a root, a network namespace and a mount namespace of its own; a bridge only when asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from house import wait_for
@@ -19,9 +19,12 @@ from nagaya.image import builtin
 
 
 class Dockerd:
-    """One dockerd with an image of nagaya/busybox's files. Use as a context manager."""
+    """One dockerd with an image of nagaya/busybox's files. Use as a context manager.
 
-    def __init__(self) -> None:
+    runtimes: further ones, by name, of paths. bip: the address of a bridge; without there is none.
+    """
+
+    def __init__(self, runtimes: Mapping[str, str] | None = None, bip: str = "") -> None:
         self.tag = uuid.uuid4().hex[:8]
         self.base = Path(tempfile.mkdtemp(prefix=f"nagt-{self.tag}-", dir="/tmp"))
         self.socket = self.base / "d.sock"
@@ -35,9 +38,11 @@ class Dockerd:
         (self.base / "daemon.json").write_text("{}")
         arguments = (
             f"--config-file {self.base}/daemon.json --data-root {self.base}/root --exec-root {self.base}/run "
-            f"--pidfile {self.base}/d.pid --host unix://{self.socket} --bridge none --iptables=false "
+            f"--pidfile {self.base}/d.pid --host unix://{self.socket} --iptables=false "
             f"--ip6tables=false --cgroup-parent {self.cgroup_parent} --containerd-namespace nagt-{self.tag} "
-            f"--containerd-plugins-namespace nagt-p-{self.tag}"
+            f"--containerd-plugins-namespace nagt-p-{self.tag} "
+            + (f"--bip {bip} " if bip else "--bridge none ")
+            + " ".join(f"--add-runtime {name}={path}" for name, path in (runtimes or {}).items())
         )
         self.log = self.base / "log"
         with self.log.open("wb") as log:

@@ -352,6 +352,7 @@ def test_device_lines_of_dockers_defaults() -> None:
         "c 5:0 rwm",
         "c 5:1 rwm",
         "c 5:2 rwm",
+        "c 10:200 rwm",
         "c 136:* rwm",
     }
 

@@ -32,6 +32,7 @@ ALWAYS: tuple[Rule, ...] = (
     (True, "c", 5, 0, _ACCESS),  # /dev/tty
     (True, "c", 1, 5, _ACCESS),  # /dev/zero
     (True, "c", 1, 9, _ACCESS),  # /dev/urandom
+    (True, "c", 10, 200, _ACCESS),  # /dev/net/tun: images of VPNs make it by mknod, and count on that
     (True, "c", 136, -1, _ACCESS),  # /dev/pts/N
     (True, "c", 5, 2, _ACCESS),  # /dev/pts/ptmx
 )
