@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import sqlite3
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,17 +19,28 @@ import pytest
 from house import SOURCE, House, python_main, wait_for
 from rawhttp import call
 
+from nagaya.image import builtin
 from nagaya.linux.process import is_ending
 
 pytestmark = pytest.mark.root
 
 # the state of the container after crash and restart; None: there is none
 POINTS: dict[str, str | None] = {
+    "volume-create: before begin": None,
+    "volume-create: begun": None,
+    "volume-create: directory": None,
+    "volume-create: done": None,
+    "volume-remove: before begin": None,
+    "volume-remove: begun": None,
+    "volume-remove: files": None,
+    "volume-remove: done": None,
     "create: before begin": None,
     "create: begun": None,
     "create: snapshot": None,
     "create: directory": None,
     "create: volume": None,
+    "fill: gathered": None,
+    "fill: whole": None,
     "create: done": "created",
     "start: before begin": "created",
     "start: planned": "created",
@@ -41,10 +54,19 @@ POINTS: dict[str, str | None] = {
     "start: done": "running",
     "exit: seen": "exited",
     "exit: noted": "exited",
+    "volume-create: begun#2": None,  # by a container
+    "volume-create: directory#2": None,
+    "volume-create: done#2": None,
+    "volume-create: begun#3": None,
+    "volume-create: directory#3": None,
+    "volume-create: done#3": None,
     "remove: before begin": "exited",
     "remove: begun": None,
     "remove: snapshot": None,
     "remove: directory": None,
+    "volume-remove: begun#2": None,
+    "volume-remove: files#2": None,
+    "volume-remove: done#2": None,
     "remove: done": None,
 }
 
@@ -53,10 +75,14 @@ def test_every_point_is_tried() -> None:
     found = set()
     for path in (SOURCE / "nagaya/engine").glob("*.py"):
         text = path.read_text()
-        found |= set(re.findall(r'\.point\("([^"]+)"\)', text))
+        found |= set(re.findall(r'\bpoint\("([^"]+)"\)', text))
         for kind in re.findall(r'journal\.begin\("([^"]+)"', text):
             found |= {f"{kind}: before begin", f"{kind}: begun"}
-    assert found == set(POINTS)
+    assert found == {point.partition("#")[0] for point in POINTS}
+
+
+with tarfile.open(fileobj=io.BytesIO(builtin.build().layer)) as LAYER:
+    FILES = {name.removeprefix("bin/") for name in LAYER.getnames() if name.startswith("bin/")}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +99,9 @@ def ask(house: House, method: str, path: str, body: Any = None) -> Any:
 
 
 def live(house: House, name: str) -> None:
-    """A container's whole life, as far as it goes."""
+    """A volume's and a container's whole life, as far as it goes."""
+    ask(house, "POST", "/volumes/create", {"Name": f"{name}-short"})
+    ask(house, "DELETE", f"/volumes/{name}-short")
     ask(
         house,
         "POST",
@@ -82,13 +110,30 @@ def live(house: House, name: str) -> None:
             "Image": "nagaya/busybox",
             "Cmd": ["sleep", "1000"],
             "Volumes": {"/v": {}},
-            "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "18080"}]}},
+            "HostConfig": {
+                "PortBindings": {"80/tcp": [{"HostPort": "18080"}]},
+                "Binds": [f"{name}-data:/bin"],
+            },
         },
     )
     ask(house, "POST", f"/containers/{name}/start")
     ask(house, "POST", f"/containers/{name}/kill")
     ask(house, "POST", f"/containers/{name}/wait")
     ask(house, "DELETE", f"/containers/{name}?v=1")
+    ask(house, "DELETE", f"/volumes/{name}-data")
+
+
+def volumes_are_whole(house: House, name: str) -> None:
+    """The named volumes are there, empty or filled, or are not; then they go."""
+    known = {row[0] for row in rows(house, "volumes")}
+    for path in (house.root / "volumes").iterdir():
+        assert path.name in known, path
+        assert [p.name for p in path.iterdir()] == ["_data"]
+        if path.name == f"{name}-data":
+            found = {p.name for p in (path / "_data").iterdir()}
+            assert found in (set(), FILES)
+    for volume in ("short", "data"):
+        ask(house, "DELETE", f"/volumes/{name}-{volume}?force=1")
 
 
 def state(house: House, name: str) -> str | None:
@@ -114,7 +159,7 @@ def nothing_left(house: House) -> None:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_kill_at(house: House, point: str) -> None:
-    name = re.sub("[^a-z]+", "-", point)
+    name = re.sub("[^a-z0-9]+", "-", point)
     if house.daemon is not None and house.daemon.poll() is None:
         house.stop_daemon()
     program, house.program = house.program, [*python_main("crashing"), point]
@@ -131,6 +176,7 @@ def test_kill_at(house: House, point: str) -> None:
     assert state(house, name) == POINTS[point]
     assert rows(house, "operations") == []
     if POINTS[point] is None:
+        volumes_are_whole(house, name)
         nothing_left(house)
         live(house, name)  # the name is free, and all works
     else:
@@ -143,6 +189,7 @@ def test_kill_at(house: House, point: str) -> None:
         else:
             assert house.ok("inspect", "-f", "{{.State.ExitCode}}", name) == "137"
         ask(house, "DELETE", f"/containers/{name}?force=1&v=1")
+        volumes_are_whole(house, name)
     nothing_left(house)
 
 
@@ -258,4 +305,4 @@ def test_a_ledger_of_the_future_is_refused_in_one_line(house: House) -> None:
     ledger.close()
     house.start()
     assert result.returncode == 1
-    assert result.stderr == "nagayad: the ledger has schema version 999, newer than this nagaya's 1\n"
+    assert result.stderr == "nagayad: the ledger has schema version 999, newer than this nagaya's 2\n"

@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 from house import House
 
-from nagaya.engine import volumes
+from nagaya.engine import filling
 from nagaya.engine.layered import LayeredRoot
 
 pytestmark = pytest.mark.root
@@ -42,7 +42,7 @@ def layers(base: Path) -> LayeredRoot:
 @pytest.mark.parametrize("target", ["/", "/all", "/data/.."])
 def test_the_root_of_an_image(tmp_path: Path, target: str) -> None:
     (tmp_path / "volume").mkdir()
-    volumes.copy_up(layers(tmp_path), target, str(tmp_path / "volume"))
+    filling.copy_up(layers(tmp_path), target, str(tmp_path / "volume"))
     assert sorted(p.name for p in (tmp_path / "volume").iterdir()) == ["all", "data"]
     assert (tmp_path / "volume/data/both").read_text() == "upper"
     assert (tmp_path / "volume/data/deep/below").read_text() == "below"
@@ -56,7 +56,7 @@ def test_many_fill_one_volume(tmp_path: Path) -> None:
 
     def fill() -> None:
         try:
-            volumes.copy_up(image, "/data", str(place))
+            filling.copy_up(image, "/data", str(place))
         except Exception as error:
             failed.append(error)
 

@@ -1,4 +1,5 @@
-"""nagayad that kills itself at a point of the journal. argv: the point's name, then the daemon's own."""
+"""nagayad that kills itself at a point of the journal. argv: the point's name ("NAME#3": the third time
+that it gets there), then the daemon's own."""
 
 from __future__ import annotations
 
@@ -11,9 +12,15 @@ from nagaya.engine.journal import Journal
 
 
 def main(argv: Sequence[str]) -> int:
+    wanted, _, times = argv[0].partition("#")
+    left = int(times or "1")
+
     def point(self: Journal, name: str) -> None:
-        if name == argv[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
+        nonlocal left
+        if name == wanted:
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     Journal.point = point  # type: ignore[method-assign]
     return daemon(argv[1:])

@@ -83,7 +83,7 @@ def test_inspect_of_a_running_container_with_all_kinds_of_things() -> None:
         mounts=(
             MountSpec("bind", "/c", "/h", read_only=True, create_source=True),
             MountSpec("volume", "/v", "vol"),
-            MountSpec("bind", "/m", "/n"),
+            MountSpec("bind", "/m", "/n", listed=True),
         ),
         ports=(PortBinding(80, host_port=8080),),
         exposed_ports=("80/tcp", "81/tcp"),

@@ -106,7 +106,7 @@ def test_many_flags(recorder: tuple[Recorder, str], client: str) -> None:
     # 20.10 sends its binds in the random order of a Go map
     assert tuple(sorted(config.mounts, key=lambda mount: mount.target)) == (
         MountSpec("bind", "/c", "/h", read_only=True, create_source=True),
-        MountSpec("bind", "/md", "/ms", read_only=True),
+        MountSpec("bind", "/md", "/ms", read_only=True, listed=True),
         MountSpec("volume", "/v", "vol"),
     )
     assert config.image_volumes == ("/anon",)

@@ -121,9 +121,9 @@ def test_mounts() -> None:
         }
     )
     assert config.mounts[1:] == (
-        MountSpec("bind", "/b", "/x", read_only=True),
-        MountSpec("volume", "/c", no_copy=True),
-        MountSpec("tmpfs", "/d", options=("size=4096", "mode=700")),
+        MountSpec("bind", "/b", "/x", read_only=True, listed=True),
+        MountSpec("volume", "/c", no_copy=True, listed=True),
+        MountSpec("tmpfs", "/d", options=("size=4096", "mode=700"), listed=True),
     )
 
 
@@ -163,7 +163,8 @@ def test_mounts() -> None:
         ),
         ({"Mounts": [{"Type": "bind", "Target": "/x"}]}, {}, "field Source must not be empty"),
         ({"Mounts": [{"Type": "bind", "Source": "/x"}]}, {}, "field Target must not be empty"),
-        ({"Mounts": [{"Type": "image", "Target": "/x"}]}, {}, "of type image is not supported yet"),
+        ({"Mounts": [{"Type": "image", "Target": "/x"}]}, {}, "field Source must not be empty"),
+        ({"Mounts": [{"Type": "cluster", "Target": "/x"}]}, {}, "of type cluster is not supported yet"),
         ({"PortBindings": {"80x/tcp": []}}, {}, 'invalid port specification: "80x/tcp"'),
         ({"PortBindings": {"80/icmp": []}}, {}, "invalid proto: icmp"),
         ({"PortBindings": {"80": [{"HostPort": "70000"}]}}, {}, 'invalid port specification: "70000"'),

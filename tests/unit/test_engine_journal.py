@@ -133,7 +133,7 @@ def test_a_newer_ledger_is_refused(path: str) -> None:
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=999")
     db.close()
-    with pytest.raises(FailedPrecondition, match="schema version 999, newer than this nagaya's 1"):
+    with pytest.raises(FailedPrecondition, match="schema version 999, newer than this nagaya's 2"):
         Ledger(path)
 
 

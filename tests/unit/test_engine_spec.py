@@ -298,7 +298,7 @@ def test_mounts_are_made_from_the_top_down() -> None:
         "/a/b/c",
     ]
     by_target = {m["destination"]: m for m in found}
-    assert by_target["/a"]["options"] == ["rbind", "rprivate", "ro"]
+    assert by_target["/a"]["options"] == ["rbind", "rprivate", "rro"]
     assert by_target["/tmp"]["options"] == ["exec", "nosuid", "nodev", "size=1m"]
     assert by_target["/run"]["options"] == ["noexec", "nosuid", "nodev", "size=64k", "mode=700"]
     assert by_target["/etc/hosts"]["source"] == "/host/hosts"

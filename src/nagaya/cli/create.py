@@ -73,7 +73,7 @@ CREATE_FLAGS = (
     _text("memory-reservation", "Soft memory limit"),
     _text("memory-swap", "Limit of memory and swap together; -1: no limit of swap"),
     _int("memory-swappiness", "Swappiness, 0 to 100", default=-1),
-    _list("mount", "Attach a mount: type=bind|volume|tmpfs,source=...,target=..."),
+    _list("mount", "Attach a mount: type=bind|volume|tmpfs|image,source=...,target=..."),
     _text("name", "Name of the container"),
     _list("network", "Network: none, host, bridge, container:NAME or a name"),
     _list("net", "The same as --network"),

@@ -76,7 +76,15 @@ NOUNS = {
     },
     "network": {"ls": "network_ls", "list": "network_ls", "inspect": "inspect"},
     "system": {"df": "df", "events": "events", "info": "info"},
-    "volume": {"ls": "volume_ls", "list": "volume_ls", "inspect": "inspect"},
+    "volume": {
+        "create": "volume_create",
+        "inspect": "inspect",
+        "list": "volume_ls",
+        "ls": "volume_ls",
+        "prune": "volume_prune",
+        "remove": "volume_rm",
+        "rm": "volume_rm",
+    },
 }
 
 GLOBAL = (

@@ -157,6 +157,13 @@ def rfc3339(epoch: float) -> str:
     return text[:-5] + "Z" if text.endswith("+0000") else f"{text[:-2]}:{text[-2:]}"
 
 
+def confirmed(warning: str) -> bool:
+    """Does the person in front of it want that?"""
+    print(warning)
+    print("Are you sure you want to continue? [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() == "y"
+
+
 def filters(words: Sequence[str]) -> str:
     """The API's `filters` parameter of --filter KEY=VALUE words; "" for none. Raises FlagError."""
     if not words:

@@ -279,6 +279,12 @@ def volume(word: str) -> str | None:
     return f"{source}:{rest}"
 
 
+_RECURSIVE = {
+    "enabled": "",
+    "disabled": "NonRecursive",
+    "writable": "ReadOnlyNonRecursive",
+    "readonly": "ReadOnlyForceRecursive",
+}
 _MOUNT_KEYS = {
     "source": "Source",
     "src": "Source",
@@ -295,7 +301,7 @@ def mount(word: str) -> dict[str, Any]:
         key, equals, value = field.partition("=")
         key = key.lower()
         if not equals:
-            if key not in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive"):
+            if key not in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-mountpoint"):
                 raise _bad_mount(word, f"invalid field '{field}' must be a key=value pair")
             value = "true"
         if key == "type":
@@ -310,6 +316,29 @@ def mount(word: str) -> dict[str, Any]:
             found.setdefault("BindOptions", {})["Propagation"] = value.lower()
         elif key == "bind-nonrecursive":
             found.setdefault("BindOptions", {})["NonRecursive"] = _truth(word, key, value)
+        elif key == "bind-recursive":
+            if value not in _RECURSIVE:
+                raise _bad_mount(
+                    word,
+                    f'invalid value for {key}: {value} (must be "enabled", "disabled", '
+                    '"writable", or "readonly")',
+                )
+            if _RECURSIVE[value]:
+                found.setdefault("BindOptions", {})[_RECURSIVE[value]] = True
+        elif key == "bind-create-mountpoint":
+            found.setdefault("BindOptions", {})["CreateMountpoint"] = _truth(word, key, value)
+        elif key == "image-subpath":
+            found.setdefault("ImageOptions", {})["Subpath"] = value
+        elif key == "volume-label":
+            name, _, text = value.partition("=")
+            found.setdefault("VolumeOptions", {}).setdefault("Labels", {})[name] = text
+        elif key in ("volume-driver", "volume-opt"):
+            driver = found.setdefault("VolumeOptions", {}).setdefault("DriverConfig", {})
+            if key == "volume-driver":
+                driver["Name"] = value
+            else:
+                name, _, text = value.partition("=")
+                driver.setdefault("Options", {})[name] = text
         elif key == "volume-nocopy":
             found.setdefault("VolumeOptions", {})["NoCopy"] = _truth(word, key, value)
         elif key == "volume-subpath":
@@ -325,7 +354,7 @@ def mount(word: str) -> dict[str, Any]:
             raise _bad_mount(word, f"unexpected key '{key}' in '{field}'")
     if "Target" not in found:
         raise _bad_mount(word, "target is required")
-    for kind in ("bind", "volume", "tmpfs"):
+    for kind in ("bind", "volume", "tmpfs", "image"):
         if kind != found["Type"] and kind.capitalize() + "Options" in found:
             raise _bad_mount(word, f"cannot mix '{kind}-*' options with mount type '{found['Type']}'")
     return found

@@ -134,6 +134,7 @@ async def _view(world: World, ref: str) -> AsyncIterator[tuple[Container, View]]
         if slot.container.state not in ("running", "paused"):
             await held.enter_async_context(slot.lock)
             slot = world.roster.find(slot.container.id)  # it may have been removed meanwhile
+            await held.enter_async_context(world.volumes.mounted_for(slot.container))
         view = await _finished(asyncio.ensure_future(world.job(open_view, world, slot.container)))
         try:
             yield slot.container, view

@@ -18,7 +18,18 @@ from typing import Any
 
 import msgspec
 
-from nagaya.engine import attachments, creation, health, launch, limits, names, networks, runtimes, signals
+from nagaya.engine import (
+    attachments,
+    creation,
+    health,
+    launch,
+    limits,
+    names,
+    networks,
+    runtimes,
+    signals,
+    staging,
+)
 from nagaya.engine.exits import Exits, settle
 from nagaya.engine.failures import Failure, start_failure
 from nagaya.engine.health import Monitors
@@ -72,13 +83,30 @@ class Containers:
         request = self._resolve_peers(request)
         name = world.roster.reserve(request.name, container_id)
         try:
-            container, warnings = await world.job(creation.make, world, container_id, name, request)
+            async with world.volumes.wanted(request.config.mounts):
+                made = await world.job(creation.make, world, container_id, name, request)
+                if made.unfilled:
+                    await self._fill(made)
+                world.roster.add(made.container)
         except BaseException:
             world.roster.release(name, container_id)
             raise
-        world.roster.add(container)
-        world.bus.container(container, "create")
-        return Created(container_id, tuple(warnings))
+        for volume in made.volumes:
+            world.volumes.tell("create", volume)
+        world.bus.container(made.container, "create")
+        return Created(container_id, tuple(made.warnings))
+
+    async def _fill(self, made: creation.Made) -> None:
+        """The files for volumes that have to be mounted for it; then the container is there."""
+        world = self._world
+        try:
+            for point in made.unfilled:
+                async with world.volumes.mounted(point.source):
+                    await world.job(creation.fill, world, made, point)
+        except BaseException:
+            await world.job(creation.give_up, world, made)
+            raise
+        await world.job(creation.commit, world, made)
 
     def _resolve_peers(self, request: CreateRequest) -> CreateRequest:
         """ "container:NAME" becomes "container:ID": names may change. Raises NotFound, InvalidArgument."""
@@ -126,6 +154,7 @@ class Containers:
         steps: list[Step] = []
         await settle(world, slot)
         try:
+            await world.volumes.mount(container)
             plan, prepared = await self._prepare(container, peers, steps)
         except Exception as error:
             failure = start_failure(error, container.path)
@@ -485,6 +514,7 @@ def _wire(
 
 
 def _record_start(world: World, container: Container, steps: Sequence[Step]) -> None:
+    staging.clear(world, container.id)
     with world.ledger.write():
         world.ledger.put_container(container, trace=steps)
         world.journal.settle("start", container.id)
@@ -493,6 +523,7 @@ def _record_start(world: World, container: Container, steps: Sequence[Step]) -> 
 
 def _note_failure(world: World, container: Container) -> None:
     launch.remove_bundle(world, container.id)
+    staging.clear(world, container.id)
     with world.ledger.write():
         world.ledger.put_container(container)
         world.journal.settle("start", container.id)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from typing import NamedTuple
 
 import msgspec
 
-from nagaya.engine import files, health, limits, merge, names, privileges, spec_mounts, volumes
+from nagaya.engine import files, filling, health, limits, merge, names, privileges, spec_mounts, volumes
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.logs import log_settings
 from nagaya.engine.model import Container, ContainerConfig, CreateRequest, MountSpec
+from nagaya.engine.volume_life import check_driver
 from nagaya.engine.world import World
 from nagaya.errors import InvalidArgument
 from nagaya.network import resolv
@@ -111,9 +113,22 @@ def _memory_nodes() -> set[int]:
         return {0}
 
 
-def _points(config: ContainerConfig) -> list[MountSpec]:
-    """What will be mounted, anonymous volumes with a name, one target each; the user's before the
-    image's volumes. Raises InvalidArgument."""
+class Made(NamedTuple):
+    """A container that is made. operation: the journal's, when it is still open because `unfilled`, its
+    volumes that must be mounted first, wait for their files; `fill` them, then `commit` or `give_up`.
+    volumes: those that were made for it. anonymous: which of its volumes go with it."""
+
+    container: Container
+    warnings: list[str]
+    operation: int
+    unfilled: list[MountSpec]
+    volumes: list[str]
+    anonymous: list[str]
+
+
+def _points(world: World, config: ContainerConfig) -> list[MountSpec]:
+    """What will be mounted, anonymous volumes with a name, images by their id, one target each; the
+    user's before the image's volumes. Raises InvalidArgument, NotFound."""
     found: dict[str, MountSpec] = {}
     for mount in config.mounts:
         target = spec_mounts.clean_target(mount.target)
@@ -123,6 +138,10 @@ def _points(config: ContainerConfig) -> list[MountSpec]:
         if mount.type == "volume":
             source = source or names.new_id()
             volumes.check_name(source)
+            volumes.check_options(source, mount.driver_options)
+            check_driver(source, mount.driver)
+        if mount.type == "image":
+            source = world.images.resolve(source).id
         found[target] = msgspec.structs.replace(mount, target=target, source=source)
     for path in config.image_volumes:
         target = spec_mounts.clean_target(path)
@@ -131,12 +150,12 @@ def _points(config: ContainerConfig) -> list[MountSpec]:
     return list(found.values())
 
 
-def make(world: World, container_id: str, name: str, request: CreateRequest) -> tuple[Container, list[str]]:
+def make(world: World, container_id: str, name: str, request: CreateRequest) -> Made:
     """Make the container, or nothing. Raises NotFound ("No such image"), InvalidArgument and what
     the rooms raise."""
     image = world.images.resolve(request.config.image, request.platform)
     config, warnings = check(world, merge.merge(request.config, image.config or ContainerDefaults()))
-    points = _points(config)
+    points = _points(world, config)
     given = {m.source for m in config.mounts if m.type == "volume"}
     anonymous = [p.source for p in points if p.type == "volume" and p.source not in given]
     hostname = config.hostname
@@ -168,7 +187,9 @@ def make(world: World, container_id: str, name: str, request: CreateRequest) -> 
     for point in points:
         if point.type == "bind":
             volumes.bind_source(point.source, create=point.create_source)
-    operation = journal.begin("create", container_id, {"volumes": anonymous})
+    named = sorted({p.source for p in points if p.type == "volume"}.difference(anonymous))
+    operation = journal.begin("create", container_id, {"volumes": anonymous, "named": named})
+    made, unfilled = [], []
     try:
         rootfs = world.images.prepare(container_id, image.id)
         # programs tell by it that they run in one of Docker's containers (systemd-detect-virt, installers)
@@ -179,21 +200,53 @@ def make(world: World, container_id: str, name: str, request: CreateRequest) -> 
         layers = LayeredRoot([rootfs["upper"], *rootfs["lower"]])
         for point in points:
             if point.type == "volume":
-                path = volumes.ensure(
-                    world.ledger, settings.root, point.source, anonymous=point.source in anonymous
+                fills = not point.no_copy and not point.subpath
+                row, new = volumes.ensure(
+                    world.ledger,
+                    journal,
+                    settings.root,
+                    point.source,
+                    anonymous=point.source in anonymous,
+                    labels=point.labels,
+                    options=point.driver_options,
                 )
-                if not point.no_copy:
-                    volumes.copy_up(layers, point.target, path)
+                if new:
+                    made.append(point.source)
+                if row.options:
+                    unfilled += [point] if fills and filling.is_something(layers, point.target) else []
+                elif fills:
+                    path = volumes.path_of(settings.root, point.source)
+                    filling.copy_up(layers, point.target, path, point=journal.point)
                 journal.point("create: volume")
-        with world.ledger.write():
-            world.ledger.put_container(container)
-            journal.done(operation)
-        journal.point("create: done")
+        result = Made(container, warnings, operation, unfilled, made, anonymous)
+        if not unfilled:
+            commit(world, result)
     except Exception:
         undo(world, container_id, anonymous)
         journal.done(operation)
         raise
-    return container, warnings
+    return result
+
+
+def fill(world: World, made: Made, point: MountSpec) -> None:
+    """Fill one of the volumes that are mounted by now. Blocking."""
+    rootfs = world.images.snapshot(made.container.id)
+    path = volumes.path_of(world.settings.root, point.source)
+    filling.copy_up(LayeredRoot([rootfs["upper"], *rootfs["lower"]]), point.target, path, mounted=True)
+
+
+def commit(world: World, made: Made) -> None:
+    """The container is there. Blocking."""
+    with world.ledger.write():
+        world.ledger.put_container(made.container)
+        world.journal.done(made.operation)
+    world.journal.point("create: done")
+
+
+def give_up(world: World, made: Made) -> None:
+    """It is not to be, after all. Blocking."""
+    undo(world, made.container.id, made.anonymous)
+    world.journal.done(made.operation)
 
 
 def undo(world: World, container_id: str, anonymous: list[str]) -> None:
@@ -202,4 +255,4 @@ def undo(world: World, container_id: str, anonymous: list[str]) -> None:
     world.images.remove_snapshot(container_id)
     shutil.rmtree(world.settings.container_dir(container_id), ignore_errors=True)
     for name in anonymous:
-        volumes.remove(world.ledger, world.settings.root, name)
+        volumes.remove(world.ledger, world.journal, world.settings.root, name)

@@ -364,6 +364,17 @@ class Engine:
     def networks(self) -> Sequence[Mapping[str, object]]:
         return networks.documents(self._world)
 
+    async def create_volume(
+        self, name: str, *, driver: str = "", labels: dict[str, str], options: dict[str, str]
+    ) -> VolumeSummary:
+        return await self._world.volumes.create(name, driver=driver, labels=labels, options=options)
+
+    async def remove_volume(self, name: str, *, force: bool = False) -> None:
+        await self._world.volumes.remove(name, force=force)
+
+    async def prune_volumes(self, chosen: Callable[[VolumeSummary], bool]) -> tuple[Sequence[str], int]:
+        return await self._world.volumes.prune(chosen)
+
     def volumes(self) -> Sequence[VolumeSummary]:
         return volumes.summaries(self._world.ledger, self._world.settings.root)
 

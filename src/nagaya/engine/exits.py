@@ -84,6 +84,7 @@ class Exits:
                 if not removal:
                     slot.notify("not-running", "next-exit")
                 await cleaning
+                await world.volumes.unmount(container)
                 if not slot.unwritten:
                     await world.supervisor.release(container.id)
                 slot.attached = False
@@ -129,6 +130,7 @@ class Exits:
         if container.endpoints or held:
             await self._clean_network(container)
         await runtimes.of(world, container).delete(container.id)
+        await world.volumes.unmount(container)
 
     async def _clean_network(self, container: Container) -> None:
         world = self._world

@@ -140,8 +140,12 @@ class Images:
         """[{"Untagged": "x:tag"}, {"Deleted": "sha256:..."}]. Raises NotFound, FailedPrecondition."""
         world = self._world
         uses = [
-            Use(slot.container.image_digest, slot.container.id, slot.container.state in _STATES)
+            Use(image, slot.container.id, slot.container.state in _STATES)
             for slot in world.roster
+            for image in (
+                slot.container.image_digest,
+                *(p.source for p in slot.container.mount_points if p.type == "image"),
+            )
         ]
         image_id, labels = await world.job(world.images.identify, ref)
         removed = await world.slow_job(lambda: world.images.remove(ref, uses, force=force))

@@ -206,10 +206,10 @@ async def reach_keeper(command: list[str], run_dir: str) -> _socket.socket:
 
 def shares_builder(request: Mapping[str, Any]) -> bool:
     """May a builder do this that has done, and will do, others? Not what joins a pid namespace, where
-    its memory could be read, nor what leaves processes behind."""
+    its memory could be read, nor what leaves processes behind, or may wait for a server for ever."""
     if request.get("op") in ("run", "create"):
         return makes_pid_namespace(request.get("spec"))
-    return request.get("op") not in ("exec", "spawn-foreign")
+    return request.get("op") not in ("exec", "spawn-foreign", "mount")
 
 
 def memfd_of(name: str, data: bytes) -> int:

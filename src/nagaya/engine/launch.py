@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nagaya.engine import devices, files, privileges, spec, user, volumes
+from nagaya.engine import devices, files, privileges, propagation, spec, staging, user, volumes
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.logs import log_settings
 from nagaya.engine.model import Container, ExecConfig
@@ -18,6 +18,8 @@ from nagaya.linux import seccomp
 from nagaya.network import resolv
 from nagaya.oci import defaults, seccomp_default
 
+# runtimes that know the mount option "rro": ours, runc since 1.1, crun since 1.4
+_RECURSIVE_RO = ("nagaya", "runc", "crun")
 _JOINED = {"network": "net", "pid": "pid", "ipc": "ipc"}
 _encode = msgspec.json.Encoder().encode
 
@@ -181,12 +183,16 @@ def prepare(
     config, settings = container.config, world.settings
     rootfs = world.images.snapshot(container.id)
     points = []
-    for point in container.mount_points:
+    for index, point in enumerate(container.mount_points):
         source = point.source
         if point.type == "volume":
-            source = volumes.ensure(world.ledger, settings.root, source, anonymous=False)
+            volumes.ensure(world.ledger, world.journal, settings.root, source)
+            source = volumes.path_of(settings.root, source)
+        if staging.is_staged(point):
+            source = staging.source(world, container.id, index, point)
         elif point.type == "bind":
             volumes.bind_source(source, create=point.create_source)
+            propagation.check(source, point.propagation)
         points.append(msgspec.structs.replace(point, source=source))
     if config.privileged:
         nodes, rules = devices.of_host() + devices.mapped(config.devices), list(devices.PRIVILEGED_RULES)
@@ -222,6 +228,7 @@ def prepare(
             share=share,
             init=settings.init_path if config.init and own_pid else "",
             cgroups_path=cgroups_path(world, container),
+            recursive_ro=(config.runtime or settings.default_runtime) in _RECURSIVE_RO,
             default_sysctls=defaults.SYSCTLS if not reference_network(container) else {},
             default_ulimits=[
                 {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard}

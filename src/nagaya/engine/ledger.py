@@ -1,10 +1,10 @@
 """The ledger: what the daemon must still know after kill -9, in one SQLite file (WAL).
 
-Schema, version 1 (`PRAGMA user_version`):
+Schema, version 2 (`PRAGMA user_version`):
 
     containers  id PK | name UNIQUE | state | document (JSON of model.Container) | trace (JSON of steps)
     operations  number PK | kind | subject | data (JSON) | begun     the journal (journal.py)
-    volumes     name PK | created | anonymous | labels (JSON)
+    volumes     name PK | created | anonymous | labels (JSON) | options (JSON)
     endpoints   container, network PK | document (JSON)                     who is in which network
     addresses   network, address PK | owner                                 unique: no address twice
     images      id PK | document (JSON of image.catalog.ImageRow)
@@ -54,11 +54,14 @@ _MIGRATIONS: tuple[str, ...] = (
                        PRIMARY KEY(area, key)) WITHOUT ROWID;
     CREATE INDEX operations_subject ON operations(subject);
     """,
+    "ALTER TABLE volumes ADD COLUMN options BLOB NOT NULL DEFAULT '{}'",
 )
 
 # The write-ahead log is folded in when it has so many pages of 4 KiB; it has room for half as many more.
 _PAGES = 1000
 _SCARCE_PAGES = 160
+
+_VOLUME = "name, created, anonymous, labels, options"
 
 _encode = msgspec.json.Encoder().encode
 _decode_container = msgspec.json.Decoder(Container).decode
@@ -72,6 +75,7 @@ class Volume(msgspec.Struct, frozen=True):
     created: int
     anonymous: bool
     labels: dict[str, str] = {}
+    options: dict[str, str] = {}
 
 
 class Ledger:
@@ -205,21 +209,24 @@ class Ledger:
         """Insert a volume. Raises AlreadyExists."""
         with self.write() as db:
             db.execute(
-                "INSERT INTO volumes(name, created, anonymous, labels) VALUES(?,?,?,?)",
-                (volume.name, volume.created, int(volume.anonymous), _encode(volume.labels)),
+                f"INSERT INTO volumes({_VOLUME}) VALUES(?,?,?,?,?)",
+                (
+                    volume.name,
+                    volume.created,
+                    int(volume.anonymous),
+                    _encode(volume.labels),
+                    _encode(volume.options),
+                ),
             )
 
     def volume(self, name: str) -> Volume | None:
         """One volume, None when there is none of that name."""
-        found = self.read("SELECT name, created, anonymous, labels FROM volumes WHERE name=?", (name,))
+        found = self.read(f"SELECT {_VOLUME} FROM volumes WHERE name=?", (name,))
         return _volume(found[0]) if found else None
 
     def volumes(self) -> list[Volume]:
         """All volumes by name."""
-        return [
-            _volume(r)
-            for r in self.read("SELECT name, created, anonymous, labels FROM volumes ORDER BY name")
-        ]
+        return [_volume(r) for r in self.read(f"SELECT {_VOLUME} FROM volumes ORDER BY name")]
 
     def delete_volume(self, name: str) -> None:
         """Forget a volume."""
@@ -233,13 +240,9 @@ def _is_full(path: str) -> bool:
 
 
 def _volume(row: tuple[object, ...]) -> Volume:
-    name, created, anonymous, labels = row
-    return Volume(
-        str(name),
-        int(str(created)),
-        bool(anonymous),
-        msgspec.json.decode(_bytes(labels), type=dict[str, str]),
-    )
+    name, created, anonymous, *documents = row
+    labels, options = (msgspec.json.decode(_bytes(d), type=dict[str, str]) for d in documents)
+    return Volume(str(name), int(str(created)), bool(anonymous), labels, options)
 
 
 def _bytes(value: object) -> bytes:

@@ -24,9 +24,14 @@ class PortBinding(msgspec.Struct, frozen=True):
 
 class MountSpec(msgspec.Struct, frozen=True):
     """A mount the user asked for. type bind: source is a host path; volume: a name, or "" for an
-    anonymous one; tmpfs: no source, options as tmpfs(5)."""
+    anonymous one; tmpfs: no source, options as tmpfs(5); image: a reference (in a container's
+    mount_points its id).
 
-    type: Literal["bind", "volume", "tmpfs"]
+    listed: it came as one of Mounts, not of Binds. recursive_ro "": as far as the kernel can.
+    labels, driver_options: of a volume that is made for it.
+    """
+
+    type: Literal["bind", "volume", "tmpfs", "image"]
     target: str
     source: str = ""
     read_only: bool = False
@@ -34,6 +39,13 @@ class MountSpec(msgspec.Struct, frozen=True):
     no_copy: bool = False
     create_source: bool = False
     options: tuple[str, ...] = ()
+    listed: bool = False
+    subpath: str = ""
+    recursive: bool = True
+    recursive_ro: Literal["", "no", "force"] = ""
+    labels: dict[str, str] = {}
+    driver: str = ""
+    driver_options: dict[str, str] = {}
 
 
 class RestartPolicy(msgspec.Struct, frozen=True):
@@ -335,6 +347,7 @@ class VolumeSummary(msgspec.Struct, frozen=True):
     path: str
     anonymous: bool
     labels: dict[str, str] = {}
+    options: dict[str, str] = {}
 
 
 class LogLine(msgspec.Struct, frozen=True):

@@ -13,7 +13,18 @@ import logging
 import os
 import time
 
-from nagaya.engine import creation, files, launch, names, networks, restart, runtimes
+from nagaya.engine import (
+    creation,
+    files,
+    filling,
+    launch,
+    names,
+    networks,
+    restart,
+    runtimes,
+    staging,
+    volumes,
+)
 from nagaya.engine.containers import Containers
 from nagaya.engine.journal import Operation
 from nagaya.engine.keeper import Exit
@@ -62,6 +73,7 @@ async def recover(world: World, containers: Containers) -> None:
     # after the exits: what they cleaned up is no leftover
     running = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
     await _sweep(world, running)
+    await world.volumes.adopt()
     for token, entry in entries.items():
         if token not in slots and entry.exit is not None:
             await world.supervisor.release(token)  # an exec session of the former daemon
@@ -98,10 +110,20 @@ async def _settle(world: World, operation: Operation, slots: dict[str, Slot]) ->
     slot = slots.get(operation.subject)
     anonymous = operation.data.get("volumes", [])
     given = [str(v) for v in anonymous] if isinstance(anonymous, list) else []
+    named = operation.data.get("named", [])
     match operation.kind:
         case "create":
             if slot is None:
                 await world.job(creation.undo, world, operation.subject, given)
+            for name in named if isinstance(named, list) else ():
+                await world.job(_settle_filling, world, str(name))
+        case "volume-create":
+            if await world.job(world.ledger.volume, operation.subject) is None:
+                await world.job(volumes.drop_empty, world.settings.root, operation.subject)
+        case "volume-remove":
+            await world.job(
+                volumes.remove, world.ledger, world.journal, world.settings.root, operation.subject
+            )
         case "remove":
             await world.job(remove_files, world, operation.subject, given)
             world.roster.discard(operation.subject)
@@ -133,6 +155,15 @@ async def _settle_start(world: World, slot: Slot) -> None:
         except NagayaError as error:
             log.error("leftover of container %s stays: %s", container.id[:12], error)
     await world.job(world.ledger.put_container, container)
+
+
+def _settle_filling(world: World, name: str) -> None:
+    """A volume that was being filled is empty, or filled. One with options is looked at when it is
+    mounted for a container again."""
+    row = world.ledger.volume(name)
+    if row is not None and not row.options:
+        data = volumes.path_of(world.settings.root, name)
+        filling.settle(filling.stage_of(data, mounted=False), data)
 
 
 def _settle_network(world: World, alive: set[str]) -> None:
@@ -172,6 +203,8 @@ def _sweep_files(world: World, running: set[str]) -> None:
         networks.unpin(settings.netns(name))
     for name in _ids(f"{settings.run}/foreign"):
         files.remove_flat(f"{settings.run}/foreign/{name}")  # of an exec session that was being started
+    for name in _ids(f"{settings.run}/staged"):
+        staging.clear(world, name)
     for name in _ids(f"{settings.run}/bundles") - running:
         launch.remove_bundle(world, name)
     known = {slot.container.id for slot in world.roster}

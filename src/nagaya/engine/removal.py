@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 
 from nagaya.engine import attachments, launch, names, volumes
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
+from nagaya.errors import FailedPrecondition
+
+log = logging.getLogger(__name__)
 
 
 async def remove_slot(world: World, slot: Slot, *, volumes_too: bool) -> None:
@@ -23,7 +27,8 @@ async def remove_slot(world: World, slot: Slot, *, volumes_too: bool) -> None:
     ]
     used = {p.source for s in world.roster if s is not slot for p in s.container.mount_points}
     try:
-        await world.job(remove_files, world, container.id, [v for v in anonymous if v not in used])
+        gone = [v for v in anonymous if v not in used]
+        await world.job(remove_files, world, container.id, gone)
     except Exception:
         container.state = previous if previous != "restarting" else "exited"
         if await world.job(world.journal.is_pending, "remove", container.id):
@@ -35,6 +40,8 @@ async def remove_slot(world: World, slot: Slot, *, volumes_too: bool) -> None:
     if slot.unwritten:
         await world.supervisor.release(container.id)
     slot.notify("not-running", "next-exit", "removed")
+    for name in gone:
+        world.volumes.tell("destroy", name)
     world.bus.container(container, "destroy")
 
 
@@ -57,7 +64,10 @@ def remove_files(world: World, container_id: str, anonymous: list[str]) -> None:
                 raise
     journal.point("remove: directory")
     for name in anonymous:
-        volumes.remove(world.ledger, world.settings.root, name)
+        try:
+            volumes.remove(world.ledger, journal, world.settings.root, name)
+        except FailedPrecondition as error:  # the container goes all the same
+            log.error("volume %s stays: %s", name, error)
     with world.ledger.write():
         world.ledger.delete_container(container_id)
         journal.settle("remove", container_id)

@@ -167,6 +167,20 @@ class EngineService(Protocol):
         """The networks that exist (bridge, host, none), shaped as Docker's Network resource."""
         ...
 
+    async def create_volume(
+        self, name: str, *, driver: str = "", labels: dict[str, str], options: dict[str, str]
+    ) -> VolumeSummary:
+        """The volume of that name, made when there is none; name "" makes an anonymous one."""
+        ...
+
+    async def remove_volume(self, name: str, *, force: bool = False) -> None:
+        """FailedPrecondition while a container has it; NotFound unless forced."""
+        ...
+
+    async def prune_volumes(self, chosen: Callable[[VolumeSummary], bool]) -> tuple[Sequence[str], int]:
+        """Remove the unused ones among the chosen: (their names, bytes that they had)."""
+        ...
+
     def volumes(self) -> Sequence[VolumeSummary]:
         """The volumes that exist, by name."""
         ...

@@ -60,13 +60,18 @@ class Surroundings(NamedTuple):
     domainname: str = ""
     default_sysctls: Mapping[str, str] = {}
     default_ulimits: Sequence[dict[str, Any]] = ()
+    recursive_ro: bool = True
 
 
 def compose(container: Container, around: Surroundings) -> Spec:
     """The whole config.json. Raises InvalidArgument that names the field at fault."""
     config = container.config
     user = spec_mounts.of_user(
-        around.mounts, config.tmpfs, around.files, read_only_files=config.read_only_rootfs
+        around.mounts,
+        config.tmpfs,
+        around.files,
+        read_only_files=config.read_only_rootfs,
+        recursive_ro=around.recursive_ro,
     )
     if around.init:
         user.insert(

@@ -79,15 +79,39 @@ def base(*, shm_size: int, shm_source: str, privileged: bool, ipc_none: bool) ->
     return found
 
 
-def _bind(source: str, target: str, *, read_only: bool, propagation: str) -> Mount:
+def _bind(
+    source: str, target: str, *, read_only: str = "", propagation: str = "", recursive: bool = True
+) -> Mount:
     if propagation and propagation not in _PROPAGATIONS:
         raise InvalidArgument(f"invalid propagation: {propagation}", subject="Propagation")
     return {
         "destination": target,
         "type": "bind",
         "source": source,
-        "options": ["rbind", propagation or "rprivate", *(["ro"] if read_only else [])],
+        "options": [
+            "rbind" if recursive else "bind",
+            propagation or "rprivate",
+            *([read_only] if read_only else []),
+        ],
     }
+
+
+def is_read_only(point: MountSpec) -> bool:
+    """An image's files are shared by all that have it."""
+    return point.read_only or point.type == "image"
+
+
+def _read_only(point: MountSpec, recursive_ro: bool) -> str:
+    """A read-only mount is read-only all the way down, as since Docker 25, where the runtime can do it."""
+    if not is_read_only(point):
+        return ""
+    if point.recursive_ro == "force" and not recursive_ro:
+        raise InvalidArgument(
+            "the runtime is not known to make mounts recursively read-only (bind-recursive=readonly)",
+            subject="ReadOnlyForceRecursive",
+        )
+    # an option of its own beside: of a part that is mounted without what is below there is no "below"
+    return "ro" if point.recursive_ro == "no" or not (recursive_ro and point.recursive) else "rro"
 
 
 def of_user(
@@ -96,15 +120,17 @@ def of_user(
     files: Mapping[str, str],
     *,
     read_only_files: bool = False,
+    recursive_ro: bool = True,
 ) -> list[Mount]:
     """What is mounted besides the defaults, shallow targets first.
 
     points: with `source` resolved to a host path. tmpfs: target -> options. files: target -> host
-    path of the engine's own files; the user's mount of the same target wins.
+    path of the engine's own files; the user's mount of the same target wins. recursive_ro: does the
+    runtime know "rro"? Raises InvalidArgument where that was asked for.
     """
     found: dict[str, Mount] = {}
     for target, source in files.items():
-        found[target] = _bind(source, target, read_only=read_only_files, propagation="")
+        found[target] = _bind(source, target, read_only="ro" if read_only_files else "")
     for target, options in tmpfs.items():
         found[target] = {
             "destination": target,
@@ -125,7 +151,11 @@ def of_user(
             }
         else:
             found[point.target] = _bind(
-                point.source, point.target, read_only=point.read_only, propagation=point.propagation
+                point.source,
+                point.target,
+                read_only=_read_only(point, recursive_ro),
+                propagation=point.propagation,
+                recursive=point.recursive,
             )
     return sorted(found.values(), key=lambda m: (m["destination"].count("/"), m["destination"]))
 

@@ -17,8 +17,9 @@ import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nagaya.engine import volumes
+from nagaya.engine import staging, volumes
 from nagaya.engine.model import Container
+from nagaya.engine.spec_mounts import is_read_only
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NotFound
 from nagaya.linux import paths
@@ -123,7 +124,17 @@ def open_view(world: World, container: Container) -> View:
                 continue
             target = clean(mount.target)
             if running:
-                places.append(_place(target, root, target, _ACROSS, mount.read_only))
+                places.append(_place(target, root, target, _ACROSS, is_read_only(mount)))
+                continue
+            if staging.is_staged(mount):
+                with_root = staging.opened(world, mount)
+                try:
+                    resolve = paths.RESOLVE_IN_ROOT | paths.RESOLVE_NO_MAGICLINKS
+                    places.append(
+                        _place(target, with_root, mount.subpath or ".", resolve, is_read_only(mount))
+                    )
+                finally:
+                    os.close(with_root)
                 continue
             volume = mount.type == "volume"
             source = volumes.path_of(world.settings.root, mount.source) if volume else mount.source

@@ -1,36 +1,61 @@
-"""Volumes: directories below ROOT/volumes, named or anonymous, filled from the image on first use."""
+"""Volumes: directories below ROOT/volumes, named or anonymous; rows, names, options, files.
+
+What happens to them while containers come and go (mounting, events, who uses which) is volume_life's.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-import stat
-import threading
 import time
+from collections.abc import Mapping
 
 from nagaya.engine import files
-from nagaya.engine.layered import LayeredRoot
+from nagaya.engine.journal import Journal
 from nagaya.engine.ledger import Ledger, Volume
 from nagaya.engine.model import VolumeSummary
-from nagaya.errors import InvalidArgument, NagayaError, NotFound
+from nagaya.errors import InvalidArgument, NagayaError
 from nagaya.image import trees
-from nagaya.image.content import disk_error
+
+ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-_COPY_CHUNK = 1 << 20
-_filling = threading.Lock()
+_SIZE = re.compile(r"[0-9]+(\.[0-9]+)? ?[kmgtp]?i?b?", re.IGNORECASE)
+# option -> what it needs beside it, in the order dockerd looks
+_OPTIONS = {"type": ("device",), "device": ("type",), "o": ("device", "type"), "size": ()}
 
 
 def check_name(name: str) -> str:
     """A volume name by Docker's grammar. Raises InvalidArgument."""
+    if len(name) == 1:
+        raise InvalidArgument(
+            f"create {name}: volume name is too short, names should be at least two alphanumeric characters",
+            subject="volume",
+        )
     if _NAME.fullmatch(name) is None or len(name) > 255:
         raise InvalidArgument(
-            f'"{name}" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" '
-            "are allowed. If you intended to pass a host directory, use absolute path",
+            f'create {name}: "{name}" includes invalid characters for a local volume name, only '
+            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute '
+            "path",
             subject="volume",
         )
     return name
+
+
+def check_options(name: str, options: Mapping[str, str]) -> None:
+    """The local driver's options: what to mount where the volume is. Raises InvalidArgument."""
+    for option, value in options.items():
+        if option not in _OPTIONS:
+            raise InvalidArgument(f'create {name}: invalid option: "{option}"', subject=option)
+        if option == "size":
+            if not _SIZE.fullmatch(value):
+                raise InvalidArgument(f"create {name}: invalid size: '{value}'", subject=option)
+            raise InvalidArgument(f"create {name}: quota size requested but no quota support", subject=option)
+        if "\0" in value:
+            raise InvalidArgument(f"create {name}: option {option} has a NUL in it", subject=option)
+        for needed in _OPTIONS[option]:
+            if needed not in options:
+                raise InvalidArgument(f'create {name}: missing required option: "{needed}"', subject=needed)
 
 
 def path_of(root: str, name: str) -> str:
@@ -38,20 +63,22 @@ def path_of(root: str, name: str) -> str:
     return f"{root}/volumes/{name}/_data"
 
 
+def summary(row: Volume, root: str) -> VolumeSummary:
+    """A row as the APIs see it."""
+    return VolumeSummary(
+        row.name, row.created, path_of(root, row.name), row.anonymous, row.labels, row.options
+    )
+
+
 def summaries(ledger: Ledger, root: str) -> list[VolumeSummary]:
     """All volumes, by name."""
-    return [
-        VolumeSummary(row.name, row.created, path_of(root, row.name), row.anonymous, row.labels)
-        for row in ledger.volumes()
-    ]
+    return [summary(row, root) for row in ledger.volumes()]
 
 
 def size(root: str, name: str) -> int:
     """Bytes of its files; 0 of a volume that is gone. Blocking. Raises KernelError."""
     try:
-        fd = os.open(
-            path_of(root, check_name(name)), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        )
+        fd = os.open(path_of(root, name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return 0
     try:
@@ -60,102 +87,82 @@ def size(root: str, name: str) -> int:
         os.close(fd)
 
 
-def ensure(ledger: Ledger, root: str, name: str, *, anonymous: bool) -> str:
-    """The host path of a volume, which is made when there is none: the directory first, then the row."""
+def ensure(
+    ledger: Ledger,
+    journal: Journal,
+    root: str,
+    name: str,
+    *,
+    anonymous: bool = False,
+    labels: Mapping[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> tuple[Volume, bool]:
+    """(the volume of that name, was it made just now?); labels and options are those of a new one.
+
+    Blocking. Raises InvalidArgument, ResourceExhausted, KernelError.
+    """
     check_name(name)
     path = path_of(root, name)
-    if ledger.volume(name) is not None:
-        return path
-    files.make_directory(os.path.dirname(path), 0o711)
-    files.make_directory(path, 0o755)
-    ledger.put_volume(Volume(name, time.time_ns(), anonymous))
-    return path
-
-
-def remove(ledger: Ledger, root: str, name: str) -> None:
-    """Delete a volume and its files; the row goes first. Unknown ones do nothing."""
-    ledger.delete_volume(check_name(name))
-    shutil.rmtree(f"{root}/volumes/{name}", ignore_errors=True)
-
-
-def copy_up(image: LayeredRoot, target: str, destination: str) -> None:
-    """Fill a volume that is empty, new or not, with what the image has at target, owners and modes
-    included. One is filled at a time: two containers may be made with the same volume.
-
-    Only directories, regular files and symbolic links are taken; links are copied, not followed.
-    Raises ResourceExhausted, KernelError; the volume is empty again then.
-    """
-    with _filling:
-        try:
-            if os.listdir(destination):
-                return
-            try:
-                directories = image.directories(target)
-            except (NotFound, InvalidArgument):
-                return
-            try:
-                _fill(image, directories, destination)
-            finally:
-                for directory in directories:
-                    os.close(directory)
-        except OSError as error:
-            raise disk_error(error, "fill volume from image", destination) from None
-
-
-def _fill(image: LayeredRoot, directories: list[int], destination: str) -> None:
-    fd = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    found = ledger.volume(name)
+    if found is not None:
+        return found, False
+    check_options(name, options or {})
+    operation = journal.begin("volume-create", name)
     try:
-        info = os.fstat(directories[0])
-        os.fchown(fd, info.st_uid, info.st_gid)
-        os.fchmod(fd, stat.S_IMODE(info.st_mode))
-        try:
-            _copy(image, directories, fd)
-        except OSError:
-            for name in os.listdir(fd):
-                trees.remove(fd, name)
+        files.make_directory(os.path.dirname(path), 0o711)
+        files.make_directory(path, 0o755)
+        journal.point("volume-create: directory")
+        row = Volume(
+            name,
+            time.time_ns(),
+            anonymous,
+            {**({ANONYMOUS_LABEL: ""} if anonymous else {}), **(labels or {})},
+            dict(options or {}),
+        )
+        with ledger.write():
+            ledger.put_volume(row)
+            journal.done(operation)
+    except NagayaError:
+        found = ledger.volume(name)
+        if found is None:
+            drop_empty(root, name)
+        journal.done(operation)
+        if found is None:
             raise
-    finally:
-        os.close(fd)
+        return found, False  # somebody else made it meanwhile
+    journal.point("volume-create: done")
+    return row, True
 
 
-def _copy(image: LayeredRoot, sources: list[int], target: int) -> None:
-    for name, holder, info in image.entries(sources):
-        kind = stat.S_IFMT(info.st_mode)
-        if kind == stat.S_IFDIR:
-            os.mkdir(name, 0o700, dir_fd=target)
-            below = image.below(sources, holder, name)
-            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target)
-            try:
-                _copy(image, below, inner)
-                os.fchown(inner, info.st_uid, info.st_gid)
-                os.fchmod(inner, stat.S_IMODE(info.st_mode))
-            finally:
-                os.close(inner)
-                for fd in below:
-                    os.close(fd)
-        elif kind == stat.S_IFLNK:
-            os.symlink(os.readlink(name, dir_fd=sources[holder]), name, dir_fd=target)
-            os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
-        elif kind == stat.S_IFREG:
-            _copy_file(sources[holder], target, name)
-
-
-def _copy_file(source: int, target: int, name: str) -> None:
-    flags = os.O_NOFOLLOW | os.O_CLOEXEC
-    read = os.open(name, os.O_RDONLY | os.O_NONBLOCK | flags, dir_fd=source)
-    try:
-        info = os.fstat(read)
-        write = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=target)
+def drop_empty(root: str, name: str) -> None:
+    """Take away the directories of a volume that came to no row; what has files in it stays."""
+    for path in (path_of(root, name), f"{root}/volumes/{name}"):
         try:
-            while os.sendfile(write, read, None, _COPY_CHUNK):
-                pass
-            os.fchown(write, info.st_uid, info.st_gid)
-            os.fchmod(write, stat.S_IMODE(info.st_mode))
-            os.utime(write, ns=(info.st_atime_ns, info.st_mtime_ns))
+            os.rmdir(path)
+        except OSError:
+            return
+
+
+def remove(ledger: Ledger, journal: Journal, root: str, name: str) -> None:
+    """Delete a volume and its files, the row last. Unknown ones do nothing. Blocking.
+
+    Raises FailedPrecondition when something is mounted in it; what is left of it stays a volume then.
+    """
+    journal.begin("volume-remove", name)
+    try:
+        parent = os.open(f"{root}/volumes", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            trees.remove(parent, name)
         finally:
-            os.close(write)
-    finally:
-        os.close(read)
+            os.close(parent)
+    except NagayaError:
+        journal.settle("volume-remove", name)  # it is used again from now on: no daemon may finish this
+        raise
+    journal.point("volume-remove: files")
+    with ledger.write():
+        ledger.delete_volume(name)
+        journal.settle("volume-remove", name)
+    journal.point("volume-remove: done")
 
 
 def bind_source(path: str, *, create: bool) -> str:

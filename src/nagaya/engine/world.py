@@ -14,6 +14,7 @@ from nagaya.engine.ledger import Ledger
 from nagaya.engine.roster import Roster
 from nagaya.engine.settings import Settings
 from nagaya.engine.supervisor import Supervisor
+from nagaya.engine.volume_life import VolumeLife
 from nagaya.image.store import ImageStore
 from nagaya.linux.caps import capget, to_names
 from nagaya.network.service import NetworkService
@@ -46,6 +47,7 @@ class World:
         self.supervisor = supervisor
         self.bus = Bus()
         self.roster = Roster()
+        self.volumes = VolumeLife(self)
         self.held = frozenset(to_names(capget()[1]))
         self.cpus = os.sched_getaffinity(0)
         thermal = defaults.thermal_paths(range(os.cpu_count() or 1))

@@ -297,6 +297,11 @@ class ImageStore:
         with self._mutex:
             return self._snapshots.prepare(snapshot_id, self._row(image_id).layers)
 
+    def files_of(self, image_id: str) -> Sequence[str]:
+        """The directories of the image's layers, the top one first. Raises NotFound, DataLoss."""
+        with self._mutex:
+            return self._snapshots.lower(self._row(image_id).layers)
+
     def snapshot(self, snapshot_id: str) -> dict[str, Any]:
         """What `prepare` answered. Raises NotFound, DataLoss."""
         return self._snapshots.rootfs(snapshot_id)

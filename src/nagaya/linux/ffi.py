@@ -113,6 +113,7 @@ _X86_64 = {
     "renameat2": 316,
     "quotactl": 179,
     "name_to_handle_at": 303,
+    "statx": 332,
     "fstatfs": 138,
 }
 _AARCH64 = {
@@ -151,6 +152,7 @@ _AARCH64 = {
     "renameat2": 276,
     "quotactl": 60,
     "name_to_handle_at": 264,
+    "statx": 291,
     "fstatfs": 44,
 }
 _BY_MACHINE = {"x86_64": _X86_64, "aarch64": _AARCH64}

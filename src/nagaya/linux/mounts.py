@@ -7,9 +7,11 @@ Targets and sources that belong to an image are file descriptors, never paths (d
 
 from __future__ import annotations
 
+import errno
 import os
 from _struct import pack
 
+from nagaya.errors import KernelError
 from nagaya.linux.ffi import buffer, syscall
 
 TYPE_CHECKING = False
@@ -73,6 +75,9 @@ MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+
+_AT_NO_AUTOMOUNT = 0x800
+_STATX_ATTR_MOUNT_ROOT = 0x2000
 
 PROC_SUPER_MAGIC = 0x9FA0  # linux/magic.h
 
@@ -161,6 +166,18 @@ def mount_setattr(
     flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
     data = pack("=QQQQ", attr_set, attr_clr, propagation, userns_fd)
     syscall("mount_setattr", dirfd, _c(path), flags, data, len(data), subject=path)
+
+
+def is_mount_point(path: str) -> bool:
+    """Is something mounted at path, which is no link? (statx(2), STATX_ATTR_MOUNT_ROOT.)"""
+    data = buffer(256)
+    try:
+        syscall("statx", AT_FDCWD, _c(path), AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT, 0, data, subject=path)
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    return bool(int.from_bytes(bytes(data)[8:16], "little") & _STATX_ATTR_MOUNT_ROOT)
 
 
 def filesystem_type(fd: int) -> int:

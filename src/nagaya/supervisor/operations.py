@@ -16,6 +16,7 @@ from nagaya.errors import AlreadyExists, InvalidArgument, KernelError
 from nagaya.linux import mounts, namespaces
 from nagaya.oci.runtime import makes_pid_namespace
 from nagaya.runtime import container
+from nagaya.runtime.options import Parsed
 from nagaya.runtime.trace import Trace
 from nagaya.supervisor import foreign
 
@@ -43,6 +44,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "signal": (int,),
     "pin": (str,),
     "argv": (list,),
+    "target": (str,),
+    "source": (str,),
+    "type": (str,),
+    "options": (list,),
 }
 
 
@@ -227,6 +232,37 @@ def _netns_delete(request: Request, job: Job) -> dict[str, Any]:
     return {}
 
 
+def _mount(request: Request, job: Job) -> dict[str, Any]:
+    """target, source, type, options: mount a file system on the host, as mount(8) would by these words;
+    "none" with bind or rbind among them is a bind mount. What was mounted there goes first."""
+    target, source, kind, words = _need(request, "target", "source", "type", "options")
+    options = Parsed([str(word) for word in words])
+    _unmount_all(target)
+    binding = options.flags & mounts.MS_BIND
+    mounts.mount(source, target, None if binding else kind, options.flags, options.data or None)
+    try:
+        if binding and options.flags & ~(mounts.MS_BIND | mounts.MS_REC):
+            # mount(2): the first call ignores all flags but these
+            mounts.mount(None, target, None, options.flags & ~mounts.MS_REC | mounts.MS_REMOUNT)
+        for flags in options.propagation:
+            mounts.mount(None, target, None, flags)
+    except BaseException:
+        _unmount_all(target)
+        raise
+    return {}
+
+
+def _unmount(request: Request, job: Job) -> dict[str, Any]:
+    """target: take away what is mounted there; nothing is no error."""
+    _unmount_all(*_need(request, "target"))
+    return {}
+
+
+def _unmount_all(target: str) -> None:
+    while mounts.is_mount_point(target):
+        mounts.umount2(target, mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
+
+
 OPERATIONS: dict[str, Operation] = {
     "run": _make,
     "create": _make,
@@ -242,5 +278,7 @@ OPERATIONS: dict[str, Operation] = {
     "state": _state,
     "netns": _netns,
     "netns-delete": _netns_delete,
+    "mount": _mount,
+    "unmount": _unmount,
     "spawn-foreign": foreign.spawn,
 }

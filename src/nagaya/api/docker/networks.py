@@ -1,16 +1,13 @@
-"""/networks and /volumes: reading. Changing them is a later issue (docs/docker-api.md)."""
+"""/networks: reading. Changing them is a later issue (docs/docker-api.md)."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 from nagaya.api.docker.respond import json_response
 from nagaya.api.docker.types.filters import Filters
-from nagaya.api.docker.types.times import rfc3339_nano
 from nagaya.api.http.messages import Request, Response
 from nagaya.api.http.router import Route
-from nagaya.engine.model import VolumeSummary
 from nagaya.engine.service import EngineService
 from nagaya.errors import InvalidArgument, NotFound
 
@@ -58,58 +55,7 @@ async def inspect(engine: EngineService, request: Request) -> Response:
     raise NotFound(f"network {ref} not found", subject=ref)
 
 
-async def volumes(engine: EngineService, request: Request) -> Response:
-    """GET /volumes"""
-    filters = Filters.parse(request.get("filters"))
-    filters.check(frozenset({"dangling", "driver", "label", "name"}))
-    dangling = filters.boolean("dangling")
-    used = volume_users(engine)
-    chosen = [
-        volume_document(volume)
-        for volume in engine.volumes()
-        if (dangling is None or dangling is (volume.name not in used))
-        and filters.matches_any("driver", lambda value: value == "local")
-        and filters.matches_any("name", lambda value, name=volume.name: value in name)  # type: ignore[misc]
-        and filters.matches_labels(volume.labels)
-    ]
-    return json_response({"Volumes": chosen, "Warnings": None})
-
-
-async def inspect_volume(engine: EngineService, request: Request) -> Response:
-    """GET /volumes/{name}"""
-    name = request.params["name"]
-    for volume in engine.volumes():
-        if volume.name == name:
-            return json_response(volume_document(volume))
-    raise NotFound(f"get {name}: no such volume", subject=name)
-
-
-def volume_users(engine: EngineService) -> Counter[str]:
-    """How many containers use each volume."""
-    return Counter(
-        mount.source
-        for container in engine.list_containers()
-        for mount in container.mount_points
-        if mount.type == "volume"
-    )
-
-
-def volume_document(volume: VolumeSummary) -> dict[str, object]:
-    """A volume as Docker's Volume resource."""
-    return {
-        "CreatedAt": rfc3339_nano(volume.created // 10**9 * 10**9),
-        "Driver": "local",
-        "Labels": dict(volume.labels) or None,
-        "Mountpoint": volume.path,
-        "Name": volume.name,
-        "Options": None,
-        "Scope": "local",
-    }
-
-
 ROUTES = (
     Route("GET", "/networks", listing),
     Route("GET", "/networks/{id}", inspect),
-    Route("GET", "/volumes", volumes),
-    Route("GET", "/volumes/{name}", inspect_volume),
 )

@@ -12,7 +12,6 @@ from typing import Any
 
 import nagaya
 from nagaya.api.docker.containers import summaries
-from nagaya.api.docker.networks import volume_document, volume_users
 from nagaya.api.docker.respond import json_line, json_response
 from nagaya.api.docker.types.events import EVENT_FILTERS, event_document, event_matches
 from nagaya.api.docker.types.filters import Filters
@@ -20,6 +19,7 @@ from nagaya.api.docker.types.image import summary
 from nagaya.api.docker.types.info import info_document
 from nagaya.api.docker.types.times import parse_timestamp
 from nagaya.api.docker.version import API_VERSION, MIN_API_VERSION
+from nagaya.api.docker.volumes import volume_document, volume_users
 from nagaya.api.http.messages import Request, Response, Stream
 from nagaya.api.http.router import Route
 from nagaya.engine.service import EngineService

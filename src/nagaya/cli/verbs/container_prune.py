@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from nagaya.cli.flags import Flag
-from nagaya.cli.output import filters, human_size
+from nagaya.cli.output import confirmed, filters, human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,11 +21,8 @@ ARGS = (0, 0)
 
 def run(given: Given, client: Client) -> int:
     """Print the ids of what has gone."""
-    if not given["force"]:
-        print("WARNING! This will remove all stopped containers.")
-        print("Are you sure you want to continue? [y/N] ", end="", flush=True)
-        if sys.stdin.readline().strip().lower() != "y":
-            return 0
+    if not given["force"] and not confirmed("WARNING! This will remove all stopped containers."):
+        return 0
     found = client.call("POST", "/containers/prune", {"filters": filters(given["filter"])})
     if found["ContainersDeleted"]:
         print("Deleted Containers:", *found["ContainersDeleted"], "", sep="\n")

@@ -79,6 +79,14 @@ class Filters:
 
         return self.matches_any(name, test)
 
+    def lacks_labels(self, labels: Mapping[str, str]) -> bool:
+        """No "label!" filter may hold."""
+        for value in self.values("label!"):
+            key, equals, unwanted = value.partition("=")
+            if key in labels and (not equals or labels[key] == unwanted):
+                return False
+        return True
+
     def matches_labels(self, labels: Mapping[str, str], name: str = "label") -> bool:
         """Every label filter must hold: "key" or "key=value"."""
         for value in self.values(name):

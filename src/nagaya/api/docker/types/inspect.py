@@ -13,6 +13,7 @@ import msgspec
 
 from nagaya.api.docker.types.times import rfc3339_nano
 from nagaya.engine.model import Container, ContainerConfig, Endpoint, MountSpec, PortBinding
+from nagaya.engine.spec_mounts import is_read_only
 from nagaya.oci.defaults import MASKED_PATHS, READONLY_PATHS
 
 Json = dict[str, Any]
@@ -195,9 +196,7 @@ def host_config(wish: ContainerConfig) -> Json:
         "MaskedPaths": _paths(wish.masked_paths, MASKED_PATHS, wish.privileged),
         "ReadonlyPaths": _paths(wish.readonly_paths, READONLY_PATHS, wish.privileged),
     }
-    requested = [
-        _mount_body(mount) for mount in wish.mounts if mount.type != "volume" and not _is_bind(mount)
-    ]
+    requested = [_mount_body(mount) for mount in wish.mounts if mount.listed]
     if requested:
         shown["Mounts"] = requested
     if wish.init:
@@ -219,15 +218,10 @@ def network_mode(wish: ContainerConfig) -> str:
     return "bridge" if wish.network_mode in ("", "default") else wish.network_mode
 
 
-def _is_bind(mount: MountSpec) -> bool:
-    """Binds make a missing source, Mounts do not: the model's only trace of which one it was."""
-    return mount.type == "bind" and mount.create_source
-
-
 def _binds(mounts: Iterable[MountSpec]) -> list[str]:
     result: list[str] = []
     for mount in mounts:
-        if _is_bind(mount) or (mount.type == "volume" and mount.source):
+        if mount.source and not mount.listed:
             mode = ",".join(
                 option
                 for option, on in (
@@ -247,14 +241,51 @@ def _mount_body(mount: MountSpec) -> Json:
         body["Source"] = mount.source
     if mount.read_only:
         body["ReadOnly"] = True
-    if mount.propagation:
-        body["BindOptions"] = {"Propagation": mount.propagation}
+    options = {
+        "bind": {
+            "Propagation": mount.propagation,
+            "NonRecursive": not mount.recursive,
+            "CreateMountpoint": mount.create_source,
+            "ReadOnlyNonRecursive": mount.recursive_ro == "no",
+            "ReadOnlyForceRecursive": mount.recursive_ro == "force",
+        },
+        "volume": {
+            "NoCopy": mount.no_copy,
+            "Labels": dict(mount.labels),
+            "Subpath": mount.subpath,
+            "DriverConfig": {
+                key: value
+                for key, value in (("Name", mount.driver), ("Options", dict(mount.driver_options)))
+                if value
+            },
+        },
+        "tmpfs": _tmpfs_options(mount.options),
+        "image": {"Subpath": mount.subpath},
+    }[mount.type]
+    given = {key: value for key, value in options.items() if value}
+    if given:
+        body[f"{mount.type.capitalize()}Options"] = given
     return body
+
+
+def _tmpfs_options(words: Iterable[str]) -> Json:
+    """TmpfsOptions of the words they were made to."""
+    found: Json = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key == "size" and value.isdecimal():
+            found["SizeBytes"] = int(value)
+        elif key == "mode" and value:
+            found["Mode"] = int(value, 8)
+        else:
+            found.setdefault("Options", []).append([key, value] if equals else [key])
+    return found
 
 
 def mount_points(container: Container, root: str) -> list[Json]:
     """The Mounts array of inspect and list."""
     points: list[Json] = []
+    asked = {mount.target for mount in container.config.mounts}
     for mount in container.mount_points or container.config.mounts:
         point: Json = {"Type": mount.type}
         if mount.type == "volume":
@@ -265,11 +296,18 @@ def mount_points(container: Container, root: str) -> list[Json]:
         else:
             point["Source"] = mount.source
         point["Destination"] = mount.target
-        point["Mode"] = "ro" if mount.read_only and (_is_bind(mount) or mount.type == "volume") else ""
-        point["RW"] = not mount.read_only
+        point["Mode"] = _mode(mount, asked)
+        point["RW"] = not is_read_only(mount)
         point["Propagation"] = (mount.propagation or "rprivate") if mount.type == "bind" else ""
         points.append(point)
     return points
+
+
+def _mode(mount: MountSpec, asked: set[str]) -> str:
+    """dockerd's leftover of SELinux: "z" of volumes, but for those of the image."""
+    if mount.type == "volume" and not (mount.read_only and not mount.listed):
+        return "z" if mount.target in asked else ""
+    return "ro" if mount.read_only and not mount.listed else ""
 
 
 def _port_map(ports: Iterable[PortBinding], everywhere: str = "") -> dict[str, list[Json]]:

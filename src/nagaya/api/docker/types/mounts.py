@@ -6,7 +6,12 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from nagaya.api.docker.types.structs import MountBody
+from nagaya.api.docker.types.structs import (
+    BindOptionsBody,
+    DriverConfigBody,
+    MountBody,
+    VolumeOptionsBody,
+)
 from nagaya.engine.model import MountSpec
 from nagaya.errors import InvalidArgument
 
@@ -118,71 +123,113 @@ def parse_mount(body: MountBody) -> MountSpec:
     def refuse(reason: str) -> InvalidArgument:
         return InvalidArgument(f'invalid mount config for type "{kind}": {reason}')
 
-    if kind in ("image", "cluster", "npipe"):
+    if kind in ("cluster", "npipe"):
         raise InvalidArgument(f"HostConfig.Mounts of type {kind} is not supported yet")
-    if kind not in ("bind", "volume", "tmpfs"):
+    if kind not in ("bind", "volume", "tmpfs", "image"):
         raise refuse("mount type unknown")
     target = _target(body.Target or "", kind)
-    source = body.Source or ""
-    if body.BindOptions is not None and kind != "bind":
-        raise refuse("field BindOptions must not be specified")
-    if body.VolumeOptions is not None and kind != "volume":
-        raise refuse("field VolumeOptions must not be specified")
-    if body.TmpfsOptions is not None and kind != "tmpfs":
-        raise refuse("field TmpfsOptions must not be specified")
-    read_only = bool(body.ReadOnly)
+    for owner in ("bind", "volume", "tmpfs", "image"):
+        field = f"{owner.capitalize()}Options"
+        if getattr(body, field) is not None and kind != owner:
+            raise refuse(f"field {field} must not be specified")
+    if "\0" in (body.Source or ""):
+        raise refuse("field Source has a NUL in it")
     if kind == "bind":
-        return _bind_mount(body, source, target, read_only, refuse)
+        return _bind_mount(body, target, refuse)
     if kind == "volume":
-        return _volume_mount(body, source, target, read_only)
-    if source:
+        return _volume_mount(body, target, refuse)
+    if kind == "image":
+        return _image_mount(body, target, refuse)
+    if body.Source:
         raise refuse("field Source must not be specified")
-    return MountSpec(type="tmpfs", target=target, read_only=read_only, options=_tmpfs_options(body))
+    return MountSpec(
+        type="tmpfs",
+        target=target,
+        read_only=bool(body.ReadOnly),
+        options=_tmpfs_options(body),
+        listed=True,
+    )
 
 
-def _bind_mount(
-    body: MountBody, source: str, target: str, read_only: bool, refuse: Callable[[str], InvalidArgument]
-) -> MountSpec:
+def _bind_mount(body: MountBody, target: str, refuse: Callable[[str], InvalidArgument]) -> MountSpec:
+    source = body.Source or ""
     if not source:
         raise refuse("field Source must not be empty")
-    if not source.startswith("/") or "\0" in source:
+    if not source.startswith("/"):
         raise refuse(f"invalid mount path: '{source}' mount path must be absolute")
-    propagation, create = "", False
-    if body.BindOptions is not None:
-        for name in ("NonRecursive", "ReadOnlyNonRecursive", "ReadOnlyForceRecursive"):
-            if getattr(body.BindOptions, name):
-                raise InvalidArgument(f"HostConfig.Mounts.BindOptions.{name} is not supported yet")
-        propagation = body.BindOptions.Propagation or ""
-        create = bool(body.BindOptions.CreateMountpoint)
+    options = body.BindOptions or BindOptionsBody()
+    propagation = options.Propagation or ""
     if propagation and propagation not in PROPAGATIONS:
         raise refuse(f'invalid propagation mode: "{propagation}"')
+    if options.ReadOnlyForceRecursive:
+        if options.ReadOnlyNonRecursive:
+            raise refuse("mount options conflict: ReadOnlyNonRecursive && ReadOnlyForceRecursive")
+        if options.NonRecursive:
+            raise refuse("mount options conflict: NonRecursive && ReadOnlyForceRecursive")
+        if not body.ReadOnly:
+            raise refuse("ReadOnlyForceRecursive requires ReadOnly")
+        if propagation not in ("", "rprivate"):
+            raise refuse("ReadOnlyForceRecursive requires the propagation rprivate")
     return MountSpec(
         type="bind",
         target=target,
         source=posixpath.normpath("/" + source.lstrip("/")),
-        read_only=read_only,
+        read_only=bool(body.ReadOnly),
         propagation=propagation,
-        create_source=create,
+        create_source=bool(options.CreateMountpoint),
+        listed=True,
+        recursive=not options.NonRecursive,
+        recursive_ro="force"
+        if options.ReadOnlyForceRecursive
+        else "no"
+        if options.ReadOnlyNonRecursive
+        else "",
     )
 
 
-def _volume_mount(body: MountBody, source: str, target: str, read_only: bool) -> MountSpec:
-    options = body.VolumeOptions
-    if options is not None:
-        driver = options.DriverConfig or {}
-        if driver.get("Name") not in (None, "", "local") or driver.get("Options"):
-            raise InvalidArgument("HostConfig.Mounts.VolumeOptions.DriverConfig is not supported yet")
-        if options.Subpath:
-            raise InvalidArgument("HostConfig.Mounts.VolumeOptions.Subpath is not supported yet")
-        if options.Labels:
-            raise InvalidArgument("HostConfig.Mounts.VolumeOptions.Labels is not supported yet")
+def _volume_mount(body: MountBody, target: str, refuse: Callable[[str], InvalidArgument]) -> MountSpec:
+    source, options = body.Source or "", body.VolumeOptions or VolumeOptionsBody()
+    driver = options.DriverConfig or DriverConfigBody()
+    if not source and body.ReadOnly:
+        raise refuse("must not set ReadOnly mode when using anonymous volumes")
+    if not source and options.Subpath:
+        raise refuse("must not set Subpath when using anonymous volumes")
     return MountSpec(
         type="volume",
         target=target,
         source=_volume_name(source) if source else "",
-        read_only=read_only,
-        no_copy=bool(options is not None and options.NoCopy),
+        read_only=bool(body.ReadOnly),
+        no_copy=bool(options.NoCopy),
+        listed=True,
+        subpath=_subpath(options.Subpath, refuse),
+        labels=options.Labels or {},
+        driver=driver.Name or "",
+        driver_options=driver.Options or {},
     )
+
+
+def _image_mount(body: MountBody, target: str, refuse: Callable[[str], InvalidArgument]) -> MountSpec:
+    if not body.Source:
+        raise refuse("field Source must not be empty")
+    subpath = body.ImageOptions.Subpath if body.ImageOptions is not None else ""
+    return MountSpec(
+        type="image",
+        target=target,
+        source=body.Source,
+        read_only=bool(body.ReadOnly),
+        listed=True,
+        subpath=_subpath(subpath, refuse),
+    )
+
+
+def _subpath(path: str | None, refuse: Callable[[str], InvalidArgument]) -> str:
+    """A path inside, "" for all."""
+    if not path:
+        return ""
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise refuse("subpath must be a relative path within the volume")
+    clean = posixpath.normpath(path)
+    return "" if clean == "." else clean
 
 
 def _tmpfs_options(body: MountBody) -> tuple[str, ...]:

@@ -50,10 +50,19 @@ class BindOptionsBody(msgspec.Struct):
     ReadOnlyForceRecursive: bool | None = None
 
 
+class DriverConfigBody(msgspec.Struct):
+    Name: str | None = None
+    Options: dict[str, str] | None = None
+
+
 class VolumeOptionsBody(msgspec.Struct):
     NoCopy: bool | None = None
     Labels: dict[str, str] | None = None
-    DriverConfig: dict[str, Any] | None = None
+    DriverConfig: DriverConfigBody | None = None
+    Subpath: str | None = None
+
+
+class ImageOptionsBody(msgspec.Struct):
     Subpath: str | None = None
 
 
@@ -72,7 +81,7 @@ class MountBody(msgspec.Struct):
     BindOptions: BindOptionsBody | None = None
     VolumeOptions: VolumeOptionsBody | None = None
     TmpfsOptions: TmpfsOptionsBody | None = None
-    ImageOptions: dict[str, Any] | None = None
+    ImageOptions: ImageOptionsBody | None = None
     ClusterOptions: dict[str, Any] | None = None
 
 
@@ -229,6 +238,16 @@ class ExecStartBody(msgspec.Struct):
     Detach: bool | None = None
     Tty: bool | None = None
     ConsoleSize: list[int] | None = None
+
+
+class VolumeCreateBody(msgspec.Struct):
+    """POST /volumes/create."""
+
+    Name: str | None = None
+    Driver: str | None = None
+    DriverOpts: dict[str, str] | None = None
+    Labels: dict[str, str] | None = None
+    ClusterVolumeSpec: dict[str, Any] | None = None
 
 
 class AuthBody(msgspec.Struct):
