@@ -141,8 +141,6 @@ def test_mounts() -> None:
         ({"CpuPeriod": 10}, {}, "CPU cfs period can not be less than 1ms"),
         ({"CpusetCpus": "0;1"}, {}, "Invalid value 0;1 for cpuset cpus"),
         ({"BlkioWeight": 5}, {}, "Range of blkio weight is from 10 to 1000"),
-        ({"StorageOpt": {"size": "1G"}}, {}, "HostConfig.StorageOpt is not supported yet"),
-        ({"VolumesFrom": ["x"]}, {}, "HostConfig.VolumesFrom is not supported yet"),
         ({"DeviceRequests": [{"Count": -1}]}, {}, "HostConfig.DeviceRequests is not supported yet"),
         ({"UsernsMode": "private"}, {}, "HostConfig.UsernsMode is not supported yet"),
         ({"Binds": ["/a:/b:fast"]}, {}, "invalid mode: fast"),

@@ -57,7 +57,9 @@ def test_security_options() -> None:
         ["seccomp=unconfined", "apparmor=unconfined", "label=disable"], privileged=False
     ).seccomp == ("unconfined")
     assert parse(['seccomp={"a":"b=c"}'], privileged=False).seccomp == '{"a":"b=c"}'
-    for bad in ("nonsense", "apparmor=mine", "label=type:x", "no-new-privileges=maybe", "seccomp2=x"):
+    assert parse(["apparmor=mine", "label=type:x"], privileged=False).apparmor == "mine"
+    assert parse(["writable-cgroups=true"], privileged=False).writable_cgroups
+    for bad in ("nonsense", "writable-cgroups=x", "no-new-privileges=maybe", "seccomp2=x"):
         with pytest.raises(InvalidArgument):
             parse([bad], privileged=False)
 

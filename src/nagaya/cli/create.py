@@ -30,6 +30,7 @@ CREATE_FLAGS = (
     _list("annotation", "Add an annotation, passed on to the runtime"),
     _list("attach", "Attach to stdin, stdout or stderr", "a"),
     _int("blkio-weight", "Block IO weight, between 10 and 1000"),
+    _list("blkio-weight-device", "Block IO weight of one device: DEVICE:WEIGHT"),
     _list("cap-add", "Add Linux capabilities"),
     _list("cap-drop", "Drop Linux capabilities"),
     _text("cgroup-parent", "Parent cgroup of the container"),
@@ -37,12 +38,18 @@ CREATE_FLAGS = (
     _text("cidfile", "Write the container's id to this file"),
     _int("cpu-period", "Length of a CPU period in microseconds"),
     _int("cpu-quota", "CPU time per period in microseconds"),
+    _int("cpu-rt-period", "Length of a real-time period in microseconds"),
+    _int("cpu-rt-runtime", "Real-time CPU time per period in microseconds"),
     _int("cpu-shares", "CPU shares (relative weight)", "c"),
     _text("cpus", "Number of CPUs"),
     _text("cpuset-cpus", "CPUs to run on (0-3, 0,1)"),
     _text("cpuset-mems", "Memory nodes to use (0-3, 0,1)"),
     _list("device", "Add a device of the host: HOST[:CONTAINER][:rwm]"),
     _list("device-cgroup-rule", "Add a rule to the list of allowed devices"),
+    _list("device-read-bps", "Bytes a second read from a device: DEVICE:SIZE"),
+    _list("device-read-iops", "Reads a second from a device: DEVICE:NUMBER"),
+    _list("device-write-bps", "Bytes a second written to a device: DEVICE:SIZE"),
+    _list("device-write-iops", "Writes a second to a device: DEVICE:NUMBER"),
     _list("dns", "Use these DNS servers"),
     _list("dns-option", "Set options of the resolver"),
     _list("dns-search", "Set search domains"),
@@ -99,6 +106,7 @@ CREATE_FLAGS = (
     _text("shm-size", "Size of /dev/shm"),
     _text("stop-signal", "Signal that stops the container"),
     _int("stop-timeout", "Seconds until a stopping container is killed"),
+    _list("storage-opt", "Set an option of the storage driver"),
     _list("sysctl", "Set a kernel parameter of the container's namespaces"),
     _list("tmpfs", "Mount a tmpfs: PATH[:OPTIONS]"),
     Flag("tty", "Give the container a terminal", short="t"),
@@ -119,6 +127,8 @@ _PLAIN = {
     "cgroupns": "CgroupnsMode",
     "cpu-period": "CpuPeriod",
     "cpu-quota": "CpuQuota",
+    "cpu-rt-period": "CpuRealtimePeriod",
+    "cpu-rt-runtime": "CpuRealtimeRuntime",
     "cpu-shares": "CpuShares",
     "cpuset-cpus": "CpusetCpus",
     "cpuset-mems": "CpusetMems",
@@ -141,6 +151,14 @@ _PLAIN = {
     "uts": "UTSMode",
     "volume-driver": "VolumeDriver",
     "volumes-from": "VolumesFrom",
+}
+# flag -> (key of HostConfig, key of the value, is it a size)
+_OF_DEVICES = {
+    "blkio-weight-device": ("BlkioWeightDevice", "Weight", False),
+    "device-read-bps": ("BlkioDeviceReadBps", "Rate", True),
+    "device-read-iops": ("BlkioDeviceReadIOps", "Rate", False),
+    "device-write-bps": ("BlkioDeviceWriteBps", "Rate", True),
+    "device-write-iops": ("BlkioDeviceWriteIOps", "Rate", False),
 }
 SIZES = {
     "memory": "Memory",
@@ -233,9 +251,12 @@ def _host(given: Given, bindings: dict[str, Any]) -> dict[str, Any]:
         "Devices": [values.device(word) for word in given["device"]],
         "Ulimits": sorted(map(values.ulimit, given["ulimit"]), key=lambda limit: str(limit["Name"])),
         "Sysctls": values.pairs(given["sysctl"]),
+        "StorageOpt": values.pairs(given["storage-opt"]),
         "ExtraHosts": [values.extra_host(word) for word in given["add-host"]],
         "Annotations": values.pairs(given["annotation"]),
     }
+    for flag, (key, name, is_size) in _OF_DEVICES.items():
+        host[key] = [values.of_device(word, flag, name, is_size) for word in given[flag]]
     if "init" in given.changed:
         host["Init"] = given["init"]
     kept = {key: value for key, value in host.items() if value not in (None, "", 0, False, [], {})}

@@ -232,6 +232,27 @@ def device(word: str) -> dict[str, str]:
     }
 
 
+def of_device(word: str, flag: str, name: str, is_size: bool) -> dict[str, Any]:
+    """DEVICE:NUMBER, a weight or a rate of a block device; name: the number's key."""
+    path, colon, text = word.rpartition(":")
+    why = f"bad format: {word}"
+    if colon and not path.startswith("/dev/"):
+        why = f"bad format for device path: {word}"
+    elif colon:
+        why = f"invalid {name.lower()} for device: {word}"
+        if name == "Rate":
+            unit = "[<unit>]" if is_size else ""
+            why += f". The correct format is <device-path>:<number>{unit}. Number must be a positive integer"
+            why += ". Unit is optional and can be kb, mb, or gb" if is_size else ""
+        try:
+            number = size(text) if is_size else int(text)
+        except (UsageError, ValueError):
+            number = -1
+        if number >= 0 and (name == "Rate" or number == 0 or 10 <= number <= 1000):
+            return {"Path": path, name: number}
+    raise bad_value(word, f"--{flag}", why)
+
+
 def ulimit(word: str) -> dict[str, Any]:
     """--ulimit NAME=SOFT[:HARD]."""
     name, equals, value = word.partition("=")

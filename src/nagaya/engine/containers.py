@@ -21,6 +21,7 @@ import msgspec
 from nagaya.engine import (
     attachments,
     creation,
+    devices,
     health,
     launch,
     limits,
@@ -39,6 +40,7 @@ from nagaya.engine.model import (
     Created,
     CreateRequest,
     Endpoint,
+    MountSpec,
     Resources,
     RestartPolicy,
     Step,
@@ -115,7 +117,8 @@ class Containers:
             reference = launch.joined_container(getattr(request.config, field))
             if reference:
                 changes[field] = f"container:{self._world.roster.find(reference).container.id}"
-        if not changes:
+        inherited = self._inherited(request.config.volumes_from)
+        if not changes and not inherited:
             return request
         if "network_mode" in changes:
             if request.config.hostname:
@@ -127,7 +130,28 @@ class Containers:
                     "conflicting options: port publishing and the container type network mode",
                     subject="PortBindings",
                 )
-        return msgspec.structs.replace(request, config=msgspec.structs.replace(request.config, **changes))
+        config = msgspec.structs.replace(request.config, **changes)
+        return msgspec.structs.replace(request, config=config, inherited=inherited)
+
+    def _inherited(self, sources: Sequence[str]) -> tuple[MountSpec, ...]:
+        """The mount points of other containers, as CONTAINER[:MODE] says. Raises InvalidArgument."""
+        found: dict[str, MountSpec] = {}
+        for text in sources:
+            reference, _, mode = text.partition(":")
+            if not reference:
+                raise InvalidArgument(
+                    "volumes-from specification cannot be an empty string", subject="VolumesFrom"
+                )
+            if mode not in ("", "ro", "rw", "z", "Z"):
+                raise InvalidArgument(f"invalid mode: {mode}", subject="VolumesFrom")
+            try:
+                points = self._world.roster.find(reference).container.mount_points
+            except NotFound as error:
+                raise InvalidArgument(error.message, subject="VolumesFrom") from None
+            for point in points:
+                read_only = point.read_only or mode == "ro"
+                found[point.target] = msgspec.structs.replace(point, read_only=read_only)
+        return tuple(found.values())
 
     # start
 
@@ -446,17 +470,21 @@ class Containers:
                 raise FailedPrecondition("container is marked for removal and cannot be updated")
             merged = _merged(container.config.resources, resources)
             checked = limits.check(merged, cpus=world.cpus, memory_nodes={0})
+            checked, warnings = limits.supported(checked, world.abilities)
             changes: dict[str, Any] = {"resources": checked}
             if restart is not None:
                 if container.config.auto_remove and restart.name != "no":
                     raise FailedPrecondition("Restart policy cannot be updated because AutoRemove is enabled")
                 changes["restart"] = restart
             if container.state in ("running", "paused") and checked != container.config.resources:
-                await self.ask(container, "update", resources=limits.to_oci(checked))
+                wanted = limits.to_oci(checked)
+                if single := devices.block_io(checked):
+                    wanted["blockIO"] = {**wanted.get("blockIO", {}), **single}
+                await self.ask(container, "update", resources=wanted)
             container.config = msgspec.structs.replace(container.config, **changes)
             await world.job(world.ledger.put_container, container)
         world.bus.container(container, "update")
-        return ()
+        return warnings
 
     async def remove(self, ref: str, *, force: bool = False, volumes_too: bool = False) -> None:
         """Delete it; force kills it first."""

@@ -9,11 +9,23 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from nagaya.engine import files, filling, health, limits, merge, names, privileges, spec_mounts, volumes
+from nagaya.engine import (
+    devices,
+    files,
+    filling,
+    health,
+    limits,
+    merge,
+    names,
+    privileges,
+    spec_mounts,
+    volumes,
+)
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.logs import log_settings
 from nagaya.engine.model import Container, ContainerConfig, CreateRequest, MountSpec
@@ -30,11 +42,13 @@ _MODES = ("default", "bridge", "none", "host")
 def check(world: World, config: ContainerConfig) -> tuple[ContainerConfig, list[str]]:
     """(the configuration with checked limits, warnings). Raises InvalidArgument for whatever would
     fail at the start: a container that cannot run is not made."""
-    warnings: list[str] = []
     settings = world.settings
-    config = msgspec.structs.replace(
-        config, resources=limits.check(config.resources, cpus=world.cpus, memory_nodes=_memory_nodes())
-    )
+    checked = limits.check(config.resources, cpus=world.cpus, memory_nodes=_memory_nodes())
+    checked, warnings = limits.supported(checked, world.abilities)
+    config = msgspec.structs.replace(config, resources=checked)
+    devices.block_io(checked)
+    for text in config.device_cgroup_rules:
+        devices.rule(text)
     _, more = privileges.capabilities(
         config.cap_add,
         config.cap_drop,
@@ -126,14 +140,17 @@ class Made(NamedTuple):
     anonymous: list[str]
 
 
-def _points(world: World, config: ContainerConfig) -> list[MountSpec]:
+def _points(world: World, config: ContainerConfig, inherited: Sequence[MountSpec]) -> list[MountSpec]:
     """What will be mounted, anonymous volumes with a name, images by their id, one target each; the
-    user's before the image's volumes. Raises InvalidArgument, NotFound."""
-    found: dict[str, MountSpec] = {}
+    user's before the image's volumes, and in the place of what comes from other containers. Raises
+    InvalidArgument, NotFound."""
+    found = {mount.target: mount for mount in inherited if mount.target not in config.tmpfs}
+    own: set[str] = set()
     for mount in config.mounts:
         target = spec_mounts.clean_target(mount.target)
-        if target in found or target in config.tmpfs:
+        if target in own or target in config.tmpfs:
             raise InvalidArgument(f"Duplicate mount point: {target}", subject="Mounts")
+        own.add(target)
         source = mount.source
         if mount.type == "volume":
             source = source or names.new_id()
@@ -155,8 +172,8 @@ def make(world: World, container_id: str, name: str, request: CreateRequest) -> 
     the rooms raise."""
     image = world.images.resolve(request.config.image, request.platform)
     config, warnings = check(world, merge.merge(request.config, image.config or ContainerDefaults()))
-    points = _points(world, config)
-    given = {m.source for m in config.mounts if m.type == "volume"}
+    points = _points(world, config, request.inherited)
+    given = {m.source for m in (*config.mounts, *request.inherited) if m.type == "volume"}
     anonymous = [p.source for p in points if p.type == "volume" and p.source not in given]
     hostname = config.hostname
     if not hostname:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,10 +13,10 @@ import msgspec
 from nagaya.engine import devices, files, privileges, propagation, spec, staging, user, volumes
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.logs import log_settings
-from nagaya.engine.model import Container, ExecConfig
+from nagaya.engine.model import Container, ContainerConfig, ExecConfig
 from nagaya.engine.world import World
-from nagaya.errors import FailedPrecondition
-from nagaya.linux import seccomp
+from nagaya.errors import FailedPrecondition, KernelError
+from nagaya.linux import mounts, seccomp
 from nagaya.network import resolv
 from nagaya.oci import defaults, seccomp_default
 
@@ -167,12 +169,43 @@ def _seccomp(container: Container, caps: list[str]) -> Profile:
     return _profile(seccomp_default.resolve_profile(privileges.seccomp_document(security.seccomp), caps))
 
 
+def _apparmor(config: ContainerConfig) -> str:
+    """The profile that the user named, where the kernel would know it."""
+    named = privileges.security_options(config.security_opt, privileged=config.privileged).apparmor
+    return named if named and _read("/sys/module/apparmor/parameters/enabled").startswith("Y") else ""
+
+
 def cgroups_path(world: World, container: Container) -> str:
     """/PARENT/ID, or with systemd "PARENT:nagaya:ID"."""
     parent = container.config.cgroup_parent or world.settings.cgroup_parent
     if world.settings.cgroup_driver == "systemd":
         return f"{parent if parent.endswith('.slice') else 'system.slice'}:nagaya:{container.id}"
     return f"/{parent.strip('/')}/{container.id}"
+
+
+def _shm(world: World, container: Container, peers: Mapping[str, Container]) -> str:
+    """The host's path of a /dev/shm that is not its own; one that others may share is mounted now."""
+    mode, settings = container.config.ipc_mode, world.settings
+    reference = joined_container(mode)
+    if mode == "host" or (reference and peers[reference].config.ipc_mode == "host"):
+        return "/dev/shm"
+    if reference:
+        return settings.shm(reference)
+    if mode != "shareable":
+        return ""
+    path = settings.shm(container.id)
+    _unmount(path)
+    files.make_directory(path, 0o700)
+    flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+    mounts.mount("shm", path, "tmpfs", flags, f"mode=1777,size={container.config.shm_size}")
+    return path
+
+
+def _unmount(path: str) -> None:
+    with suppress(KernelError):
+        mounts.umount2(path, mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
+    with suppress(OSError):
+        os.rmdir(path)
 
 
 def prepare(
@@ -198,7 +231,7 @@ def prepare(
         nodes, rules = devices.of_host() + devices.mapped(config.devices), list(devices.PRIVILEGED_RULES)
     else:
         nodes = devices.mapped(config.devices)
-        rules = devices.rules(nodes)
+        rules = devices.rules(nodes) + [devices.rule(text) for text in config.device_cgroup_rules]
     caps = capabilities(world, container)
     profile = _seccomp(container, caps)
     join, share = namespaces(container, peers, netns)
@@ -224,8 +257,11 @@ def prepare(
             files=etc_files(world, container, peers, gateway),
             devices=nodes,
             device_rules=rules,
+            block_io=devices.block_io(config.resources),
+            apparmor=_apparmor(config),
             join=join,
             share=share,
+            shm_source=_shm(world, container, peers),
             init=settings.init_path if config.init and own_pid else "",
             cgroups_path=cgroups_path(world, container),
             recursive_ro=(config.runtime or settings.default_runtime) in _RECURSIVE_RO,
@@ -264,5 +300,6 @@ def prepare_exec(world: World, container: Container, config: ExecConfig) -> dict
 
 
 def remove_bundle(world: World, container_id: str) -> None:
-    """Delete RUN/bundles/ID. May be repeated."""
+    """Delete RUN/bundles/ID, and the shm that it shared. May be repeated."""
+    _unmount(world.settings.shm(container_id))
     files.remove_flat(world.settings.bundle(container_id))

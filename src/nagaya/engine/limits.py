@@ -5,7 +5,7 @@ Sources: runtime-spec config-linux.md; moby's daemon/daemon_unix.go for which co
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -86,8 +86,37 @@ def check(limits: Resources, *, cpus: set[int], memory_nodes: set[int]) -> Resou
     return limits
 
 
+class Abilities(NamedTuple):
+    """What this kernel can limit."""
+
+    weight: bool
+    device_weight: bool
+    realtime: bool
+
+
+def supported(wanted: Resources, kernel: Abilities) -> tuple[Resources, list[str]]:
+    """(the limits without those that dockerd drops where the kernel has them not, warnings). Raises
+    InvalidArgument for those that a container cannot run without."""
+    warnings = []
+    if wanted.blkio_weight and not kernel.weight:
+        warnings.append(
+            "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded."
+        )
+        wanted = msgspec.structs.replace(wanted, blkio_weight=0)
+    if wanted.blkio_weight_device and not kernel.device_weight:
+        warnings.append(
+            "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. "
+            "Weight-device discarded."
+        )
+        wanted = msgspec.structs.replace(wanted, blkio_weight_device=())
+    if (wanted.cpu_rt_period or wanted.cpu_rt_runtime) and not kernel.realtime:
+        raise _bad("Your kernel does not support CPU real-time scheduler", "CpuRealtimeRuntime")
+    return wanted, warnings
+
+
 def to_oci(limits: Resources) -> dict[str, Any]:
-    """`linux.resources` of the runtime-spec, without its device rules; absent fields are unlimited."""
+    """`linux.resources` of the runtime-spec, without its device rules and what limits single block devices
+    (devices.block_io); absent fields are unlimited."""
     memory: dict[str, Any] = {}
     if limits.memory:
         memory["limit"] = limits.memory
@@ -113,6 +142,10 @@ def to_oci(limits: Resources) -> dict[str, Any]:
         cpu["cpus"] = limits.cpuset_cpus
     if limits.cpuset_mems:
         cpu["mems"] = limits.cpuset_mems
+    if limits.cpu_rt_period:
+        cpu["realtimePeriod"] = limits.cpu_rt_period
+    if limits.cpu_rt_runtime:
+        cpu["realtimeRuntime"] = limits.cpu_rt_runtime
     out: dict[str, Any] = {}
     if memory:
         out["memory"] = memory

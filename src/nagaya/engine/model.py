@@ -53,6 +53,13 @@ class RestartPolicy(msgspec.Struct, frozen=True):
     maximum_retry_count: int = 0
 
 
+class DeviceLimit(msgspec.Struct, frozen=True):
+    """A weight or a rate (bytes or operations a second) of one block device."""
+
+    path: str
+    value: int
+
+
 class Resources(msgspec.Struct, frozen=True):
     """Limits in the kernel's units; 0 means unlimited, None for swappiness and oom means default."""
 
@@ -69,6 +76,13 @@ class Resources(msgspec.Struct, frozen=True):
     cpuset_mems: str = ""
     pids_limit: int = 0
     blkio_weight: int = 0
+    blkio_weight_device: tuple[DeviceLimit, ...] = ()
+    blkio_read_bps: tuple[DeviceLimit, ...] = ()
+    blkio_write_bps: tuple[DeviceLimit, ...] = ()
+    blkio_read_iops: tuple[DeviceLimit, ...] = ()
+    blkio_write_iops: tuple[DeviceLimit, ...] = ()
+    cpu_rt_period: int = 0
+    cpu_rt_runtime: int = 0
 
 
 class DeviceMapping(msgspec.Struct, frozen=True):
@@ -146,6 +160,8 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     runtime: str = ""
     log: LogConfig = LogConfig()
     devices: tuple[DeviceMapping, ...] = ()
+    device_cgroup_rules: tuple[str, ...] = ()
+    volumes_from: tuple[str, ...] = ()  # CONTAINER[:ro|rw]
     ulimits: tuple[Ulimit, ...] = ()
     sysctls: dict[str, str] = {}
     tmpfs: dict[str, str] = {}
@@ -165,6 +181,7 @@ class CreateRequest(msgspec.Struct, frozen=True):
     config: ContainerConfig
     name: str = ""  # "": invent one (adjective_noun)
     platform: str = ""
+    inherited: tuple[MountSpec, ...] = ()  # mount points that volumes_from names; the engine fills it in
 
 
 class Created(msgspec.Struct, frozen=True):

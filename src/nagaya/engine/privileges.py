@@ -67,15 +67,19 @@ def capabilities(
 
 
 class Security(NamedTuple):
-    """`--security-opt`, parsed. seccomp: "default", "unconfined", or a profile's JSON text."""
+    """`--security-opt`, parsed. seccomp: "default", "unconfined", or a profile's JSON text. apparmor: a
+    profile's name, for hosts that have AppArmor."""
 
     seccomp: str = "default"
     no_new_privileges: bool = False
+    apparmor: str = ""
+    writable_cgroups: bool = False
 
 
 def security_options(options: Sequence[str], *, privileged: bool) -> Security:
     """Parse the options. Raises InvalidArgument for what is not known here."""
     seccomp, no_new = ("unconfined" if privileged else "default"), False
+    apparmor, writable = "", False
     for option in options:
         name, mark, value = option.partition("=")
         if not mark and ":" in option:
@@ -86,15 +90,17 @@ def security_options(options: Sequence[str], *, privileged: bool) -> Security:
             no_new = value != "false"
         elif name == "seccomp":
             seccomp = "default" if value in ("builtin", "default") else value
-        elif name == "apparmor" and value in ("unconfined", ""):
-            continue  # there is no AppArmor profile of ours that could be left out
-        elif name == "label" and value == "disable":
-            continue
-        elif name in ("apparmor", "label"):
-            raise InvalidArgument(f"{name} profiles are not supported: {option}", subject="SecurityOpt")
+        elif name == "apparmor":
+            apparmor = "" if value == "unconfined" else value  # no profile of ours could be left out
+        elif name == "writable-cgroups":
+            if value not in ("true", "false"):
+                raise InvalidArgument(f'invalid --security-opt: "{option}"', subject="SecurityOpt")
+            writable = value == "true"
+        elif name == "label":
+            continue  # SELinux's: dockerd passes over it, too, where SELinux is off
         else:
             raise InvalidArgument(f'invalid --security-opt: "{option}"', subject="SecurityOpt")
-    return Security(seccomp, no_new)
+    return Security(seccomp, no_new, apparmor, writable)
 
 
 def seccomp_document(text: str) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _sweep_files(world: World, running: set[str]) -> None:
         files.remove_flat(f"{settings.run}/foreign/{name}")  # of an exec session that was being started
     for name in _ids(f"{settings.run}/staged"):
         staging.clear(world, name)
-    for name in _ids(f"{settings.run}/bundles") - running:
+    for name in (_ids(f"{settings.run}/bundles") | _ids(f"{settings.run}/shm")) - running:
         launch.remove_bundle(world, name)
     known = {slot.container.id for slot in world.roster}
     for name in _ids(f"{settings.root}/containers") - known:

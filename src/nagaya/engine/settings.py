@@ -36,6 +36,10 @@ class Settings(msgspec.Struct, frozen=True):
         """RUN/ns/ID/net: its pinned network namespace."""
         return f"{self.run}/ns/{container_id}/net"
 
+    def shm(self, container_id: str) -> str:
+        """RUN/shm/ID: the /dev/shm that others may share."""
+        return f"{self.run}/shm/{container_id}"
+
     def runtime_root(self) -> str:
         """RUN/runtime: the built-in runtime's state."""
         return f"{self.run}/runtime"

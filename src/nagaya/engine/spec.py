@@ -52,6 +52,8 @@ class Surroundings(NamedTuple):
     files: Mapping[str, str]
     devices: Sequence[Device] = ()
     device_rules: Sequence[dict[str, Any]] = ()
+    block_io: Mapping[str, Any] = {}
+    apparmor: str = ""
     join: Mapping[str, str] = {}
     share: frozenset[str] = frozenset()
     shm_source: str = ""
@@ -83,11 +85,13 @@ def compose(container: Container, around: Surroundings) -> Spec:
                 "options": ["bind", "ro"],
             },
         )
+    security = privileges.security_options(config.security_opt, privileged=config.privileged)
     base = spec_mounts.base(
         shm_size=config.shm_size,
         shm_source=around.shm_source,
         privileged=config.privileged,
         ipc_none=config.ipc_mode == "none",
+        writable_cgroups=security.writable_cgroups,
     )
     spec: Spec = {
         "ociVersion": "1.0.2",
@@ -124,6 +128,8 @@ def _process(container: Container, around: Surroundings) -> dict[str, Any]:
         "oomScoreAdj": config.oom_score_adj,
         "noNewPrivileges": security.no_new_privileges,
     }
+    if around.apparmor:
+        process["apparmorProfile"] = around.apparmor
     if config.tty:
         process["terminal"] = True
     if limits_:
@@ -155,6 +161,8 @@ def _linux(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
     host_network, host_ipc = "network" in around.share, "ipc" in around.share
     resources = limits.to_oci(config.resources)
     resources["devices"] = list(around.device_rules)
+    if around.block_io:
+        resources["blockIO"] = {**resources.get("blockIO", {}), **around.block_io}
     linux: dict[str, Any] = {
         "sysctl": {
             **({} if host_network else around.default_sysctls),

@@ -64,12 +64,14 @@ def tmpfs_options(options: Sequence[str]) -> list[str]:
     return list(found.values())
 
 
-def base(*, shm_size: int, shm_source: str, privileged: bool, ipc_none: bool) -> list[Mount]:
+def base(
+    *, shm_size: int, shm_source: str, privileged: bool, ipc_none: bool, writable_cgroups: bool = False
+) -> list[Mount]:
     """/proc, /dev and what lies below, /sys, the cgroup tree: as Docker has them for these modes."""
     found = defaults.mounts(shm_size=shm_size)
     shm = found.pop()
-    if privileged:
-        for mount in found:
+    for mount in found:
+        if privileged or (writable_cgroups and mount["destination"] == "/sys/fs/cgroup"):
             mount["options"] = ["rw" if option == "ro" else option for option in mount["options"]]
     if shm_source:
         options = ["rbind", "rprivate", "nosuid", "noexec", "nodev"]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+from nagaya.engine import devices
 from nagaya.engine.events import Bus
 from nagaya.engine.journal import Journal
 from nagaya.engine.ledger import Ledger
@@ -50,6 +51,7 @@ class World:
         self.volumes = VolumeLife(self)
         self.held = frozenset(to_names(capget()[1]))
         self.cpus = os.sched_getaffinity(0)
+        self.abilities = devices.abilities()
         thermal = defaults.thermal_paths(range(os.cpu_count() or 1))
         self.masked_paths = (*defaults.MASKED_PATHS, *(p for p in thermal if os.path.isdir(p)))
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, "engine")

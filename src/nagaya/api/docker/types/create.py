@@ -26,7 +26,7 @@ from nagaya.errors import InvalidArgument
 DEFAULT_SHM_SIZE = 64 << 20
 _NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]*[a-zA-Z0-9_])?")
-_UNSUPPORTED_HOST = ("StorageOpt", "VolumesFrom", "Links", "Cgroup")
+_UNSUPPORTED_HOST = ("Links", "Cgroup")
 
 
 def container_name(name: str) -> str:
@@ -97,6 +97,8 @@ def container_config(body: CreateBody, online_cpus: int) -> ContainerConfig:
         runtime=host.Runtime or "",
         log=_log_config(host.LogConfig),
         devices=devices(host.Devices),
+        device_cgroup_rules=tuple(host.DeviceCgroupRules or ()),
+        volumes_from=tuple(host.VolumesFrom or ()),
         ulimits=ulimits(host.Ulimits),
         sysctls=host.Sysctls or {},
         tmpfs=tmpfs,
@@ -184,6 +186,11 @@ def _check_config(body: CreateBody) -> None:
 
 def _check_host(host: HostConfigBody) -> None:
     refuse_unsupported(host, _UNSUPPORTED_HOST, "HostConfig.")
+    if host.StorageOpt:
+        raise InvalidArgument(
+            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
+            subject="HostConfig.StorageOpt",
+        )
     if host.VolumeDriver not in (None, "", "local"):
         raise InvalidArgument(
             "HostConfig.VolumeDriver is not supported yet", subject="HostConfig.VolumeDriver"

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from nagaya.api.docker.types.times import rfc3339_nano
-from nagaya.engine.model import Container, ContainerConfig, Endpoint, MountSpec, PortBinding
+from nagaya.engine.model import Container, ContainerConfig, DeviceLimit, Endpoint, MountSpec, PortBinding
 from nagaya.engine.spec_mounts import is_read_only
 from nagaya.oci.defaults import MASKED_PATHS, READONLY_PATHS
 
@@ -133,7 +133,7 @@ def host_config(wish: ContainerConfig) -> Json:
         },
         "AutoRemove": wish.auto_remove,
         "VolumeDriver": "",
-        "VolumesFrom": None,
+        "VolumesFrom": list(wish.volumes_from) or None,
         "ConsoleSize": [0, 0],
         "CapAdd": list(wish.cap_add) or None,
         "CapDrop": list(wish.cap_drop) or None,
@@ -162,15 +162,15 @@ def host_config(wish: ContainerConfig) -> Json:
         "NanoCpus": limits.nano_cpus,
         "CgroupParent": wish.cgroup_parent,
         "BlkioWeight": limits.blkio_weight,
-        "BlkioWeightDevice": [],
-        "BlkioDeviceReadBps": [],
-        "BlkioDeviceWriteBps": [],
-        "BlkioDeviceReadIOps": [],
-        "BlkioDeviceWriteIOps": [],
+        "BlkioWeightDevice": [{"Path": d.path, "Weight": d.value} for d in limits.blkio_weight_device],
+        "BlkioDeviceReadBps": _rates(limits.blkio_read_bps),
+        "BlkioDeviceWriteBps": _rates(limits.blkio_write_bps),
+        "BlkioDeviceReadIOps": _rates(limits.blkio_read_iops),
+        "BlkioDeviceWriteIOps": _rates(limits.blkio_write_iops),
         "CpuPeriod": limits.cpu_period,
         "CpuQuota": limits.cpu_quota,
-        "CpuRealtimePeriod": 0,
-        "CpuRealtimeRuntime": 0,
+        "CpuRealtimePeriod": limits.cpu_rt_period,
+        "CpuRealtimeRuntime": limits.cpu_rt_runtime,
         "CpusetCpus": limits.cpuset_cpus,
         "CpusetMems": limits.cpuset_mems,
         "Devices": [
@@ -181,7 +181,7 @@ def host_config(wish: ContainerConfig) -> Json:
             }
             for device in wish.devices
         ],
-        "DeviceCgroupRules": None,
+        "DeviceCgroupRules": list(wish.device_cgroup_rules) or None,
         "DeviceRequests": None,
         "MemoryReservation": limits.memory_reservation,
         "MemorySwap": limits.memory_swap,
@@ -205,6 +205,10 @@ def host_config(wish: ContainerConfig) -> Json:
         if value:
             shown[name] = dict(value)
     return shown
+
+
+def _rates(devices: Iterable[DeviceLimit]) -> list[Json]:
+    return [{"Path": device.path, "Rate": device.value} for device in devices]
 
 
 def _paths(chosen: tuple[str, ...] | None, default: tuple[str, ...], privileged: bool) -> list[str] | None:

@@ -6,21 +6,20 @@ from __future__ import annotations
 import re
 from typing import Literal, cast
 
-from nagaya.api.docker.types.structs import DeviceBody, ResourcesBody, RestartPolicyBody, UlimitBody
-from nagaya.engine.model import DeviceMapping, Resources, RestartPolicy, Ulimit
+from nagaya.api.docker.types.structs import (
+    DeviceBody,
+    DeviceRateBody,
+    DeviceWeightBody,
+    ResourcesBody,
+    RestartPolicyBody,
+    UlimitBody,
+)
+from nagaya.engine.model import DeviceLimit, DeviceMapping, Resources, RestartPolicy, Ulimit
 from nagaya.errors import InvalidArgument
 
 MINIMUM_MEMORY = 6 << 20
 
 _UNSUPPORTED = (
-    "BlkioWeightDevice",
-    "BlkioDeviceReadBps",
-    "BlkioDeviceWriteBps",
-    "BlkioDeviceReadIOps",
-    "BlkioDeviceWriteIOps",
-    "CpuRealtimePeriod",
-    "CpuRealtimeRuntime",
-    "DeviceCgroupRules",
     "DeviceRequests",
     "CpuCount",
     "CpuPercent",
@@ -68,7 +67,28 @@ def resources(body: ResourcesBody, online_cpus: int, prefix: str = "HostConfig."
         cpuset_mems=body.CpusetMems or "",
         pids_limit=max(pids, 0),
         blkio_weight=weight,
+        blkio_weight_device=_weights(body.BlkioWeightDevice),
+        blkio_read_bps=_rates(body.BlkioDeviceReadBps),
+        blkio_write_bps=_rates(body.BlkioDeviceWriteBps),
+        blkio_read_iops=_rates(body.BlkioDeviceReadIOps),
+        blkio_write_iops=_rates(body.BlkioDeviceWriteIOps),
+        cpu_rt_period=body.CpuRealtimePeriod or 0,
+        cpu_rt_runtime=body.CpuRealtimeRuntime or 0,
     )
+
+
+def _weights(bodies: list[DeviceWeightBody] | None) -> tuple[DeviceLimit, ...]:
+    for body in bodies or ():
+        if not 10 <= (body.Weight or 0) <= 1000:
+            raise InvalidArgument("Range of blkio weight is from 10 to 1000", subject="BlkioWeightDevice")
+    return tuple(DeviceLimit(body.Path or "", body.Weight or 0) for body in bodies or ())
+
+
+def _rates(bodies: list[DeviceRateBody] | None) -> tuple[DeviceLimit, ...]:
+    for body in bodies or ():
+        if (body.Rate or 0) < 0:
+            raise InvalidArgument(f"invalid rate for device: {body.Path}: {body.Rate}", subject="BlkioDevice")
+    return tuple(DeviceLimit(body.Path or "", body.Rate or 0) for body in bodies or ())
 
 
 def _check_memory(memory: int, swap: int, reservation: int) -> None:

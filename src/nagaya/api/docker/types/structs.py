@@ -85,6 +85,16 @@ class MountBody(msgspec.Struct):
     ClusterOptions: dict[str, Any] | None = None
 
 
+class DeviceWeightBody(msgspec.Struct):
+    Path: str | None = None
+    Weight: int | None = None
+
+
+class DeviceRateBody(msgspec.Struct):
+    Path: str | None = None
+    Rate: int | None = None
+
+
 class ResourcesBody(msgspec.Struct):
     """What HostConfig and the update request share."""
 
@@ -93,11 +103,11 @@ class ResourcesBody(msgspec.Struct):
     NanoCpus: int | None = None
     CgroupParent: str | None = None
     BlkioWeight: int | None = None
-    BlkioWeightDevice: Objects = None
-    BlkioDeviceReadBps: Objects = None
-    BlkioDeviceWriteBps: Objects = None
-    BlkioDeviceReadIOps: Objects = None
-    BlkioDeviceWriteIOps: Objects = None
+    BlkioWeightDevice: list[DeviceWeightBody] | None = None
+    BlkioDeviceReadBps: list[DeviceRateBody] | None = None
+    BlkioDeviceWriteBps: list[DeviceRateBody] | None = None
+    BlkioDeviceReadIOps: list[DeviceRateBody] | None = None
+    BlkioDeviceWriteIOps: list[DeviceRateBody] | None = None
     CpuPeriod: int | None = None
     CpuQuota: int | None = None
     CpuRealtimePeriod: int | None = None
