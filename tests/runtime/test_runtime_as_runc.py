@@ -188,17 +188,6 @@ def test_signals_are_the_programs_own_again_after_start(our_box: Bundle) -> None
     assert "SigIgn:\t" + "0" * 16 in status.read_text()
 
 
-def test_checkpoint_and_restore_say_that_they_are_not_offered(our_box: Bundle) -> None:
-    assert "container does not exist" in our_box.call("checkpoint", our_box.id).stderr
-    our_box.start()
-    done = our_box.call("checkpoint", "--parent-path", "/absolute", our_box.id)
-    assert done.returncode == 1 and "--parent-path must be relative" in done.stderr
-    for verb in ("checkpoint", "restore"):
-        done = our_box.call(verb, "--image-path", "x", our_box.id)
-        assert done.returncode == 1 and f"{verb} is not offered" in done.stderr
-    assert our_box.status() == "running"
-
-
 def test_the_real_time_slice_shrinks_in_any_order(our_box: Bundle) -> None:
     top = Path("/sys/fs/cgroup/cpu")
     if not (top / "cpu.rt_runtime_us").exists():

@@ -138,9 +138,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nagaya-vm-") as directory:
         base = Path(directory)
         initrd = base / "initramfs"
-        initrd.write_bytes(initramfs.build(command))
+        image = options.kernel or kernel()
+        initrd.write_bytes(initramfs.build(command, image))
         disks = [_sparse(base / "disk", _DISK), _sparse(base / "swap", _SWAP)]
-        return run(argv(options.kernel or kernel(), initrd, disks), options.timeout)
+        return run(argv(image, initrd, disks), options.timeout)
 
 
 if __name__ == "__main__":

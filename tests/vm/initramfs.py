@@ -22,7 +22,9 @@ _EMPTY = ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "etc", "bin", "sbin
 # pytest, and what it imports; it asks for pluggy's version
 _PACKAGES = ("pytest", "_pytest", "py.py", "pluggy*", "iniconfig", "packaging", "pygments")
 # util-linux's and procps' know more options than busybox'; the peers, where they are installed
-_PROGRAMS = ("mount", "umount", "ps", "runc", "crun")
+_PROGRAMS = ("mount", "umount", "ps", "runc", "crun", "criu", "tar")
+# what criu needs of the kernel, and Debian's has as modules
+_MODULES = ("nf_tables", "unix_diag", "tcp_diag", "udp_diag", "af_packet_diag", "netlink_diag", "veth", "tun")
 # parts of the standard library that no test needs
 _NOT_NEEDED = re.compile(
     r"/(config-[^/]*|test|idlelib|lib2to3|tkinter|ensurepip|pydoc_data|distutils|turtledemo|"
@@ -92,6 +94,26 @@ def programs() -> dict[str, str]:
     return {"/bin/busybox": "/bin/busybox"} | {path: host for path, host in found.items() if host}
 
 
+def modules(kernel: Path) -> list[Path]:
+    """The kernel's modules that are loaded, after those that they depend on; none where they are not beside
+    the kernel, uncompressed."""
+    version = kernel.name.partition("-")[2]
+    every = {path.stem: path for path in kernel.parent.parent.glob(f"lib/modules/{version}/**/*.ko")}
+    found: list[Path] = []
+
+    def add(name: str) -> None:
+        if (path := every.get(name)) and path not in found:
+            # modinfo(8) reads the same section
+            depends = re.search(rb"\0depends=([^\0]*)\0", path.read_bytes())
+            for below in (depends[1].decode() if depends else "").split(","):
+                add(below)
+            found.append(path)
+
+    for name in _MODULES:
+        add(name)
+    return found
+
+
 def _needed(interpreter: str, library: str) -> Iterator[str]:
     yield interpreter
     yield from programs().values()
@@ -100,8 +122,8 @@ def _needed(interpreter: str, library: str) -> Iterator[str]:
         yield str(module)
 
 
-def build(command: str) -> bytes:
-    """The whole archive; the machine runs the shell command and ends.
+def build(command: str, kernel: Path) -> bytes:
+    """The whole archive, for that kernel; the machine runs the shell command and ends.
 
     Raises OSError when a file of the host is missing.
     """
@@ -126,6 +148,8 @@ def build(command: str) -> bytes:
         archive.tree(str(found), f"{GUEST_PACKAGES}/{found.name}")
     for name in ("src/nagaya", "scripts", "tests/support", "tests/runtime", "tests/vm"):
         archive.tree(str(ROOT / name), f"{GUEST_ROOT}/{name}")
+    for index, module in enumerate(modules(kernel)):
+        archive.put(f"/modules/{index:02}-{module.name}", stat.S_IFREG | 0o644, module.read_bytes())
     # not tests/conftest.py: it is about hosts without root, and asks for more packages
     archive.copy(str(ROOT / "pyproject.toml"), f"{GUEST_ROOT}/pyproject.toml")
     archive.put("/bin/python3", stat.S_IFLNK | 0o777, interpreter.encode())

@@ -19,7 +19,7 @@ NAME = "nagaya-oci"
 DEFAULT_ROOT = "/run/nagaya-oci"
 
 VERBS = {
-    "checkpoint": "checkpoint a running container (not offered)",
+    "checkpoint": "checkpoint a running container",
     "create": "create a container",
     "delete": "delete any resources held by the container often used with detached container",
     "events": "display container events such as OOM notifications, cpu, memory, and IO usage statistics",
@@ -30,7 +30,7 @@ VERBS = {
     "pause": "pause suspends all processes inside the container",
     "plan": "print the steps that would make a container of a bundle, without doing any",
     "ps": "ps displays the processes running inside a container",
-    "restore": "restore a container from a previous checkpoint (not offered)",
+    "restore": "restore a container from a previous checkpoint",
     "resume": "resumes all processes that have been previously paused",
     "run": "create and run a container",
     "spec": "create a new specification file",
@@ -44,7 +44,7 @@ OPTIONS = [
     Option("log", TEXT, "set the log file to write logs to (default is '/dev/stderr')"),
     Option("log-format", TEXT, "set the log format ('text' (default), or 'json')", "text"),
     Option("root", TEXT, "root directory for storage of container state (default: /run/nagaya-oci)"),
-    Option("criu", TEXT, "accepted and ignored"),
+    Option("criu", TEXT, "accepted and ignored: criu is looked for in PATH"),
     Option("systemd-cgroup", FLAG, 'enable systemd cgroup support, cgroupsPath is "slice:prefix:name"'),
     Option("rootless", TEXT, "accepted; rootless is found out", "auto"),
     Option("help h", FLAG, "show help"),

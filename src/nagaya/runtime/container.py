@@ -179,17 +179,7 @@ def _make(
     launch: Launch | None = None
     fds: list[int] = []
     try:
-        record: dict[str, Any] = {
-            "version": store.VERSION,
-            "id": identifier,
-            "bundle": bundle,
-            "rootfs": _rootfs_path(spec, bundle),
-            "created": store.now(),
-            "pid": 0,
-            "start_time": 0,
-            "no_pivot": no_pivot,
-            "config": spec,
-        }
+        record = new_record(identifier, bundle, spec, no_pivot=no_pivot)
         trace.add("state directory", path, begin)
         ours, theirs = channel.pair()
         context = Context(identifier, theirs)
@@ -225,16 +215,16 @@ def _make(
         hook_table: dict[str, Any] = spec.get("hooks") or {}
         into = -1
         if cgroup_driver == "cgroupfs":
-            manager = _new_manager(record, linux, cgroup_driver)
+            manager = new_manager(record, linux, cgroup_driver)
             store.save(path, record)
             into = _birthplace(manager, job, linux, trace)
             fds.extend([into] if into >= 0 else [])
         born = spawn(launch, hook_table.get("startContainer") or [], into)
         # from here on there are two of us, and two CPUs: what only the host's side needs comes now
         if manager is None:
-            manager = _new_manager(record, linux, cgroup_driver)
+            manager = new_manager(record, linux, cgroup_driver)
         if not job.late:
-            _note_process(launch, record)
+            note_process(record, launch.pid)
         store.save(path, record)
         born &= manager.version == 2
         if not born:
@@ -249,7 +239,7 @@ def _make(
         trace.add("hand-over", "", begin)
         if job.late:
             receive_last_pid(launch)
-            _note_process(launch, record)
+            note_process(record, launch.pid)
             store.save(path, record)
             if pid_file:
                 write_pid_file(pid_file, launch.pid)
@@ -268,10 +258,25 @@ def _make(
     return Launched(launch.pid, launch.pidfd, launch.console)
 
 
-def _note_process(launch: Launch, record: dict[str, Any]) -> None:
+def new_record(identifier: str, bundle: str, spec: dict[str, Any], *, no_pivot: bool) -> dict[str, Any]:
+    """The state of a container that has no process and no cgroups yet."""
+    return {
+        "version": store.VERSION,
+        "id": identifier,
+        "bundle": bundle,
+        "rootfs": _rootfs_path(spec, bundle),
+        "created": store.now(),
+        "pid": 0,
+        "start_time": 0,
+        "no_pivot": no_pivot,
+        "config": spec,
+    }
+
+
+def note_process(record: dict[str, Any], pid: int) -> None:
     """Who it is; the start time tells it from a later owner of its pid."""
-    record["pid"] = launch.pid
-    fields = proc.stat_fields(launch.pid)
+    record["pid"] = pid
+    fields = proc.stat_fields(pid)
     record["start_time"] = fields[1] if fields else 0
 
 
@@ -296,7 +301,8 @@ def _birthplace(manager: cgroups.Manager, job: plan.Plan, linux: dict[str, Any],
     return manager.birthplace()
 
 
-def _new_manager(record: dict[str, Any], linux: dict[str, Any], driver: str) -> cgroups.Manager:
+def new_manager(record: dict[str, Any], linux: dict[str, Any], driver: str) -> cgroups.Manager:
+    """Its cgroups, not yet made, and noted in its state."""
     from nagaya.runtime import cgroups
 
     manager = cgroups.manager(linux.get("cgroupsPath") or "", driver, container_id=record["id"])

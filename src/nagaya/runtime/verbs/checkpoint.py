@@ -1,11 +1,11 @@
-"""`checkpoint`: its command line is read as runc's; the act itself is not offered, and says so."""
+"""`checkpoint`: write a running container to files, by criu(8)."""
 
 from __future__ import annotations
 
 import os
 
-from nagaya.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from nagaya.runtime import lifecycle
+from nagaya.errors import InvalidArgument
+from nagaya.runtime import criu, lifecycle
 from nagaya.runtime.arguments import FLAG, LIST, NUMBER, TEXT, Option
 
 TYPE_CHECKING = False
@@ -41,20 +41,25 @@ OPTIONS = [
 
 
 def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
-    """Never succeeds. Raises FailedPrecondition for a container that is not running, InvalidArgument,
-    Unimplemented."""
-    status = lifecycle.state(settings.root, positional[0])["status"]
-    if status not in ("running", "paused"):
-        raise FailedPrecondition(f"Container cannot be checkpointed in {status} state", subject=positional[0])
+    """0 when the images are there; the container is deleted then, unless it is to go on. Raises
+    FailedPrecondition, InvalidArgument."""
+    identifier = positional[0]
+    lifecycle.state(settings.root, identifier)  # first of all, is there one?
+    absolute(options)
     parent = options["parent-path"]
     if parent:
         if os.path.isabs(parent):
             raise InvalidArgument("--parent-path must be relative", subject="--parent-path")
-        if not os.path.isdir(f"{options['image-path'] or 'checkpoint'}/{parent}"):
+        if not os.path.isdir(f"{options['image-path']}/{parent}"):
             raise InvalidArgument("invalid --parent-path: no such directory", subject="--parent-path")
-    raise unavailable("checkpoint")
+    criu.checkpoint(settings.root, identifier, options)
+    if not (options["leave-running"] or options["pre-dump"]):
+        for text in lifecycle.delete(settings.root, identifier, force=True):
+            settings.log.message("warning", text)
+    return 0
 
 
-def unavailable(what: str) -> Unimplemented:
-    """The one line that both verbs end with."""
-    return Unimplemented(f"{what} is not offered: nagaya-oci does not drive criu", subject=what)
+def absolute(options: dict[str, Any]) -> None:
+    """The directories of images and of logs, with runc's default."""
+    options["image-path"] = os.path.abspath(options["image-path"] or "checkpoint")
+    options["work-path"] = os.path.abspath(options["work-path"]) if options["work-path"] else ""
