@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from clients import Cli
+from fakeregistry import file, tar
+from parcels import parcel
 
 pytestmark = pytest.mark.root
 
@@ -116,3 +119,66 @@ def test_a_terminal_is_no_archive(cli: Cli) -> None:
         with cli.terminal(*words) as terminal:
             terminal.expect(line.encode())
             assert terminal.wait() == 1
+
+
+def made(cli: Cli, tmp_path: Path, tag: str, *layers: bytes, **config: object) -> str:
+    """Load an image of these plain layers under a tag ("": none); its id."""
+    document = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "created": "2020-01-01T00:00:00Z",
+            "config": config,
+            "rootfs": {
+                "type": "layers",
+                "diff_ids": [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in layers],
+            },
+        }
+    ).encode()
+    item = {
+        "Config": "c.json",
+        "RepoTags": [tag] if tag else [],
+        "Layers": [f"{n}.tar" for n in range(len(layers))],
+    }
+    path = tmp_path / "made.tar"
+    members = [(f"{n}.tar", data) for n, data in enumerate(layers)]
+    path.write_bytes(parcel(("c.json", document), ("manifest.json", json.dumps([item]).encode()), *members))
+    cli.ok("load", "-q", "-i", str(path))
+    return "sha256:" + hashlib.sha256(document).hexdigest()
+
+
+def test_prune(cli: Cli, tmp_path: Path) -> None:
+    everything = cli.ok("images", "-q", "--no-trunc").split()
+    if everything:
+        cli.ok("rmi", "-f", *set(everything))
+    base, top, other = (tar(file(name, bytes(size))) for name, size in (("b", 5000), ("t", 300), ("o", 20)))
+    dangling = made(cli, tmp_path, "", base, top, Labels={"keep": "no"})
+    named = made(cli, tmp_path, "named:1", base, Labels={"keep": "yes"})
+    cli.ok("tag", "named:1", "named:2")
+    used = made(cli, tmp_path, "used:1", base, other, Cmd=["x"])
+    cli.ok("create", "--name", "user", "used:1")
+    shown = cli.ok(
+        "system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}} {{.Size}} {{.Reclaimable}}"
+    )
+    # the base once, and in use: three have it, so that docker counts it to nobody
+    assert shown.splitlines()[0] == "Images 3 1 5.32kB 5.3kB (99%)"
+    said = cli("image", "prune", "-f", "--filter", "label=keep=other")
+    assert (said.status, said.out) == (0, "Total reclaimed space: 0B\n")
+    said = cli("image", "prune", "-f", "--filter", "label!=keep=no")
+    assert (said.status, said.out) == (0, "Total reclaimed space: 0B\n")
+    said = cli("image", "prune", "-f", "--filter", "until=2019-01-01")
+    assert (said.status, said.out) == (0, "Total reclaimed space: 0B\n")
+    said = cli("image", "prune", input="n\n")
+    assert "WARNING! This will remove all dangling images." in said.out
+    lines = cli.ok("image", "prune", "-f", "--filter", "until=1h").splitlines()
+    assert lines[:2] == ["Deleted Images:", f"deleted: {dangling}"]
+    assert lines[2].startswith("deleted: sha256:") and lines[3:] == ["", "Total reclaimed space: 300B"]
+    said = cli("image", "prune", "-f", "--filter", "size=3")
+    assert said.status == 1 and "nvalid filter 'size'" in said.err
+    lines = cli.ok("image", "prune", "-a", "-f").splitlines()
+    assert lines[0] == "Deleted Images:" and lines[-1] == "Total reclaimed space: 0B"
+    assert sorted(lines[1:-2]) == [f"deleted: {named}", "untagged: named:1", "untagged: named:2"]
+    assert cli.ok("images", "-q", "--no-trunc") == used
+    cli.ok("rm", "user")
+    assert cli.ok("image", "prune", "-af").endswith("Total reclaimed space: 5.02kB")
+    assert cli.ok("images", "-q") == ""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fakeregistry import FakeRegistry, digest_of, file, quick, tar
 from memory_catalog import MemoryCatalog
+from parcels import pieces, saved
 
 from nagaya.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from nagaya.image import builtin, removal
@@ -136,6 +139,60 @@ def test_the_last_name_takes_the_image_along_but_not_what_others_need(shop: Shop
     assert (shop.directories(), shop.blobs()) == (2, blobs - 3)
     assert shop.store.remove(shop.store.list()[0].id, [])[-1].deleted == chain[0]
     assert (shop.directories(), shop.blobs(), shop.store.list()) == (0, 0, [])
+
+
+def test_pruning_races_neither_loads_nor_pulls_nor_saves(shop: Shop) -> None:
+    """What a load or a pull has brought is whole when it returns, however many prune meanwhile, and what is
+    being saved stays."""
+    archives = [saved(shop.store, shop.name(tag)) for tag in ("one", "two")]
+    ended, errors = threading.Event(), []
+
+    def prune() -> None:
+        while not ended.is_set():
+            try:
+                shop.store.prune((), lambda _: True, dangling=False)
+            except Exception as error:
+                errors.append(error)
+
+    def bring(number: int) -> None:
+        for n in range(12):
+            try:
+                if (number + n) % 2:
+                    shop.store.pull(shop.name(("one", "two")[number % 2]))
+                else:
+                    shop.store.load(pieces(archives[number % 2]))
+                data = saved(shop.store, shop.name(("one", "two")[number % 2]))
+                assert len(data) == len(archives[number % 2])
+            except NotFound as error:  # pruned since
+                assert str(error).startswith("No such image: ")
+
+    pruners = [threading.Thread(target=prune) for _ in range(2)]
+    for thread in pruners:
+        thread.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(bring, number) for number in range(4)]:
+                done.result()
+    finally:
+        ended.set()
+        for thread in pruners:
+            thread.join()
+    assert errors == []
+    shop.store.prune((), lambda _: True, dangling=False)
+    assert (shop.directories(), shop.blobs(), shop.store.list()) == (0, 0, [])
+
+
+def test_layers_are_counted_once(shop: Shop) -> None:
+    total, shared = shop.store.usage_of_layers()
+    assert (total, set(shared.values())) == (102, {100})
+    one = shop.store.resolve(shop.name("one"))
+    removed, freed = shop.store.prune(
+        [Use(shop.store.resolve(shop.name("two")).id, "c" * 64, running=False)],
+        lambda _: True,
+        dangling=False,
+    )
+    assert freed == 1 and Removed(deleted=one.id) in removed
+    assert shop.store.usage_of_layers()[0] == 101
 
 
 def test_a_container_keeps_its_layers_when_its_image_goes(shop: Shop) -> None:

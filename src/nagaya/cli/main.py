@@ -71,6 +71,7 @@ NOUNS = {
         **{v: v for v in (*_OF_IMAGES, "inspect")},
         "ls": "images",
         "list": "images",
+        "prune": "image_prune",
         "rm": "rmi",
         "remove": "rmi",
     },

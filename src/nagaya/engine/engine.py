@@ -340,6 +340,14 @@ class Engine:
     async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[Mapping[str, str]]:
         return await self._images.remove(ref, force=force)
 
+    async def prune_images(
+        self, wanted: Callable[[ImageSummary], bool], *, dangling: bool
+    ) -> tuple[Sequence[Mapping[str, str]], int]:
+        return await self._images.prune(wanted, dangling=dangling)
+
+    async def image_usage(self) -> tuple[int, Mapping[str, int]]:
+        return await self._images.usage()
+
     # the daemon
 
     def events(self, since: int = 0, until: int = 0) -> AsyncIterator[Event]:

@@ -18,10 +18,10 @@ import msgspec
 from nagaya.engine.archives import Archive
 from nagaya.engine.model import ImageSummary, PullProgress, RegistryAuth
 from nagaya.engine.world import World
-from nagaya.errors import DataLoss, NotFound
+from nagaya.errors import DataLoss, FailedPrecondition, NotFound
 from nagaya.image import auth as auths
 from nagaya.image.pull import Progress, Report
-from nagaya.image.removal import Use
+from nagaya.image.removal import Removed, Use
 from nagaya.image.store import Image
 from nagaya.oci import reference
 
@@ -38,6 +38,7 @@ class Images:
     def __init__(self, world: World) -> None:
         self._world = world
         self._loop = asyncio.get_running_loop()
+        self._pruning = asyncio.Lock()
         self._documents: dict[str, dict[str, Any]] = {}  # whole configurations: they never change
 
     def pull(
@@ -139,14 +140,7 @@ class Images:
     async def remove(self, ref: str, *, force: bool) -> Sequence[Mapping[str, str]]:
         """[{"Untagged": "x:tag"}, {"Deleted": "sha256:..."}]. Raises NotFound, FailedPrecondition."""
         world = self._world
-        uses = [
-            Use(image, slot.container.id, slot.container.state in _STATES)
-            for slot in world.roster
-            for image in (
-                slot.container.image_digest,
-                *(p.source for p in slot.container.mount_points if p.type == "image"),
-            )
-        ]
+        uses = self._uses()
         image_id, labels = await world.job(world.images.identify, ref)
         removed = await world.slow_job(lambda: world.images.remove(ref, uses, force=force))
         for line in removed:
@@ -155,7 +149,45 @@ class Images:
             elif line.deleted == image_id:
                 self._documents.pop(image_id, None)
                 self._tell("delete", image_id, image_id, labels)
-        return [{"Untagged": r.untagged} if r.untagged else {"Deleted": r.deleted} for r in removed]
+        return _lines(removed)
+
+    async def prune(
+        self, wanted: Callable[[ImageSummary], bool], *, dangling: bool
+    ) -> tuple[Sequence[Mapping[str, str]], int]:
+        """(lines as `remove` answers, bytes of files that went). Raises FailedPrecondition when another
+        client is doing it."""
+        if self._pruning.locked():
+            raise FailedPrecondition("a prune operation is already running")
+        world = self._world
+        async with self._pruning:
+            labels: dict[str, Mapping[str, str]] = {}
+
+            def chosen(image: Image) -> bool:
+                labels[image.id] = _labels(image)
+                return wanted(self._summary(image))
+
+            uses = self._uses()
+            removed, freed = await world.slow_job(lambda: world.images.prune(uses, chosen, dangling=dangling))
+            for line in removed:
+                if line.deleted in labels:
+                    self._documents.pop(line.deleted, None)
+                    self._tell("delete", line.deleted, line.deleted, labels[line.deleted])
+            world.bus.publish("image", "prune", "", {"reclaimed": str(freed)})
+        return _lines(removed), freed
+
+    async def usage(self) -> tuple[int, Mapping[str, int]]:
+        """See `ImageStore.usage_of_layers`."""
+        return await self._world.job(self._world.images.usage_of_layers)
+
+    def _uses(self) -> Sequence[Use]:
+        return [
+            Use(image, slot.container.id, slot.container.state in _STATES)
+            for slot in self._world.roster
+            for image in (
+                slot.container.image_digest,
+                *(p.source for p in slot.container.mount_points if p.type == "image"),
+            )
+        ]
 
     def _tell(self, action: str, name: str, image_id: str, labels: Mapping[str, str]) -> None:
         subject = name if action == "pull" else image_id
@@ -198,6 +230,10 @@ def _pieces(body: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iter
 
 def _credentials(auth: RegistryAuth | None) -> auths.RegistryAuth | None:
     return None if auth is None else auths.RegistryAuth(*msgspec.structs.astuple(auth))
+
+
+def _lines(removed: Sequence[Removed]) -> list[Mapping[str, str]]:
+    return [{"Untagged": r.untagged} if r.untagged else {"Deleted": r.deleted} for r in removed]
 
 
 def _labels(image: Image) -> Mapping[str, str]:

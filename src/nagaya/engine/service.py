@@ -157,6 +157,17 @@ class EngineService(Protocol):
         """[{"Untagged": "x:tag"}, {"Deleted": "sha256:..."}] in order."""
         ...
 
+    async def prune_images(
+        self, wanted: Callable[[ImageSummary], bool], *, dangling: bool
+    ) -> tuple[Sequence[Mapping[str, str]], int]:
+        """Remove the wanted images that no container uses (dangling: and that have no tag): lines as
+        `remove_image` answers, and the bytes of files that went."""
+        ...
+
+    async def image_usage(self) -> tuple[int, Mapping[str, int]]:
+        """(bytes of all unpacked layers, each once; by image id: those that others have, too)."""
+        ...
+
     # the daemon
     def events(self, since: int = 0, until: int = 0) -> AsyncIterator[Event]: ...
     def info(self) -> Mapping[str, object]:

@@ -7,7 +7,7 @@ names of one repository go at once; names in several repositories need force.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import msgspec
 
@@ -101,6 +101,12 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
             diff_id = "sha256:" + hashlib.sha256(f"{found[-1]} {diff_id}".encode()).hexdigest()
         found.append(diff_id)
     return found
+
+
+def layers_gone(diff_ids: Sequence[str], gone: Container[str]) -> list[Removed]:
+    """The lines for an image's layers that went with it, top first."""
+    chain = zip(chain_ids(diff_ids), diff_ids, strict=True)
+    return [Removed(deleted=c) for c, diff_id in reversed(list(chain)) if diff_id in gone]
 
 
 def _conflict(image_id: str, how: str, why: str) -> FailedPrecondition:

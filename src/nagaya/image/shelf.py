@@ -73,9 +73,9 @@ class Shelf:
         row = self.catalog.name(name)
         return row.image if row else None
 
-    def collect(self) -> tuple[set[str], int]:
-        """Remove blobs and layers that nothing refers to: (the diff ids that went, bytes that went)."""
-        freed = 0
+    def collect(self) -> dict[str, int]:
+        """Remove blobs and layers that nothing refers to: the diff ids that went, and the bytes of their
+        files."""
         with self.mutex:
             images = self.catalog.images()
             leased = self.leases.held()
@@ -86,12 +86,11 @@ class Shelf:
             layers |= kept
             for digest in self.content.digests():
                 if digest not in blobs:
-                    freed += self.content.delete(digest)
+                    self.content.delete(digest)
             # second: on a full disk the blobs made the room that deleting rows takes
             unused = [row for row in self.catalog.layers() if row.diff_id not in layers]
             for row in unused:
                 self.catalog.delete_layer(row.diff_id)
         for row in unused:
             self.snapshots.drop_layer(row.directory)
-            freed += row.size
-        return {row.diff_id for row in unused}, freed
+        return {row.diff_id: row.size for row in unused}

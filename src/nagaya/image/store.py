@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -282,12 +283,41 @@ class ImageStore:
             self._catalog.delete_image(image_id)
             self._documents.pop(image_id, None)
             removed.append(Removed(deleted=image_id))
-        gone, _ = self._shelf.collect()
-        chain = removal.chain_ids(row.layers)
-        removed += [
-            Removed(deleted=c) for c, d in reversed(list(zip(chain, row.layers, strict=True))) if d in gone
-        ]
-        return removed
+        gone = self._shelf.collect()
+        return removed + removal.layers_gone(row.layers, gone)
+
+    def prune(
+        self, uses: Sequence[Use], wanted: Callable[[Image], bool], *, dangling: bool
+    ) -> tuple[Sequence[Removed], int]:
+        """Remove the wanted ones of the images that no container uses (dangling: and that have no tag):
+        what went, and how many bytes of files. One that is damaged counts as not wanted."""
+        used = {use.image for use in uses}
+        removed: list[Removed] = []
+        rows: list[ImageRow] = []
+        with self._mutex:
+            for image in reversed(self.list()):
+                tags = [n for n in image.names if not reference.parse(n).digest]
+                if image.id in used or (dangling and tags) or not wanted(image):
+                    continue
+                removed += [Removed(untagged=reference.parse(n).familiar) for n in sorted(image.names)]
+                removed.append(Removed(deleted=image.id))
+                rows.append(self._row(image.id))
+                self._catalog.delete_image(image.id)
+                self._documents.pop(image.id, None)
+        gone = self._shelf.collect()
+        for row in rows:
+            removed += removal.layers_gone(row.layers, gone)
+        return list(dict.fromkeys(removed)), sum(gone.values())
+
+    def usage_of_layers(self) -> tuple[int, Mapping[str, int]]:
+        """(bytes of the files of all layers, each once; of each image: those of layers that others have,
+        too)."""
+        with self._mutex:
+            rows = self._catalog.images()
+            sizes = {row.diff_id: row.size for row in self._catalog.layers()}
+        users = Counter(diff_id for row in rows for diff_id in set(row.layers))
+        shared = {row.id: sum(sizes.get(d, 0) for d in set(row.layers) if users[d] > 1) for row in rows}
+        return sum(sizes.values()), shared
 
     # containers
 

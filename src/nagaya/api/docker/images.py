@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -12,6 +13,7 @@ from nagaya.api.docker.types.image import (
     error_document,
     inspect,
     progress_document,
+    prunable,
     pull_reference,
     registry_auth,
     select,
@@ -111,8 +113,16 @@ async def tag(engine: EngineService, request: Request) -> Response:
     return Response(201, content_type=b"")
 
 
+async def prune(engine: EngineService, request: Request) -> Response:
+    """POST /images/prune"""
+    filters = Filters.parse(request.get("filters"))
+    dangling, wanted = prunable(filters, time.time_ns())
+    lines, freed = await engine.prune_images(wanted, dangling=dangling)
+    return json_response({"ImagesDeleted": [dict(line) for line in lines] or None, "SpaceReclaimed": freed})
+
+
 async def remove(engine: EngineService, request: Request) -> Response:
-    """DELETE /images/{name}"""
+    """DELETE /images/{name}. `noprune` changes nothing: an image here has no parents that go with it."""
     done = await engine.remove_image(request.params["name"], force=request.flag("force"))
     return json_response([dict(entry) for entry in done])
 
@@ -121,6 +131,7 @@ ROUTES = (
     Route("POST", "/images/create", create, cancel=True),
     Route("GET", "/images/json", listing),
     Route("POST", "/images/load", load, cancel=True),
+    Route("POST", "/images/prune", prune),
     Route("GET", "/images/get", save),
     Route("GET", "/images/{name:path}/get", save),
     Route("GET", "/images/{name:path}/json", inspect_one),

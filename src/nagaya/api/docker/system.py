@@ -116,19 +116,21 @@ async def events(engine: EngineService, request: Request) -> Stream:
 
 
 async def disk_usage(engine: EngineService, request: Request) -> Response:
-    """GET /system/df: layers shared by several images are counted once per image."""
+    """GET /system/df: LayersSize counts a layer once, whoever has it; what an image has for itself is
+    its Size without its SharedSize."""
     images = await engine.list_images()
+    layers, shared = await engine.image_usage()
     containers = engine.list_containers()
     users = volume_users(engine)
     used = Counter(container.image_digest for container in containers)
     return json_response(
         {
-            "LayersSize": sum(image.size for image in images),
+            "LayersSize": layers,
             "Images": [
                 {
                     **summary(image, 0, request.version),
                     "Containers": used[image.id],
-                    "SharedSize": 0,
+                    "SharedSize": shared.get(image.id, 0),
                 }
                 for image in images
             ],

@@ -19,7 +19,6 @@ UNSERVED = (
     ("POST", "/commit", "making an image from a container"),
     ("GET", "/containers/{id}/checkpoints", "checkpoints"),
     ("POST", "/containers/{id}/checkpoints", "checkpoints"),
-    ("POST", "/images/prune", "removing unused images"),
     ("GET", "/images/search", "searching a registry"),
     ("POST", "/images/{name:path}/push", "pushing images"),
     ("GET", "/distribution/{name:path}/json", "asking a registry about an image"),

@@ -13,6 +13,7 @@ import msgspec
 
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.inspect import DRIVER
+from nagaya.api.docker.types.pruning import PRUNE_FILTERS, criterion
 from nagaya.api.docker.types.structs import AuthBody
 from nagaya.api.docker.types.times import ZERO, rfc3339_nano
 from nagaya.engine.model import ImageSummary, PullProgress, RegistryAuth
@@ -126,6 +127,14 @@ def select(images: Iterable[ImageSummary], filters: Filters) -> list[ImageSummar
         and all(image.created > moment for moment in since)
         and filters.matches_labels(image_labels(image))
     ]
+
+
+def prunable(filters: Filters, now_ns: int) -> tuple[bool, Callable[[ImageSummary], bool]]:
+    """(those without a tag only?, the images that a prune request means). Raises InvalidArgument."""
+    filters.check(PRUNE_FILTERS | {"dangling"})
+    dangling = filters.boolean("dangling")
+    meant = criterion(filters, now_ns)
+    return dangling is not False, lambda image: meant(image.created, image_labels(image))
 
 
 def _named_so(filters: Filters) -> Callable[[ImageSummary], ImageSummary | None]:

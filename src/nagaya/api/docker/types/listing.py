@@ -7,7 +7,8 @@ from typing import Any
 
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.inspect import mount_points, network_mode, networks
-from nagaya.api.docker.types.times import human_duration, parse_timestamp
+from nagaya.api.docker.types.pruning import PRUNE_FILTERS, criterion
+from nagaya.api.docker.types.times import human_duration
 from nagaya.engine.model import Container
 from nagaya.errors import InvalidArgument, NotFound
 
@@ -160,22 +161,9 @@ def _matches(container: Container, filters: Filters) -> bool:
 
 def prunable(filters: Filters, now_ns: int) -> Callable[[Container], bool]:
     """The containers that a prune request means. Raises InvalidArgument."""
-    filters.check(frozenset(("until", "label", "label!")))
-    moments = filters.values("until")
-    if len(moments) > 1:
-        raise InvalidArgument("more than one until filter specified", subject="until")
-    until = parse_timestamp(moments[0], "until", now_ns) if moments else None
-    unwanted = filters.values("label!")
-
-    def wanted(container: Container) -> bool:
-        labels = container.config.labels
-        return (
-            (until is None or container.created <= until)
-            and filters.matches_labels(labels)
-            and not (unwanted and filters.matches_labels(labels, "label!"))
-        )
-
-    return wanted
+    filters.check(PRUNE_FILTERS)
+    meant = criterion(filters, now_ns)
+    return lambda container: meant(container.created, container.config.labels)
 
 
 def _named(containers: Iterable[Container], ref: str) -> Container:
