@@ -141,7 +141,6 @@ def test_mounts() -> None:
         ({"CpuPeriod": 10}, {}, "CPU cfs period can not be less than 1ms"),
         ({"CpusetCpus": "0;1"}, {}, "Invalid value 0;1 for cpuset cpus"),
         ({"BlkioWeight": 5}, {}, "Range of blkio weight is from 10 to 1000"),
-        ({"DeviceRequests": [{"Count": -1}]}, {}, "HostConfig.DeviceRequests is not supported yet"),
         ({"UsernsMode": "private"}, {}, "HostConfig.UsernsMode is not supported yet"),
         ({"Binds": ["/a:/b:fast"]}, {}, "invalid mode: fast"),
         ({"Binds": ["/a:/b:ro,rw"]}, {}, "invalid mode: ro,rw"),

@@ -232,6 +232,41 @@ def device(word: str) -> dict[str, str]:
     }
 
 
+def is_cdi(word: str) -> bool:
+    """Is it a CDI device's name, VENDOR/CLASS=NAME?"""
+    kind, equals, name = word.partition("=")
+    return bool(equals and name) and not word.startswith("/") and kind.count("/") == 1
+
+
+def device_requests(devices: list[str], gpus: str) -> list[dict[str, Any]]:
+    """DeviceRequests of --device VENDOR/CLASS=NAME and --gpus."""
+    found: list[dict[str, Any]] = []
+    if gpus:
+        request: dict[str, Any] = {"Driver": "", "Count": 0, "Capabilities": [["gpu"]], "Options": {}}
+        fields = gpus.replace('"', "").split(",") if "=" in gpus else [f"count={gpus}"]
+        for field in fields:
+            key, equals, value = field.partition("=")
+            if not equals and request.get("DeviceIDs"):  # device=0,1
+                request["DeviceIDs"].append(key)
+            elif key == "count" and (value == "all" or value.isdecimal()):
+                request["Count"] = -1 if value == "all" else int(value)
+            elif key == "device":
+                request["DeviceIDs"] = [value]
+            elif key == "driver":
+                request["Driver"] = value
+            elif key == "capabilities":
+                request["Capabilities"] = [sorted({"gpu", value})]
+            elif key == "count":
+                raise bad_value(
+                    gpus, "--gpus", f'invalid count ({value}): value must be either "all" or an integer'
+                )
+            else:
+                raise bad_value(gpus, "--gpus", f"unexpected key '{key}' in '{field}'")
+        found.append(request)
+    names = [word for word in devices if is_cdi(word)]
+    return [*found, {"Driver": "cdi", "DeviceIDs": names}] if names else found
+
+
 def of_device(word: str, flag: str, name: str, is_size: bool) -> dict[str, Any]:
     """DEVICE:NUMBER, a weight or a rate of a block device; name: the number's key."""
     path, colon, text = word.rpartition(":")

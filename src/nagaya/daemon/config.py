@@ -72,6 +72,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     stop_timeout: int = 10
     log_max_size: str = "20m"
     log_max_file: int = 5
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     runtimes: dict[str, str] = {}
     default_ulimits: dict[str, tuple[int, int]] = {}
     registries: Registries = Registries()
@@ -105,6 +106,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
             dns_search=self.dns_search,
             dns_options=self.dns_option,
             default_ulimits=self.default_ulimits,
+            cdi_spec_dirs=self.cdi_spec_dirs,
         )
 
     def network(self) -> NetworkService:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from nagaya.engine import (
+    cdi,
     devices,
     files,
     filling,
@@ -49,6 +50,7 @@ def check(world: World, config: ContainerConfig) -> tuple[ContainerConfig, list[
     devices.block_io(checked)
     for text in config.device_cgroup_rules:
         devices.rule(text)
+    cdi.names(config.device_requests)
     _, more = privileges.capabilities(
         config.cap_add,
         config.cap_drop,

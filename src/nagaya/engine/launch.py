@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nagaya.engine import devices, files, privileges, propagation, spec, staging, user, volumes
+from nagaya.engine import cdi, devices, files, privileges, propagation, spec, staging, user, volumes
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.logs import log_settings
 from nagaya.engine.model import Container, ContainerConfig, ExecConfig
@@ -272,6 +272,8 @@ def prepare(
             ],
         ),
     )
+    if config.device_requests:
+        cdi.apply(document, cdi.Catalog(settings.cdi_spec_dirs).edits(cdi.names(config.device_requests)))
     bundle = settings.bundle(container.id)
     files.make_directory(bundle, 0o700)
     files.write(f"{bundle}/config.json", _encode(document).decode(), 0o600)

@@ -91,6 +91,16 @@ class DeviceMapping(msgspec.Struct, frozen=True):
     permissions: str = "rwm"
 
 
+class DeviceRequest(msgspec.Struct, frozen=True):
+    """Devices by name or number (`--gpus`, CDI). count -1: all."""
+
+    driver: str = ""
+    count: int = 0
+    ids: tuple[str, ...] = ()
+    capabilities: tuple[tuple[str, ...], ...] = ()
+    options: dict[str, str] = {}
+
+
 class Ulimit(msgspec.Struct, frozen=True):
     name: str
     soft: int
@@ -161,6 +171,7 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     log: LogConfig = LogConfig()
     devices: tuple[DeviceMapping, ...] = ()
     device_cgroup_rules: tuple[str, ...] = ()
+    device_requests: tuple[DeviceRequest, ...] = ()
     volumes_from: tuple[str, ...] = ()  # CONTAINER[:ro|rw]
     ulimits: tuple[Ulimit, ...] = ()
     sysctls: dict[str, str] = {}

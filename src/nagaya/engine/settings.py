@@ -23,6 +23,7 @@ class Settings(msgspec.Struct, frozen=True):
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
     default_ulimits: dict[str, tuple[int, int]] = {}
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
 
     def container_dir(self, container_id: str) -> str:
         """ROOT/containers/ID: the files the engine writes for it, and its log."""

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import re
 
-from nagaya.api.docker.types.limits import devices, refuse_unsupported, resources, restart_policy, ulimits
+from nagaya.api.docker.types.limits import (
+    device_requests,
+    devices,
+    refuse_unsupported,
+    resources,
+    restart_policy,
+    ulimits,
+)
 from nagaya.api.docker.types.mounts import mounts
 from nagaya.api.docker.types.ports import exposed_ports, port_bindings
 from nagaya.api.docker.types.structs import (
@@ -98,6 +105,7 @@ def container_config(body: CreateBody, online_cpus: int) -> ContainerConfig:
         log=_log_config(host.LogConfig),
         devices=devices(host.Devices),
         device_cgroup_rules=tuple(host.DeviceCgroupRules or ()),
+        device_requests=device_requests(host.DeviceRequests),
         volumes_from=tuple(host.VolumesFrom or ()),
         ulimits=ulimits(host.Ulimits),
         sysctls=host.Sysctls or {},

@@ -182,7 +182,17 @@ def host_config(wish: ContainerConfig) -> Json:
             for device in wish.devices
         ],
         "DeviceCgroupRules": list(wish.device_cgroup_rules) or None,
-        "DeviceRequests": None,
+        "DeviceRequests": [
+            {
+                "Driver": request.driver,
+                "Count": request.count,
+                "DeviceIDs": list(request.ids) or None,
+                "Capabilities": [list(group) for group in request.capabilities] or None,
+                "Options": dict(request.options) or None,
+            }
+            for request in wish.device_requests
+        ]
+        or None,
         "MemoryReservation": limits.memory_reservation,
         "MemorySwap": limits.memory_swap,
         "MemorySwappiness": limits.memory_swappiness,

@@ -9,18 +9,18 @@ from typing import Literal, cast
 from nagaya.api.docker.types.structs import (
     DeviceBody,
     DeviceRateBody,
+    DeviceRequestBody,
     DeviceWeightBody,
     ResourcesBody,
     RestartPolicyBody,
     UlimitBody,
 )
-from nagaya.engine.model import DeviceLimit, DeviceMapping, Resources, RestartPolicy, Ulimit
+from nagaya.engine.model import DeviceLimit, DeviceMapping, DeviceRequest, Resources, RestartPolicy, Ulimit
 from nagaya.errors import InvalidArgument
 
 MINIMUM_MEMORY = 6 << 20
 
 _UNSUPPORTED = (
-    "DeviceRequests",
     "CpuCount",
     "CpuPercent",
     "IOMaximumIOps",
@@ -164,6 +164,22 @@ def devices(bodies: list[DeviceBody] | None) -> tuple[DeviceMapping, ...]:
         if len(set(permissions)) != len(permissions) or not set(permissions) <= set("rwm"):
             raise InvalidArgument(f"invalid device mode: {permissions}", subject="HostConfig.Devices")
         result.append(DeviceMapping(host, container, permissions))
+    return tuple(result)
+
+
+def device_requests(bodies: list[DeviceRequestBody] | None) -> tuple[DeviceRequest, ...]:
+    """HostConfig.DeviceRequests. Raises InvalidArgument."""
+    result: list[DeviceRequest] = []
+    for body in bodies or ():
+        if body.Count and body.DeviceIDs:
+            raise InvalidArgument(
+                "cannot set both Count and DeviceIDs on device request", subject="HostConfig.DeviceRequests"
+            )
+        capabilities = tuple(tuple(group) for group in body.Capabilities or ())
+        ids = tuple(body.DeviceIDs or ())
+        result.append(
+            DeviceRequest(body.Driver or "", body.Count or 0, ids, capabilities, body.Options or {})
+        )
     return tuple(result)
 
 

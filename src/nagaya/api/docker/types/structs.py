@@ -95,6 +95,14 @@ class DeviceRateBody(msgspec.Struct):
     Rate: int | None = None
 
 
+class DeviceRequestBody(msgspec.Struct):
+    Driver: str | None = None
+    Count: int | None = None
+    DeviceIDs: Strings = None
+    Capabilities: list[list[str]] | None = None
+    Options: dict[str, str] | None = None
+
+
 class ResourcesBody(msgspec.Struct):
     """What HostConfig and the update request share."""
 
@@ -116,7 +124,7 @@ class ResourcesBody(msgspec.Struct):
     CpusetMems: str | None = None
     Devices: list[DeviceBody] | None = None
     DeviceCgroupRules: Strings = None
-    DeviceRequests: Objects = None
+    DeviceRequests: list[DeviceRequestBody] | None = None
     MemoryReservation: int | None = None
     MemorySwap: int | None = None
     MemorySwappiness: int | None = None
