@@ -74,6 +74,8 @@ POINTS: dict[str, str | None] = {
 def test_every_point_is_tried() -> None:
     found = set()
     for path in (SOURCE / "nagaya/engine").glob("*.py"):
+        if path.name.startswith("pods"):  # tests/cri/test_cri_recovery.py
+            continue
         text = path.read_text()
         found |= set(re.findall(r'\bpoint\("([^"]+)"\)', text))
         for kind in re.findall(r'journal\.begin\("([^"]+)"', text):

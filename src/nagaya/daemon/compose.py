@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from nagaya.api.docker.server import start_server
 from nagaya.daemon import locks
@@ -21,6 +22,9 @@ from nagaya.engine.world import World
 from nagaya.errors import KernelError, ResourceExhausted
 from nagaya.image.store import ImageStore
 
+if TYPE_CHECKING:
+    from nagaya.api.cri.server import CriServer
+
 log = logging.getLogger(__name__)
 
 _GRACE = 5.0  # seconds that requests under way get at the end
@@ -31,6 +35,7 @@ def make_directories(config: Config) -> None:
     # 0711: a user in the socket's group must reach it; what lies inside has its own modes
     wanted = [(config.run, 0o711), (config.root, 0o710)]
     wanted += [(f"{config.run}/{name}", 0o700) for name in ("runtime", "bundles", "ns")]
+    wanted += [(f"{config.run}/pods", 0o711)]
     wanted += [(f"{config.root}/{name}", 0o710) for name in ("containers", "snapshots", "content")]
     wanted += [(f"{config.root}/volumes", 0o711)]
     for path, mode in wanted:
@@ -86,6 +91,18 @@ async def close_engine(engine: Engine) -> None:
         Reserve(engine.world.settings.root).fill(plenty=1)
 
 
+async def _start_cri(engine: Engine, config: Config) -> CriServer | None:
+    """The server for kubelets, when there is to be one."""
+    if not config.cri_socket:
+        return None
+    # only now: gRPC and protobuf take memory, which nobody pays for who has no kubelet
+    from nagaya.api.cri.server import start_server as start_cri_server
+
+    server = await start_cri_server(engine, config.cri_socket, group=config.group)
+    log.info("serving the CRI at %s", config.cri_socket)
+    return server
+
+
 def raise_file_limit() -> None:
     """Some descriptors are held per container: use all that we may."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -106,10 +123,13 @@ async def serve(config: Config) -> None:
         engine = await open_engine(config)
         try:
             server = await start_server(engine, config.socket, group=config.group)
+            kubelets = await _start_cri(engine, config)
             locks.write_pid(config.pid_path)
             log.info("serving the Docker API at %s", config.socket)
             await ended.wait()
             log.info("ending; containers go on")
+            if kubelets is not None:
+                await kubelets.close()
             server.close()
             with suppress(TimeoutError):
                 await asyncio.wait_for(server.wait_closed(), _GRACE)

@@ -50,7 +50,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     root: str = "/var/lib/nagaya"
     run: str = "/run/nagaya"
     docker_socket: str = ""  # "": RUN/docker.sock
-    cri_socket: str = ""  # "": RUN/cri.sock
+    cri_socket: str = ""  # "": no CRI
     pidfile: str = ""  # "": RUN/nagayad.pid
     group: str = "nagaya"
     log_level: str = "info"
@@ -107,6 +107,8 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
             dns_options=self.dns_option,
             default_ulimits=self.default_ulimits,
             cdi_spec_dirs=self.cdi_spec_dirs,
+            cni_conf_dir=self.cni_conf_dir,
+            cni_bin_dir=self.cni_bin_dir,
         )
 
     def network(self) -> NetworkService:

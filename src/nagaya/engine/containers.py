@@ -27,6 +27,7 @@ from nagaya.engine import (
     limits,
     names,
     networks,
+    pods_spec,
     runtimes,
     signals,
     staging,
@@ -515,7 +516,10 @@ class Containers:
 
 def _begin_plain(world: World, container: Container, peers: Mapping[str, Container]) -> Launch:
     world.journal.begin("start", container.id)
-    prepared = launch.prepare(world, container, peers, "", "")
+    if container.config.pod is not None:
+        prepared = pods_spec.prepare(world, container)
+    else:
+        prepared = launch.prepare(world, container, peers, "", "")
     world.journal.point("start: composed")
     return prepared
 

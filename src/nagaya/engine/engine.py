@@ -12,10 +12,11 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from nagaya.engine import archives, attachments, logs, networks, recovery, top, volumes
+from nagaya.engine import archives, attachments, logs, networks, pods, recovery, top, volumes
 from nagaya.engine.changes import Change
 from nagaya.engine.containers import Containers
 from nagaya.engine.copying import PathStat
+from nagaya.engine.events import HIDDEN
 from nagaya.engine.execs import Execs
 from nagaya.engine.health import Monitors
 from nagaya.engine.images import Images
@@ -38,6 +39,7 @@ from nagaya.engine.model import (
     VolumeSummary,
     WaitResult,
 )
+from nagaya.engine.pods_containers import PodService
 from nagaya.engine.prune import Prune, Pruned
 from nagaya.engine.service import WaitCondition
 from nagaya.engine.world import World
@@ -59,6 +61,7 @@ class Engine:
         self._containers = Containers(world, self._monitors)
         self._prune = Prune(world, self._containers)
         self._images = Images(world)
+        self._pods = PodService(world, self._containers, self._execs)
         self._early: list[Exit] | None = []  # exits that come while recovery works
         self._unasked: list[str] | None = []  # and processes
         self._guard: asyncio.Task[None] | None = None
@@ -69,7 +72,9 @@ class Engine:
     async def create(cls, world: World) -> Engine:
         """An engine whose ledger, keeper and kernel agree. The supervisor must be started."""
         engine = cls(world)
+        await pods.load_all(world)
         await recovery.recover(world, engine._containers)
+        await pods.settle(world)
         early, engine._early = engine._early, None
         for exit in early or ():
             engine._exited(exit)
@@ -86,6 +91,11 @@ class Engine:
         self._monitors.close()
         self._containers.exits.stop_restarting()
         await self._world.close()
+
+    @property
+    def pods(self) -> PodService:
+        """What kubelets see: pods and their containers."""
+        return self._pods
 
     @property
     def world(self) -> World:
@@ -109,6 +119,8 @@ class Engine:
                 await self._containers.exits.container_exited(slot, exit)
             elif self._execs.owns(exit.token):
                 await self._execs.exited(exit)
+            elif self._world.pods.get(exit.token) is not None:
+                await self._pods.init_exited(exit)
             else:
                 await self._world.supervisor.release(exit.token)  # an exec session of a former daemon
         except NagayaError as error:
@@ -259,7 +271,7 @@ class Engine:
         return self._world.roster.find(ref).container
 
     def list_containers(self) -> Sequence[Container]:
-        return [slot.container for slot in self._world.roster]
+        return [slot.container for slot in self._world.roster if slot.container.config.pod is None]
 
     async def export_container(self, ref: str) -> archives.Archive:
         return await archives.export(self._world, ref)
@@ -268,7 +280,7 @@ class Engine:
         return await archives.changes(self._world, ref)
 
     async def prune_containers(self, wanted: Callable[[Container], bool]) -> Pruned:
-        return await self._prune.containers(wanted)
+        return await self._prune.containers(lambda found: found.config.pod is None and wanted(found))
 
     async def container_size(self, ref: str) -> tuple[int, int]:
         container = self._world.roster.find(ref).container
@@ -351,7 +363,7 @@ class Engine:
     # the daemon
 
     def events(self, since: int = 0, until: int = 0) -> AsyncIterator[Event]:
-        return self._world.bus.subscribe(since, until)
+        return self._world.bus.subscribe(since, until, hidden=HIDDEN)
 
     def info(self) -> Mapping[str, object]:
         settings = self._world.settings

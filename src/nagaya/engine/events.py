@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from nagaya.engine.model import Container, Event
 
+POD, POD_CONTAINER = "pod", "pod-container"
+HIDDEN = frozenset((POD, POD_CONTAINER))  # told to kubelets only
 _RING = 1024
 _BACKLOG = 4096
 
@@ -38,25 +40,30 @@ class Bus:
     def container(self, container: Container, action: str, **attributes: str) -> None:
         """A container's event: with its labels, image and name."""
         self.publish(
-            "container",
+            "container" if container.config.pod is None else POD_CONTAINER,
             action,
             container.id,
             {
                 **container.labels,
+                **({} if container.config.pod is None else {"pod": container.config.pod.pod_id}),
                 "image": container.config.image,
                 "name": container.name,
                 **attributes,
             },
         )
 
-    async def subscribe(self, since: int = 0, until: int = 0) -> AsyncIterator[Event]:
-        """Events after `since` (nanoseconds; 0: from now on), up to `until` (0: for ever)."""
+    async def subscribe(
+        self, since: int = 0, until: int = 0, *, hidden: Collection[str] = ()
+    ) -> AsyncIterator[Event]:
+        """Events after `since` (nanoseconds; 0: from now on), up to `until` (0: for ever), but of the hidden
+        types."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         past = [e for e in self._ring if since and e.time_ns >= since and (not until or e.time_ns <= until)]
         self._queues.add(queue)
         try:
             for event in past:
-                yield event
+                if event.type not in hidden:
+                    yield event
             while True:
                 remaining = None if not until else (until - time.time_ns()) / 1e9
                 if remaining is not None and remaining <= 0:
@@ -67,7 +74,7 @@ class Bus:
                     return
                 if found is None:
                     return
-                if found.time_ns >= since:
+                if found.time_ns >= since and found.type not in hidden:
                     yield found
         finally:
             self._queues.discard(queue)

@@ -12,7 +12,7 @@ import socket
 import time
 from contextlib import suppress
 
-from nagaya.engine import launch, names, runtimes
+from nagaya.engine import launch, names, pods_spec, runtimes
 from nagaya.engine.failures import exec_failure
 from nagaya.engine.keeper import Exit
 from nagaya.engine.model import Container, Exec, ExecConfig
@@ -121,7 +121,8 @@ class Execs:
                     detach_keys=config.detach_keys,
                     preface=preface,
                 )
-            process = await world.job(launch.prepare_exec, world, container, config)
+            prepare = launch.prepare_exec if container.config.pod is None else pods_spec.prepare_exec
+            process = await world.job(prepare, world, container, config)
             work = runtimes.of(world, container).exec(
                 container, exec_id, process, stdin=config.attach_stdin, console=console
             )

@@ -154,7 +154,8 @@ def _profile(document: dict[str, Any] | None) -> Profile:
 
 
 @functools.lru_cache(maxsize=64)  # 2 ms of a start; nobody changes what comes out
-def _default_profile(caps: tuple[str, ...]) -> Profile:
+def default_profile(caps: tuple[str, ...]) -> Profile:
+    """The built-in profile for these capabilities."""
     return _profile(seccomp_default.resolve(caps))
 
 
@@ -165,7 +166,7 @@ def _seccomp(container: Container, caps: list[str]) -> Profile:
     if security.seccomp == "unconfined":
         return Profile(None, None)
     if security.seccomp == "default":
-        return _default_profile(tuple(caps))
+        return default_profile(tuple(caps))
     return _profile(seccomp_default.resolve_profile(privileges.seccomp_document(security.seccomp), caps))
 
 

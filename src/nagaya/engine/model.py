@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from nagaya.engine.pods_model import PodMember
+
 State = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
 
@@ -186,6 +188,7 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     masked_paths: tuple[str, ...] | None = None  # None: the default list
     readonly_paths: tuple[str, ...] | None = None
     annotations: dict[str, str] = {}
+    pod: PodMember | None = None  # a kubelet's container: Docker's API does not show it
 
 
 class CreateRequest(msgspec.Struct, frozen=True):

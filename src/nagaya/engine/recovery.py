@@ -67,11 +67,13 @@ async def recover(world: World, containers: Containers) -> None:
             world.roster.discard(container.id)
 
     alive = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
+    alive |= world.pods.living()
     await world.job(_settle_network, world, alive - {slot.container.id for slot, _ in ended})
     for slot, exit in ended:
         await containers.exits.container_exited(slot, exit)
     # after the exits: what they cleaned up is no leftover
     running = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
+    running |= world.pods.living()
     await _sweep(world, running)
     await world.volumes.adopt()
     for token, entry in entries.items():
@@ -112,6 +114,8 @@ async def _settle(world: World, operation: Operation, slots: dict[str, Slot]) ->
     given = [str(v) for v in anonymous] if isinstance(anonymous, list) else []
     named = operation.data.get("named", [])
     match operation.kind:
+        case "pod":
+            return  # `pods.settle` undoes it, when the network is there
         case "create":
             if slot is None:
                 await world.job(creation.undo, world, operation.subject, given)

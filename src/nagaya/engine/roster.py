@@ -98,6 +98,11 @@ class Roster:
         """The slot of a whole id."""
         return self._slots.get(container_id)
 
+    def named(self, name: str) -> Container | None:
+        """The container of a name, once it is made."""
+        slot = self._slots.get(self._names.get(name, ""))
+        return None if slot is None else slot.container
+
     def find(self, ref: str) -> Slot:
         """By id, name (with or without a slash), or unambiguous id prefix, as Docker resolves it."""
         slot = self._slots.get(ref)
@@ -105,7 +110,9 @@ class Roster:
             bare = ref.removeprefix("/")
             slot = self._slots.get(self._names.get(bare, ""))
         if slot is None and ref and all(c in "0123456789abcdef" for c in ref):
-            found = [i for i in self._slots if i.startswith(ref)]
+            found = [
+                i for i, s in self._slots.items() if i.startswith(ref) and s.container.config.pod is None
+            ]
             if len(found) > 1:
                 raise InvalidArgument(f"multiple IDs found with provided prefix: {ref}", subject=ref)
             if found:

@@ -24,6 +24,8 @@ class Settings(msgspec.Struct, frozen=True):
     dns_options: tuple[str, ...] = ()
     default_ulimits: dict[str, tuple[int, int]] = {}
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    cni_conf_dir: str = "/etc/cni/net.d"
+    cni_bin_dir: str = "/opt/cni/bin"
 
     def container_dir(self, container_id: str) -> str:
         """ROOT/containers/ID: the files the engine writes for it, and its log."""

@@ -12,6 +12,7 @@ from nagaya.engine import devices
 from nagaya.engine.events import Bus
 from nagaya.engine.journal import Journal
 from nagaya.engine.ledger import Ledger
+from nagaya.engine.pods_table import PodTable
 from nagaya.engine.roster import Roster
 from nagaya.engine.settings import Settings
 from nagaya.engine.supervisor import Supervisor
@@ -49,6 +50,7 @@ class World:
         self.bus = Bus()
         self.roster = Roster()
         self.volumes = VolumeLife(self)
+        self.pods = PodTable()
         self.held = frozenset(to_names(capget()[1]))
         self.cpus = os.sched_getaffinity(0)
         self.abilities = devices.abilities()

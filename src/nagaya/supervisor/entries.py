@@ -6,6 +6,7 @@ import os
 
 from nagaya.errors import InvalidArgument, ResourceExhausted
 from nagaya.linux import seqpacket
+from nagaya.supervisor.format import RECORDS
 from nagaya.supervisor.journal import MAX_SLOTS
 
 TYPE_CHECKING = False
@@ -175,4 +176,4 @@ def make_stdio(entry: Entry, stdin: bool) -> tuple[int, int, int]:
 
 def outputs(stdio: str, log: dict[str, Any] | None) -> int:
     """How many places in the journal an entry needs: none without a log."""
-    return _OUTPUTS[stdio] if log and log.get("driver") == "json-file" else 0
+    return _OUTPUTS[stdio] if log and log.get("driver") in RECORDS else 0

@@ -1,4 +1,4 @@
-"""Log lines as dockerd's json-file driver writes them, a whole buffer at a time.
+"""Log lines as dockerd's json-file driver writes them, or as kubelets read them, a whole buffer at a time.
 
 Source of the format: moby daemon/logger/jsonfilelog/jsonlog (jsonlogbytes.go, time_marshalling.go)
 and daemon/logger/copier.go: `{"log":"text\\n","stream":"stdout","time":"RFC3339Nano"}`, one record
@@ -107,3 +107,21 @@ def json_lines(segments: list[bytes], stream: str, time_ns: int) -> bytes:
         else:
             parts += (head, text, tail)
     return b"".join(parts)
+
+
+def cri_lines(segments: list[bytes], stream: str, time_ns: int) -> bytes:
+    """The records of the segments as a kubelet reads them: time, stream, a tag, the line. The tag is F
+    of a whole line, P of a piece that the next record of the stream goes on with (kubernetes,
+    pkg/kubelet/kuberuntime/logs)."""
+    start = f"{timestamp(time_ns)} {stream} ".encode()
+    head, seam = start + b"F ", b"\n" + start + b"F "
+    parts: list[bytes] = []
+    for segment in segments:
+        if segment.endswith(b"\n"):
+            parts += (head, segment[:-1].replace(b"\n", seam), b"\n")
+        else:
+            parts += (start, b"P ", segment, b"\n")
+    return b"".join(parts)
+
+
+RECORDS = {"json-file": json_lines, "cri": cri_lines}

@@ -17,6 +17,7 @@ from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll
 from nagaya.errors import FailedPrecondition, NagayaError
 from nagaya.linux import json, seqpacket, splice
 from nagaya.supervisor.attach import PATIENCE, PATIENCE_SHARED, Client, Input, make_client
+from nagaya.supervisor.format import RECORDS
 from nagaya.supervisor.journal import Journal
 from nagaya.supervisor.logfile import LogFile
 from nagaya.supervisor.streams import STDERR, STDOUT, Pump, Stream
@@ -175,7 +176,7 @@ class Io:
     def _open(self, entry: Message, fds: list[int]) -> None:
         names = dict(zip(entry["fds"], fds, strict=True))
         settings = entry["log"]
-        log = LogFile(settings) if settings and settings.get("driver") == "json-file" else None
+        log = LogFile(settings) if settings and settings.get("driver") in RECORDS else None
         tty = "tty" in names
         container = _Container(entry["token"], tty, log)
         slots = list(entry["slots"])

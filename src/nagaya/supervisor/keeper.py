@@ -30,6 +30,7 @@ from nagaya.supervisor import children
 from nagaya.supervisor.builders import Builders
 from nagaya.supervisor.children import IoProcess
 from nagaya.supervisor.entries import Entry, Slots, check_entry, is_pidfd, make_stdio, outputs
+from nagaya.supervisor.format import RECORDS
 from nagaya.supervisor.link import Link
 from nagaya.wire.messages import FROM_IO, STDIO, TO_DAEMON, TO_KEEPER, VERSION, check, message
 
@@ -396,12 +397,17 @@ class Keeper:
     def _check_log(self, log: dict[str, Any] | None) -> None:
         if not log or log.get("driver") == "none":
             return
-        if log.get("driver") != "json-file":
+        if log.get("driver") not in RECORDS:
             raise InvalidArgument(f"unknown log driver {log.get('driver')!r}", subject="log.driver")
         path = log.get("path")
         if not isinstance(path, str) or not path.startswith("/") or "/../" in path:
             raise InvalidArgument("the log needs an absolute path", subject="log.path")
-        if self._log_root and not path.startswith(self._log_root.rstrip("/") + "/"):
+        # where a pod's logs lie is the kubelet's say
+        if (
+            self._log_root
+            and log["driver"] != "cri"
+            and not path.startswith(self._log_root.rstrip("/") + "/")
+        ):
             raise InvalidArgument(f"the log must lie below {self._log_root}", subject="log.path")
 
     def started(self, entry: Entry, pid: int, pidfd: int) -> None:

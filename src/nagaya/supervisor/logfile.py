@@ -13,6 +13,8 @@ import time
 from errno import EIO, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
+from nagaya.supervisor.format import RECORDS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -26,11 +28,13 @@ _RETRY = 1.0  # seconds until a file that could not be opened is tried again
 class LogFile:
     """A log of both streams of a container. Errors are OSError; the caller counts what was lost."""
 
-    __slots__ = ("_error", "_fd", "_left", "_retry", "max_file", "max_size", "path")
+    __slots__ = ("_error", "_fd", "_left", "_retry", "_theirs", "max_file", "max_size", "path", "records")
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.path = str(settings["path"])
-        self.max_size = int(settings.get("max_size") or DEFAULT_MAX_SIZE)
+        self.records = RECORDS[settings.get("driver", "json-file")]
+        self._theirs = settings.get("driver") == "cri"  # a kubelet rotates it, by renaming
+        self.max_size = 0 if self._theirs else int(settings.get("max_size") or DEFAULT_MAX_SIZE)
         self.max_file = max(1, int(settings.get("max_file") or DEFAULT_MAX_FILE))
         self._fd = -1
         self._left = -1  # the file before this one, taken away while a reader stood at it
@@ -47,11 +51,18 @@ class LogFile:
         """Open the file if need be; the size it has now."""
         if self._fd >= 0:
             facts = os.fstat(self._fd)
-            if facts.st_nlink:
+            if facts.st_nlink and not (self._theirs and self._moved(facts)):
                 return facts.st_size
             self.close()  # removed by someone: begin a new one rather than write into nothing
         self._open()
         return os.fstat(self._fd).st_size
+
+    def _moved(self, facts: os.stat_result) -> bool:
+        try:
+            named = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return True
+        return (named.st_dev, named.st_ino) != (facts.st_dev, facts.st_ino)
 
     def room(self) -> int:
         """As `size`, but a full file is rotated first: where the next record begins."""

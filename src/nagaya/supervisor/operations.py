@@ -8,9 +8,7 @@ operation are in its function's docstring.
 from __future__ import annotations
 
 import os
-from _socket import AF_INET, AF_NETLINK, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_RAW, socket
-from _struct import pack
-from fcntl import ioctl
+from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
 
 from nagaya.errors import AlreadyExists, InvalidArgument, KernelError
 from nagaya.linux import mounts, namespaces
@@ -18,7 +16,7 @@ from nagaya.oci.runtime import makes_pid_namespace
 from nagaya.runtime import container
 from nagaya.runtime.options import Parsed
 from nagaya.runtime.trace import Trace
-from nagaya.supervisor import foreign
+from nagaya.supervisor import foreign, pods
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 container.prime()
 
 _NETLINK_ROUTE = 0
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # netdevice(7)
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "root": (str,),
@@ -193,10 +190,7 @@ def _netns(request: Request, job: Job) -> dict[str, Any]:
     try:
         namespaces.unshare(namespaces.CLONE_NEWNET)
         _no_ipv6_for_interfaces_to_come()
-        control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
-        lo = ioctl(control.fileno(), _SIOCGIFFLAGS, pack("16sH22x", b"lo", 0))
-        flags = int.from_bytes(lo[16:18], "little") | _IFF_UP
-        ioctl(control.fileno(), _SIOCSIFFLAGS, pack("16sH22x", b"lo", flags))
+        pods.raise_loopback()
         mounts.mount("/proc/self/ns/net", pin, None, mounts.MS_BIND)
         job.reply_fds.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE).detach())
     except BaseException:
@@ -280,5 +274,7 @@ OPERATIONS: dict[str, Operation] = {
     "netns-delete": _netns_delete,
     "mount": _mount,
     "unmount": _unmount,
+    "pod-pin": pods.pin,
+    "pod-sockets": pods.sockets,
     "spawn-foreign": foreign.spawn,
 }

@@ -12,7 +12,7 @@ from errno import EAGAIN, EIO
 
 from nagaya.errors import InternalError
 from nagaya.linux import splice
-from nagaya.supervisor.format import json_lines, split
+from nagaya.supervisor.format import split
 from nagaya.supervisor.journal import COMMIT, FLUSHING, IDLE, LOGGING, MOVING, REDO, Journal, decide
 from nagaya.supervisor.logfile import LogFile
 
@@ -122,7 +122,7 @@ class Pump:
             return
         half = 1 - stream.half
         segments, _ = split(stream.carry, final=True)
-        record = json_lines(segments, NAMES[stream.number], time.time_ns())
+        record = log.records(segments, NAMES[stream.number], time.time_ns())
         try:
             before = log.room()
             self._journal.write_intent(FLUSHING, stream.slot, before, len(record), half, 0)
@@ -163,7 +163,7 @@ class Pump:
         if rest:
             journal.write_carry(stream.slot, half, rest)
         if segments:
-            record = json_lines(segments, NAMES[stream.number], time.time_ns())
+            record = log.records(segments, NAMES[stream.number], time.time_ns())
             try:
                 before = log.room()
                 journal.write_intent(LOGGING, stream.slot, before, len(record), half, len(rest))

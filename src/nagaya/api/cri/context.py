@@ -1,0 +1,24 @@
+"""What the handlers of RPCs get: the engine, its pods, and the streaming server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any
+
+from nagaya.api.cri.streaming import StreamingServer
+from nagaya.engine.engine import Engine
+from nagaya.engine.pods_containers import PodService
+
+
+class Context:
+    """One for the life of the server."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.pods: PodService = engine.pods
+        self.streaming = StreamingServer(engine)
+
+
+Unary = Callable[[Context, Any], Coroutine[Any, Any, Any]]
+Lister = Callable[[Context, Any], Coroutine[Any, Any, Sequence[Any]]]
+Watcher = Callable[[Context, Any], AsyncIterator[Any]]

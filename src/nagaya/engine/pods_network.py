@@ -1,0 +1,117 @@
+"""A pod's network: the built-in bridge, or CNI plugins where a configuration lies in the CNI directory.
+
+The bridge's part is the one of containers (networks.py), with the pod as owner: plan in the ledger,
+ports at the keeper, interface, rules; and back in the reverse order, each step repeatable.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import msgspec
+
+from nagaya.engine import files, names, networks
+from nagaya.engine.pods_model import Pod
+from nagaya.engine.world import World
+from nagaya.errors import InvalidArgument
+from nagaya.network.model import EndpointPlan, Protocol, PublishedPort
+from nagaya.network.service import close_all
+
+_PROTOCOLS: dict[str, Protocol] = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
+
+
+class Condition(NamedTuple):
+    """Is there a network for pods, and in one line, which."""
+
+    ready: bool
+    reason: str
+    message: str
+
+
+async def condition(world: World) -> Condition:
+    """The state of the network for the next pod."""
+    return Condition(True, "BuiltInBridge", f"no CNI configuration: pods are on {world.settings.bridge}")
+
+
+def host_ports(pod: Pod) -> list[PublishedPort]:
+    """The ports that the pod wants on the host. Raises InvalidArgument."""
+    found = []
+    for index, port in enumerate(pod.config.port_mappings):
+        field = f"port_mappings[{index}]"
+        if not 0 <= port.host_port <= 65535 or not 0 <= port.container_port <= 65535:
+            raise InvalidArgument(f"{field}: a port is between 0 and 65535", subject=field)
+        if port.host_port:
+            if not port.container_port:
+                raise InvalidArgument(f"{field}: a host port needs a container_port", subject=field)
+            protocol = _PROTOCOLS[port.protocol]
+            found.append(PublishedPort(port.container_port, protocol, port.host_ip, port.host_port))
+    return found
+
+
+async def connect_bridge(world: World, pod: Pod, netlink_fd: int) -> tuple[str, ...]:
+    """Put the pod into the built-in bridge; its addresses. The netlink socket is closed. What is there
+    after a failure `disconnect_bridge` takes away."""
+    try:
+        made, fds = await world.job(_plan, world, pod)
+        if fds:
+            try:
+                await world.supervisor.hold(networks.hold_token(pod.id), fds)
+            finally:
+                close_all(fds)
+        await world.job(_connect, world, pod, made, netlink_fd)
+    finally:
+        os.close(netlink_fd)
+    return (made.address,)
+
+
+def _plan(world: World, pod: Pod) -> tuple[EndpointPlan, list[int]]:
+    network = world.network
+    bound, fds = network.reserve(host_ports(pod), endpoint=f"{pod.config.metadata.name} ({pod.id})")
+    try:
+        made = network.plan(names.new_id(), (), bound)
+        with world.ledger.write() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO endpoints(container, network, document) VALUES(?,?,?)",
+                (pod.id, networks.NETWORK, msgspec.json.encode(made)),
+            )
+            db.execute(
+                "INSERT INTO addresses(network, address, owner) VALUES(?,?,?)",
+                (networks.NETWORK, made.address, pod.id),
+            )
+    except BaseException:
+        close_all(fds)
+        raise
+    return made, fds
+
+
+def _connect(world: World, pod: Pod, made: EndpointPlan, netlink_fd: int) -> None:
+    world.network.connect(made, world.settings.netns(pod.id), netlink_fd)
+    world.journal.point("pod: connected")
+    world.network.publish(made)
+
+
+async def disconnect_bridge(world: World, pod: Pod) -> None:
+    """Undo `connect_bridge`, also of half of it. May be repeated."""
+    await world.job(networks.take_down, world, pod.id)
+    if pod.config.port_mappings:
+        await world.supervisor.unhold(networks.hold_token(pod.id))
+
+
+def make_directory(world: World, pod: Pod) -> None:
+    """The directory of its pins."""
+    files.make_directory(os.path.dirname(world.settings.netns(pod.id)), 0o711)
+
+
+async def choose(world: World, pod: Pod) -> None:
+    """Decide by what the pod will be connected, before anything is done."""
+
+
+async def connect(world: World, pod: Pod, netlink_fd: int) -> tuple[str, ...]:
+    """Connect the pod as was decided; its addresses."""
+    return await connect_bridge(world, pod, netlink_fd)
+
+
+async def disconnect(world: World, pod: Pod) -> None:
+    """Undo `connect`, also of half of it. May be repeated."""
+    await disconnect_bridge(world, pod)

@@ -1,0 +1,37 @@
+"""The generated code of the CRI's messages is what `./dev proto` makes of runtime.proto."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from nagaya.api.cri import runtime_pb2 as cri
+from nagaya.api.cri.server import LISTERS, UNARY, UNSERVED, WATCHERS
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+HERE = "nagaya/api/cri"
+
+
+def test_generating_again_gives_the_same(tmp_path: Path) -> None:
+    out = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
+    argv = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *out, f"{HERE}/runtime.proto"]
+    subprocess.run(argv, cwd=SOURCE, check=True)
+    for name in ("runtime_pb2.py", "runtime_pb2.pyi"):
+        assert (tmp_path / HERE / name).read_text() == (SOURCE / HERE / name).read_text(), name
+
+
+def test_every_rpc_is_served_or_refused_by_name() -> None:
+    services = cri.DESCRIPTOR.services_by_name
+    assert {name: len(s.methods) for name, s in services.items()} == {"RuntimeService": 37, "ImageService": 6}
+    methods = {m.name: m.server_streaming for s in services.values() for m in s.methods}
+    assert methods.keys() == {*UNARY, *WATCHERS, *LISTERS, *UNSERVED}
+    assert {name for name, streams in methods.items() if streams} - {*UNSERVED} == {*WATCHERS, *LISTERS}
+
+
+def test_a_daemon_without_the_interface_does_not_load_it() -> None:
+    wanted = "('grpclib', 'google.protobuf')"
+    code = f"import sys, nagaya.daemon.compose; print(*[m for m in sys.modules if m in {wanted}])"
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=SOURCE)
+    assert done.stdout == "\n"
