@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from clients import have_dockerd
 from dockerd import Dockerd
 from house import House
-
-from clients import have_dockerd
 
 
 @pytest.fixture(scope="module", params=("dockerd", "nagayad"))
