@@ -20,7 +20,7 @@ from house import SOURCE, House, python_main, wait_for
 from rawhttp import call
 
 from nagaya.image import builtin
-from nagaya.linux.process import is_ending
+from nagaya.linux.pids import is_ending
 
 pytestmark = pytest.mark.root
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from nagaya.runtime import codecache, codefile
+
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "nagaya"
 # runs a command of the runtime in a copy of the package; tells how many modules came from the file
 CODE = """
@@ -17,19 +20,18 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from nagaya.runtime import codecache, main
 count = 0
-original = codecache.Finder.exec_module
-def exec_module(self, module):
+original = codecache.Finder._run
+def run(self, name):
     global count
-    count += 1
-    original(self, module)
-codecache.Finder.exec_module = exec_module
-import posix
-end = posix._exit
+    original(self, name)
+    count += name in sys.modules
+codecache.Finder._run = run
+end = codecache._exit
 def leave(code):
     print(count, "nagaya.linux.caps" in sys.modules and sys.modules["nagaya.linux.caps"].NAMES[0])
     sys.stdout.flush()
     end(code)
-posix._exit = leave
+codecache._exit = leave
 main.main(["features"])
 """
 
@@ -104,3 +106,83 @@ def test_the_package_moved(package: Path, tmp_path: Path) -> None:
     moved.mkdir()
     package.rename(moved / "nagaya")
     assert run(moved / "nagaya")[0] > 15
+
+
+def launcher(package: Path) -> str:
+    """The launcher that an environment with this package has; what it says of --version."""
+    home = package.parent / "home"
+    packages = home / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    if not home.exists():
+        packages.mkdir(parents=True)
+        (home / "bin").mkdir()
+        (home / "bin" / "python3").symlink_to(sys.executable)
+        (packages / "nagaya").symlink_to(package)
+        shutil.copy2(SOURCE.parents[1] / "scripts" / "nagaya-oci", home / "bin")
+    done = subprocess.run([home / "bin" / "nagaya-oci", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_launcher_runs_what_is_in_the_file_alone(package: Path) -> None:
+    said = launcher(package)
+    before = cache(package).stat()
+    # nothing is imported in another way: what could not be would show
+    for bytecode in package.rglob("*.pyc"):
+        bytecode.unlink()
+    assert launcher(package) == said
+    assert not list(package.rglob("*.pyc"))
+    assert cache(package).stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("module", ["runtime/codecache.py", "runtime/command.py", "__init__.py"])
+def test_the_launcher_sees_a_changed_source(package: Path, module: str) -> None:
+    launcher(package)
+    source = package / module
+    written = cache(package).read_bytes()
+    source.write_text(source.read_text() + "\n\nimport posix\nposix.write(1, b'changed ')\n")
+    assert "changed " in launcher(package)
+    assert cache(package).read_bytes() != written
+    assert "changed " in launcher(package)
+
+
+def test_what_is_read_at_once_holds_the_index(package: Path) -> None:
+    data = codefile.compiled(str(package))
+    begin = len(codecache.VERSION)
+    assert data.startswith(codecache.VERSION)
+    assert begin + 4 + int.from_bytes(data[begin : begin + 4], "little") < codecache._HEAD
+
+
+def test_a_file_written_meanwhile_is_not_mixed_up(package: Path) -> None:
+    cache(package).parent.mkdir()
+    codefile.write(str(package), str(cache(package)))
+    finder = codecache.Finder(str(package))
+    codefile.write(str(package), str(cache(package)))
+    assert not finder.stale
+    finder.fetch("nagaya.runtime.command")
+    assert finder.find_spec("nagaya.runtime.verbs.checkpoint") is None
+    assert finder.stale and finder._pending == {}
+
+
+def test_code_is_kept_without_what_nothing_looks_at(tmp_path: Path) -> None:
+    source = """
+from __future__ import annotations
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from none import such
+a: such = 1
+b: such
+class C:
+    d: such
+    "said"
+    def f(self, x: such = 2, *y: such, **z: such) -> such:
+        "said"
+        e: such = x
+        return {**z, "e": e, "y": y}
+"""
+    names: dict[str, object] = {}
+    exec(compile(codefile._bare(ast.parse(source)), "x", "exec", dont_inherit=True), names)
+    assert names["a"] == 1 and "b" not in names and "__annotations__" not in names
+    made = names["C"]
+    assert isinstance(made, type)
+    function = made.f  # type: ignore[attr-defined]
+    assert function.__annotations__ == {} and function(None, 3, 4, q=5) == {"q": 5, "e": 3, "y": (4,)}

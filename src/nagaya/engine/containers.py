@@ -50,7 +50,7 @@ from nagaya.engine.removal import remove_slot
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError, NotFound, NotModified
-from nagaya.linux.namespaces import pidfd_send_signal
+from nagaya.linux.pids import pidfd_send_signal
 from nagaya.network.model import EndpointPlan
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from nagaya.engine.keeper import Exit
 from nagaya.engine.model import Container, Exec, ExecConfig
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NotFound
-from nagaya.linux.namespaces import pidfd_send_signal
-from nagaya.linux.process import is_ending
+from nagaya.linux.pids import is_ending, pidfd_send_signal
 
 _KEPT = 256  # finished sessions that can still be inspected
 _SETTLE = 5.0  # seconds that a start or an end may take

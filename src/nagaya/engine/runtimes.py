@@ -31,7 +31,7 @@ from nagaya.errors import (
     Unavailable,
 )
 from nagaya.linux.mounts import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
-from nagaya.linux.process import is_ending
+from nagaya.linux.pids import is_ending
 
 T = TypeVar("T")
 

@@ -45,8 +45,7 @@ from nagaya.errors import (
     from_wire,
 )
 from nagaya.linux import seqpacket
-from nagaya.linux.namespaces import pidfd_send_signal
-from nagaya.linux.process import is_ending
+from nagaya.linux.pids import is_ending, pidfd_send_signal
 from nagaya.wire.messages import VERSION
 
 if TYPE_CHECKING:

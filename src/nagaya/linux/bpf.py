@@ -7,11 +7,11 @@ Documentation/bpf/instruction-set.rst.
 from __future__ import annotations
 
 import errno
-import os
 from _ctypes import addressof
 from _struct import Struct, pack, unpack_from
 
 from nagaya.errors import KernelError
+from nagaya.linux import os
 from nagaya.linux.ffi import buffer, syscall, try_syscall
 
 TYPE_CHECKING = False

@@ -8,10 +8,10 @@ Nothing here ever mounts, and only directories that the caller names are made or
 from __future__ import annotations
 
 import errno
-import os
 import time
 
 from nagaya.errors import FailedPrecondition, KernelError
+from nagaya.linux import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def make(path: str) -> list[str]:
         pass
     except OSError as error:
         raise _failed(f"mkdir {path}", path, error) from None
-    made = make(os.path.dirname(path))
+    made = make(os.dirname(path))
     made.extend(make(path))
     return made
 
@@ -253,7 +253,7 @@ def _remove_once(path: str) -> int:
         return 0
     except OSError as error:
         number = error.errno or errno.EIO
-    if number == errno.ENOENT or (number == errno.EROFS and not os.path.isdir(path)):
+    if number == errno.ENOENT or (number == errno.EROFS and not os.isdir(path)):
         return 0  # a read-only file system is complained of first (the hybrid layout's cgroup2)
     if number in (errno.EBUSY, errno.ENOTEMPTY):
         below = children(path)

@@ -9,7 +9,6 @@ Arguments may be int, bytes (address of a NUL-terminated buffer), a `Buffer`, or
 
 from __future__ import annotations
 
-import os
 from _ctypes import (
     FUNCFLAG_CDECL,
     FUNCFLAG_USE_ERRNO,
@@ -21,6 +20,7 @@ from _ctypes import (
 )
 
 from nagaya.errors import KernelError
+from nagaya.linux import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

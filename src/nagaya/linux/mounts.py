@@ -8,10 +8,10 @@ Targets and sources that belong to an image are file descriptors, never paths (d
 from __future__ import annotations
 
 import errno
-import os
 from _struct import pack
 
 from nagaya.errors import KernelError
+from nagaya.linux import os
 from nagaya.linux.ffi import buffer, syscall
 
 TYPE_CHECKING = False

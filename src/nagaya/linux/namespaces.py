@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from _ctypes import addressof
 from _struct import pack, unpack_from
 
+from nagaya.linux import os
 from nagaya.linux.ffi import buffer, syscall, try_syscall
 
 CLONE_NEWTIME = 0x80
@@ -50,16 +50,6 @@ def unshare(flags: int) -> None:
 def setns(fd: int, flags: int) -> None:
     """setns(2): join the namespace(s) of an open /proc/PID/ns/X, pin file, or pidfd."""
     syscall("setns", fd, flags, subject=hex(flags))
-
-
-def pidfd_open(pid: int) -> int:
-    """pidfd_open(2); close-on-exec."""
-    return syscall("pidfd_open", pid, 0, subject=str(pid))
-
-
-def pidfd_send_signal(pidfd: int, number: int) -> None:
-    """pidfd_send_signal(2). Raises KernelError with ESRCH when the process is gone."""
-    syscall("pidfd_send_signal", pidfd, number, None, 0, subject=str(number))
 
 
 _PIDFD_GET_INFO = 0xC0000000 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, struct pidfd_info), size or'ed in

@@ -13,7 +13,6 @@ acknowledgements: Documentation/userspace-api/netlink/intro.rst.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from _socket import (
     AF_INET,
@@ -31,6 +30,7 @@ from _socket import (
 from _struct import Struct, pack, unpack_from
 
 from nagaya.errors import DeadlineExceeded, InternalError, InvalidArgument, KernelError
+from nagaya.linux import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ that never makes a bridge never loads it. Its parser keeps global state, so one 
 from __future__ import annotations
 
 import errno
-import os
 from _ctypes import FUNCFLAG_CDECL, CFuncPtr, _SimpleCData, dlopen
 
 # the lock type of every Python start-up; `threading` around it is not on this room's import list
 from _thread import allocate_lock
 
 from nagaya.errors import FailedPrecondition, KernelError
+from nagaya.linux import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

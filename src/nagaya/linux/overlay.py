@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 
 from nagaya.errors import KernelError
 from nagaya.linux import mounts as m
+from nagaya.linux import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

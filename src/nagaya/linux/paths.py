@@ -6,12 +6,12 @@ goes through these functions (CVE-2021-30465, 2024-45310, 2025-31133 and all the
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 from _struct import pack
 
 from nagaya.errors import KernelError
+from nagaya.linux import os
 from nagaya.linux.ffi import syscall
 
 RESOLVE_NO_XDEV = 0x01

@@ -4,12 +4,13 @@ and the plain clone(2) that seccomp profiles allow where they refuse clone3."""
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import os
 from _ctypes import addressof
 from _struct import pack, unpack
 
+from nagaya.linux import os
 from nagaya.linux.ffi import buffer, syscall, try_syscall
 from nagaya.linux.namespaces import CLONE_PIDFD
+from nagaya.linux.pids import SIGRTMAX
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -37,20 +38,6 @@ RLIMITS = {
     "RLIMIT_RTPRIO": 14,
     "RLIMIT_RTTIME": 15,
 }
-
-# signal(7), with the aliases that kill(1) knows
-SIGNALS = {
-    name: number
-    for number, names in enumerate(
-        (
-            "HUP INT QUIT ILL TRAP ABRT,IOT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD,CLD CONT "
-            "STOP TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO,POLL PWR SYS"
-        ).split(),
-        1,
-    )
-    for name in names.split(",")
-}
-_SIGRTMIN, _SIGRTMAX = 34, 64  # as glibc's SIGRTMIN: 32 and 33 are taken by its threads
 
 
 def prctl(option: int, argument: int = 0, *, subject: str = "") -> int:
@@ -130,33 +117,12 @@ def join_session_keyring(name: str) -> bool:
     return True
 
 
-def signal_number(text: str) -> int:
-    """The number of "9", "KILL", "SIGKILL", "SIGRTMIN+3"; 0 when there is no such signal."""
-    if text.isascii() and text.isdigit():
-        number = int(text) if len(text) < 4 else 0
-        return number if 1 <= number <= _SIGRTMAX else 0
-    name = text.upper()
-    if name.startswith("SIG"):
-        name = name[3:]
-    if name in SIGNALS:
-        return SIGNALS[name]
-    for base, origin in (("RTMIN", _SIGRTMIN), ("RTMAX", _SIGRTMAX)):
-        if name.startswith(base):
-            tail = name[5:]
-            if not tail:
-                return origin
-            if tail[0] in "+-" and tail[1:].isdigit() and len(tail) < 5:
-                number = origin + int(tail)
-                return number if _SIGRTMIN <= number <= _SIGRTMAX else 0
-    return 0
-
-
 def reset_signals() -> None:
     """Default dispositions and an empty mask, as a new program expects: Python ignores SIGPIPE and
     SIGXFSZ, a caller (nohup) may ignore more, and exec(2) would hand both on."""
     for number in (32, 33):  # the C library keeps these to itself (nptl(7)), and hands them on as they are
         try_syscall("rt_sigaction", number, bytes(32), None, 8)  # a struct sigaction of SIG_DFL
-    for number in range(1, _SIGRTMAX + 1):
+    for number in range(1, SIGRTMAX + 1):
         if number in (9, 19, 32, 33):
             continue
         try:
@@ -165,32 +131,3 @@ def reset_signals() -> None:
         except (OSError, ValueError):
             continue
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-
-
-def _stat(pid: int) -> list[bytes] | None:
-    """The fields of /proc/PID/stat from the third on (proc(5)); None when it is gone."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        data = os.read(fd, 4096)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    tail = data[data.rfind(b")") + 2 :].split()  # the name may hold spaces and parentheses
-    return tail if len(tail) > 19 else None
-
-
-def stat_fields(pid: int) -> tuple[str, int] | None:
-    """(state letter, start time in ticks) of a process; None when it is gone."""
-    fields = _stat(pid)
-    return (fields[0].decode(), int(fields[19])) if fields else None
-
-
-def is_ending(pid: int) -> bool:
-    """Whether a process has begun to exit (PF_EXITING among its flags) or is gone. The kernel sets the
-    flag before it closes the process's files: whoever has read their end sees it."""
-    fields = _stat(pid)
-    return fields is None or fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 4)

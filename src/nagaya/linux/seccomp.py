@@ -10,11 +10,11 @@ See docs/adr/0003-seccomp-and-cgroups.md.
 
 from __future__ import annotations
 
-import os
 from _ctypes import addressof
 from _struct import Struct, pack
 
 from nagaya.errors import InvalidArgument
+from nagaya.linux import os
 from nagaya.linux.ffi import buffer, syscall
 from nagaya.linux.seccomp_tables import table
 

@@ -5,7 +5,6 @@ Over `_socket` alone: the public module imports `enum` and `selectors`.
 
 from __future__ import annotations
 
-import os
 from _socket import (
     AF_UNIX,
     CMSG_SPACE,
@@ -24,6 +23,8 @@ from _socket import (
     socketpair,
 )
 from _struct import calcsize, pack, unpack
+
+from nagaya.linux import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from _struct import unpack
 from errno import EAGAIN, EINTR
 from fcntl import ioctl
 
 from nagaya.errors import KernelError
+from nagaya.linux import os
 from nagaya.linux.ffi import try_syscall
 
 SPLICE_F_MOVE = 1

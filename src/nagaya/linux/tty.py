@@ -3,10 +3,10 @@ path, which an image could have replaced (CVE-2025-52565)."""
 
 from __future__ import annotations
 
-import os
 from _struct import pack, unpack
 
 from nagaya.errors import FailedPrecondition
+from nagaya.linux import os
 from nagaya.linux.ffi import buffer, syscall
 from nagaya.linux.paths import open_in_root
 

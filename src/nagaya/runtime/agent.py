@@ -7,10 +7,10 @@ It listens at linux.seccomp.listenerPath, and gets the ContainerProcessState of 
 from __future__ import annotations
 
 import _socket
-import os
 from _struct import pack
 
 from nagaya.errors import KernelError
+from nagaya.linux import os
 from nagaya.linux.json import dumps
 from nagaya.oci.runtime import VERSION
 

@@ -8,10 +8,10 @@ format has no version. The child's end is close-on-exec, so its end of file says
 from __future__ import annotations
 
 import _socket
-import os
 from _struct import pack, unpack_from
 
 from nagaya.errors import InternalError
+from nagaya.linux import os
 from nagaya.linux.json import dumps, loads
 
 TYPE_CHECKING = False

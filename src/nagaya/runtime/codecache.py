@@ -2,126 +2,182 @@
 
 The import system looks into a directory, stats, opens and reads for each of some 45 modules: 5 of
 8 ms. Here one file holds the compiled code of them all (without docstrings, which nobody reads at
-run time); a module that differs from its source in size or time is imported as ever, and the file
-is then written anew. docs/adr/0001-launchers.md has the measurements.
+run time), in groups: a verb, or what each side loads after the clone, with all that it imports. A
+group's modules are run one after another, in the order of their imports. A module that differs from
+its source in size or time is imported as ever, and the file is then written anew.
+docs/adr/0001-launchers.md has the measurements.
+
+    sys.version NUL, length of what follows (4 bytes), (this module's code, index); codes; groups
+
+The launcher runs this module's code from there: so not even this much is imported.
 """
 
 from __future__ import annotations
 
+import gc
 import marshal
 import sys
-from posix import access, close, getpid, listdir, open, read, rename, stat, unlink, write
+from posix import O_CLOEXEC, _exit, access, close, open, pread, read, stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Any
+    from typing import Any, NoReturn
 
-    # path below the package, is it a package?, time and size of the source, where the code lies
-    Entry = tuple[str, bool, int, int, int, int]
+    # name, path below the package, is it a package?, time and size of the source, begin and end of its code
+    Entry = tuple[str, str, bool, int, int, int, int]
 
-_O_RDONLY, _O_NEW, _O_CLOEXEC, _W_OK = 0, 0o301, 0o2000000, 2  # O_NEW: O_WRONLY | O_CREAT | O_EXCL
-_ROOMS = ("errors.py", "linux", "oci", "runtime", "runtime/cgroups", "runtime/steps", "runtime/verbs")
-# what lies in these rooms and the runtime does not use
-_OTHERS = frozenset(
-    "conntrack netlink nftables seqpacket splice defaults digest imageconfig manifest platform reference"
-    " seccomp_default main codecache".split()
-)
-_Spec: Any = type(__spec__)
+_W_OK = 2
+_HEAD = 1 << 14  # what is read at once: the index, and the modules of `command`
+_COMMAND = "nagaya.runtime.command"
+VERSION = sys.version.encode() + b"\0"
+STAMP = 8  # how many bytes tell one writing from another
+_Module = type(sys)
+_START = len(VERSION) + 4
+_Spec: Any = type(__spec__) if __spec__ else type(sys.__spec__)
+
+
+def start(package: str, argv: list[str], head: bytes, index: Any) -> None:
+    """Where the launcher comes in, with the file's beginning, and its index. Runs one command and exits with
+    its code; returns when the file is not of the present sources. package: the directory of nagaya."""
+    finder = Finder(package, head, index)
+    if not finder.stale:
+        run(finder, argv)
+
+
+def run(finder: Finder, argv: list[str]) -> NoReturn:
+    """Run one command of nagaya-oci and exit with its code. argv is without the program's name."""
+    gc.disable()  # a process this short has nothing worth collecting
+    sys.meta_path.insert(0, finder)
+    finder.fetch(_COMMAND)
+    from nagaya.runtime.command import main
+
+    # named runc, it is to be taken for it: dockerd and podman read the name in --version
+    code = main(argv, sys.argv[0].rpartition("/")[2])
+    if finder.stale:
+        finder.renew()
+    # nothing is buffered; taking the interpreter down would cost 2 ms
+    _exit(code)
+
+
+def path_of(package: str) -> str:
+    """The file."""
+    return f"{package}/__pycache__/runtime.{sys.implementation.cache_tag}.cache"
 
 
 class Finder:
-    """A finder and loader for sys.meta_path. `stale`: something had to be imported the long way."""
+    """A finder and loader for sys.meta_path. `stale`: something has to be imported the long way."""
 
-    __slots__ = ("_base", "_code", "_entries", "_file", "stale")
+    __slots__ = ("_base", "_fd", "_file", "_groups", "_head", "_pending", "_stamp", "_start", "stale")
 
-    def __init__(self, package: str) -> None:
-        """package: the directory of the package nagaya."""
+    def __init__(self, package: str, head: bytes = b"", index: Any = None) -> None:
         self._base = package
-        self._file = f"{package}/__pycache__/runtime.{sys.implementation.cache_tag}.cache"
-        self._entries: dict[str, Entry] = {}
-        self._code = memoryview(b"")
-        self.stale = False
+        self._file = path_of(package)
+        self._groups: dict[str, tuple[int, int]] = {}
+        self._head = head
+        self._pending: dict[str, Entry] = {}
+        self._fd = -1
+        self._stamp = b""
+        self._start = 0
+        self.stale = True
         try:
-            fd = open(self._file, _O_RDONLY | _O_CLOEXEC)
-            try:
-                data = read(fd, stat(fd).st_size)
-            finally:
-                close(fd)
-            begin = 8 + int.from_bytes(data[:8], "little")
-            version, entries = marshal.loads(data[8:begin])
-            if version == sys.version:
-                self._entries, self._code = entries, memoryview(data)[begin:]
+            if index is None:
+                fd = open(self._file, O_CLOEXEC)
+                try:
+                    self._head = head = read(fd, _HEAD)
+                finally:
+                    close(fd)
+                if not head.startswith(VERSION):
+                    return
+                _, index = marshal.loads(head[_START:])
+            time, size, self._stamp, groups = index
+            own = stat(f"{package}/runtime/codecache.py")
+            if (own.st_mtime_ns, own.st_size) == (time, size):
+                self._start = _START + int.from_bytes(head[_START - 4 : _START], "little")
+                self._groups = groups
+                self.stale = False
         except (OSError, ValueError, EOFError, TypeError):
             pass
 
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
-        """The spec of a module whose source is the one that was compiled, else None."""
-        entry = self._entries.get(name)
-        if entry is not None:
-            relative, package, time, size, begin, end = entry
-            path = f"{self._base}/{relative}"
-            try:
-                now = stat(path)
-            except OSError:
-                now = None
-            if now is not None and now.st_mtime_ns == time and now.st_size == size:
-                spec = _Spec(name, self, origin=path, loader_state=self._code[begin:end], is_package=package)
-                spec.has_location = True
-                if package:
-                    spec.submodule_search_locations.append(path[: -len("/__init__.py")])
-                return spec
-        if name.startswith("nagaya."):
+        """The spec of a module that was run from the file, None for one that has to be imported."""
+        if name in self._groups:
+            self.fetch(name)
+        elif name in self._pending:  # imported by one before it in the order, which has its package in it
+            self._run(name)
+        module = sys.modules.get(name)
+        if module is not None:
+            return _Spec(name, self, is_package=hasattr(module, "__path__"))
+        if name.startswith("nagaya"):
             self.stale = True
         return None
 
-    def create_module(self, _spec: object) -> None:
-        """The import system makes modules as it does."""
+    def create_module(self, spec: Any) -> ModuleType:
+        """It is there."""
+        return sys.modules[spec.name]
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the module's code."""
-        exec(marshal.loads(module.__spec__.loader_state), module.__dict__)  # type: ignore[union-attr]
+    def exec_module(self, _module: ModuleType) -> None:
+        """It has been run."""
+
+    def fetch(self, name: str) -> None:
+        """Run the modules of a group that have not been."""
+        span = self._groups.pop(name, None)
+        if span is None:
+            return
+        former = self._fd
+        try:
+            self._fd = open(self._file, O_CLOEXEC)
+        except OSError:
+            return
+        # not kept open: who passes descriptors on to a container counts them
+        try:
+            data = self._read(*span)
+            if data[:STAMP] != self._stamp:
+                return  # it was written anew meanwhile
+            members: list[Entry] = marshal.loads(data[STAMP:])
+            for member in members:
+                if member[0] not in sys.modules:
+                    self._pending[member[0]] = member
+            for member in members:
+                if member[0] in self._pending:
+                    self._run(member[0])
+        finally:
+            close(self._fd)
+            self._fd = former
+
+    def _read(self, begin: int, end: int) -> bytes:
+        begin += self._start
+        end += self._start
+        return self._head[begin:end] if end <= len(self._head) else pread(self._fd, end - begin, begin)
+
+    def _run(self, name: str) -> None:
+        _, relative, package, time, size, begin, end = self._pending.pop(name)
+        path = f"{self._base}/{relative}"
+        try:
+            now = stat(path)
+        except OSError:
+            now = None
+        if now is None or now.st_mtime_ns != time or now.st_size != size:
+            self.stale = True
+            return
+        module = _Module(name)
+        module.__file__ = path
+        if package:
+            module.__path__ = [path[: -len("/__init__.py")]]
+        sys.modules[name] = module
+        try:
+            exec(marshal.loads(self._read(begin, end)), module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        parent, _, child = name.rpartition(".")
+        if parent in sys.modules:
+            setattr(sys.modules[parent], child, module)
 
     def renew(self) -> None:
         """Write the file anew, if we may. Nothing fails when not."""
-        folder = self._file.rpartition("/")[0]
-        if sys.flags.dont_write_bytecode or not access(folder, _W_OK):
+        if sys.flags.dont_write_bytecode or not access(self._file.rpartition("/")[0], _W_OK):
             return
-        entries: dict[str, Entry] = {}
-        codes: list[bytes] = []
-        temporary = f"{self._file}.{getpid()}"
-        try:
-            for room in _ROOMS:
-                where = f"{self._base}/{room}"
-                for path in [where] if room.endswith(".py") else [f"{where}/{n}" for n in listdir(where)]:
-                    if path.endswith(".py") and path[path.rindex("/") + 1 : -3] not in _OTHERS:
-                        self._compile(path, entries, codes)
-            index = marshal.dumps((sys.version, entries))
-            data = b"".join([len(index).to_bytes(8, "little"), index, *codes])
-            fd = open(temporary, _O_NEW | _O_CLOEXEC, 0o644)
-            try:
-                complete = write(fd, data) == len(data)
-            finally:
-                close(fd)
-            if complete:
-                rename(temporary, self._file)
-            else:
-                unlink(temporary)
-        except (OSError, ValueError, SyntaxError):
-            pass
+        from nagaya.runtime import codefile
 
-    def _compile(self, path: str, entries: dict[str, Entry], codes: list[bytes]) -> None:
-        before = stat(path)
-        fd = open(path, _O_RDONLY | _O_CLOEXEC)
-        try:
-            source = read(fd, before.st_size + 1)
-        finally:
-            close(fd)
-        code = marshal.dumps(compile(source, path, "exec", dont_inherit=True, optimize=2))
-        relative = path[len(self._base) + 1 :]
-        name = "nagaya." + relative.removesuffix(".py").replace("/", ".")
-        package = name.endswith(".__init__")
-        begin = sum(map(len, codes))
-        codes.append(code)
-        entry = (relative, package, before.st_mtime_ns, len(source), begin, begin + len(code))
-        entries[name.removesuffix(".__init__")] = entry
+        codefile.write(self._base, self._file)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from nagaya import __version__
 from nagaya.errors import InvalidArgument, NagayaError
+from nagaya.linux import os
 from nagaya.runtime import selfbind
 from nagaya.runtime.arguments import FLAG, TEXT, Option, describe, parse
 from nagaya.runtime.log import Log
@@ -64,7 +64,7 @@ class Settings:
         path = "" if values["log"] in ("", "/dev/stderr") else values["log"]
         self.log = Log(path, form, values["debug"])
         self.root_given = bool(values["root"])  # an empty one is none, for runc, too
-        self.root = os.path.abspath(values["root"] or DEFAULT_ROOT)
+        self.root = os.abspath(values["root"] or DEFAULT_ROOT)
         self.systemd_cgroup: bool = values["systemd-cgroup"]
 
     @property

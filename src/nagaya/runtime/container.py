@@ -7,13 +7,11 @@ fails is undone before the error leaves.
 
 from __future__ import annotations
 
-import os
 from time import monotonic_ns
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError
 from nagaya.linux import cgroup as cgroup_files
-from nagaya.linux import namespaces as ns
-from nagaya.linux import process as proc
+from nagaya.linux import os, pids
 from nagaya.oci import runtime as oci
 from nagaya.runtime import channel, plan
 from nagaya.runtime import state as store
@@ -276,7 +274,7 @@ def new_record(identifier: str, bundle: str, spec: dict[str, Any], *, no_pivot: 
 def note_process(record: dict[str, Any], pid: int) -> None:
     """Who it is; the start time tells it from a later owner of its pid."""
     record["pid"] = pid
-    fields = proc.stat_fields(pid)
+    fields = pids.stat_fields(pid)
     record["start_time"] = fields[1] if fields else 0
 
 
@@ -403,7 +401,7 @@ def exec_process(
         process = {**process, "terminal": True}
         if any(console):
             process["consoleSize"] = {"height": console[0], "width": console[1]}
-    pidfd = ns.pidfd_open(record["pid"])
+    pidfd = pids.pidfd_open(record["pid"])
     launch: Launch | None = None
     fds = [pidfd]
     try:
@@ -485,12 +483,12 @@ def _exec_birthplace(manager: cgroups.Manager | None, paths: dict[str, str]) -> 
     if manager is None or manager.version == 2:
         return -1
     for path in (paths.get(""), manager.paths.get("")):
-        if path and os.path.isdir(path):
+        if path and os.isdir(path):
             return cgroup_files.open_directory(path)
     return -1
 
 
 def kill_launched(launched: Launched) -> None:
     """Undo an exec that could not be handed over."""
-    ns.pidfd_send_signal(launched.pidfd, SIGKILL)
+    pids.pidfd_send_signal(launched.pidfd, SIGKILL)
     os.waitpid(launched.pid, 0)

@@ -7,10 +7,8 @@ host's, everything else is in the images. Sources: criu(8); criu.org, "External 
 
 from __future__ import annotations
 
-import os
-
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError, from_wire
-from nagaya.linux import cgroup, paths, process
+from nagaya.linux import cgroup, os, paths, pids, process
 from nagaya.linux import mounts as m
 from nagaya.linux import namespaces as ns
 from nagaya.linux.json import dumps, loads
@@ -56,7 +54,7 @@ def common_argv(verb: str, spec: dict[str, Any], options: dict[str, Any]) -> lis
     if options["work-path"]:
         argv += ["--work-dir", options["work-path"]]
     config = (spec.get("annotations") or {}).get("org.criu.config", _CONFIG)
-    if config and os.path.exists(config):
+    if config and os.exists(config):
         argv += ["--config", config]
     argv += [f"--manage-cgroups={mode}" if mode else "--manage-cgroups", "--empty-ns", "net"]
     argv += [flag for name, flag in _FLAGS.items() if options.get(name)]
@@ -217,7 +215,7 @@ def checkpoint(root: str, identifier: str, options: dict[str, Any]) -> None:
 
 
 def _is_file(path: str) -> bool:
-    return os.path.exists(path) and not os.path.isdir(path)
+    return os.exists(path) and not os.isdir(path)
 
 
 def _refuse_terminal(spec: dict[str, Any]) -> None:
@@ -292,7 +290,7 @@ def restore(
             raise from_wire(loads(told))
         _await_criu(pid, log)
         container.note_process(record, int(cgroup.read(pid_file)))
-        pidfd = ns.pidfd_open(record["pid"])
+        pidfd = pids.pidfd_open(record["pid"])
         store.save(path, record)
         os.rmdir(where + "/root")
         os.rmdir(where)
@@ -302,7 +300,7 @@ def restore(
             manager.kill_all()
             manager.delete()
         for name in (where + "/root", where):
-            if os.path.isdir(name):
+            if os.isdir(name):
                 os.rmdir(name)
         store.remove(path)
         raise
@@ -355,7 +353,7 @@ def _make_mount_points(rootfd: int, mounts: list[dict[str, Any]]) -> None:
             tuple(v for v in volatile if v != step.destination + "/")
         ):
             continue
-        directory = not step.bind or os.path.isdir(step.source)
+        directory = not step.bind or os.isdir(step.source)
         fd = rootfs.target(rootfd, step.destination, directory)
         if step.bind:
             m.move_mount(rootfs.open_source(step), fd)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import errno
-import os
 import select
 from time import monotonic
 
 from nagaya.errors import DeadlineExceeded, FailedPrecondition
 from nagaya.linux import namespaces as ns
-from nagaya.linux import process
+from nagaya.linux import os, pids, process
 from nagaya.linux.json import dumps
 
 TYPE_CHECKING = False
@@ -110,7 +109,7 @@ def _feed(in_write: int, out_read: int, pidfd: int, data: bytes, timeout: int | 
             wait = None if end is None else max(0.0, end - monotonic()) * 1000
             ready = {fd for fd, _ in poll.poll(wait)}
             if not ready:
-                ns.pidfd_send_signal(pidfd, 9)
+                pids.pidfd_send_signal(pidfd, 9)
                 raise DeadlineExceeded("timed out")
             if in_write in ready:
                 try:

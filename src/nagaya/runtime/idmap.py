@@ -7,11 +7,11 @@ that long, or the container's own is opened where `idmap` comes without mappings
 from __future__ import annotations
 
 import errno
-import os
 
 from nagaya.errors import InvalidArgument, KernelError
 from nagaya.linux import mounts as m
 from nagaya.linux import namespaces as ns
+from nagaya.linux import os
 from nagaya.runtime import launching
 
 TYPE_CHECKING = False

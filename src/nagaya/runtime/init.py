@@ -9,13 +9,12 @@ looked up by the C library (CVE-2019-14271): all is imported by now.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import os
 import sys
 from time import monotonic_ns
 
 from nagaya.errors import InternalError, KernelError, NagayaError
 from nagaya.linux import namespaces as ns
-from nagaya.linux import process, tty
+from nagaya.linux import os, process, tty
 from nagaya.runtime import channel, hooks, plan
 from nagaya.runtime.steps import PERFORM, identity
 from nagaya.runtime.steps.context import Context

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import errno
-import os
 from time import monotonic_ns
 
 from nagaya.errors import InternalError, InvalidArgument, KernelError, NagayaError, from_wire
 from nagaya.linux import namespaces as ns
-from nagaya.linux import tty
+from nagaya.linux import os, tty
 from nagaya.runtime import channel, hooks, init, plan
 from nagaya.runtime.lifecycle import SIGKILL, oci_state
 from nagaya.runtime.steps import identity

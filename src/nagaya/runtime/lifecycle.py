@@ -7,13 +7,9 @@ state directory (`state`) and the cgroups.
 from __future__ import annotations
 
 import errno
-import os
-import select
 
 from nagaya.errors import FailedPrecondition, KernelError, NagayaError, NotFound
-from nagaya.linux import namespaces as ns
-from nagaya.oci.runtime import VERSION
-from nagaya.runtime import hooks
+from nagaya.linux import os, pids
 from nagaya.runtime import state as store
 
 TYPE_CHECKING = False
@@ -56,7 +52,7 @@ def oci_state(record: dict[str, Any], status: str, pid: int) -> dict[str, Any]:
     """The state document of the runtime-spec (runtime.md), which hooks get on stdin."""
     spec = record["config"]
     return {
-        "ociVersion": spec.get("ociVersion") or VERSION,
+        "ociVersion": spec["ociVersion"],
         "id": record["id"],
         "status": status,
         "pid": pid,
@@ -69,7 +65,7 @@ def state_of(root: str, record: dict[str, Any]) -> dict[str, Any]:
     """What `state` and `list` print, in runc's order."""
     status = status_of(root, record)
     return {
-        "ociVersion": record["config"].get("ociVersion") or VERSION,
+        "ociVersion": record["config"]["ociVersion"],
         "id": record["id"],
         "pid": 0 if status == "stopped" else record["pid"],
         "status": status,
@@ -134,6 +130,8 @@ def poststart(record: dict[str, Any]) -> None:
     """Run the poststart hooks: the program has been executed. Raises FailedPrecondition."""
     poststart = ((record["config"].get("hooks") or {}).get("poststart")) or []
     if poststart:
+        from nagaya.runtime import hooks  # few have any
+
         hooks.run("poststart", poststart, oci_state(record, "running", record["pid"]))
 
 
@@ -161,14 +159,14 @@ def _own_pids(record: dict[str, Any]) -> bool:
 
 def _signal_first(record: dict[str, Any], signal: int) -> None:
     try:
-        pidfd = ns.pidfd_open(record["pid"])
+        pidfd = pids.pidfd_open(record["pid"])
     except KernelError:
         raise FailedPrecondition("container not running", subject=record["id"]) from None
     try:
         if not store.alive(record):  # the pid was taken over before we opened it
             raise FailedPrecondition("container not running", subject=record["id"])
         try:
-            ns.pidfd_send_signal(pidfd, signal)
+            pids.pidfd_send_signal(pidfd, signal)
         except KernelError as error:
             raise FailedPrecondition(
                 f"unable to signal init: {error.message}", subject=record["id"], errno=error.errno
@@ -207,12 +205,16 @@ def delete(root: str, identifier: str, force: bool = False) -> list[str]:
         manager.delete()
     poststop = (record["config"].get("hooks") or {}).get("poststop") or []
     store.remove(path)
-    return hooks.run_all("poststop", poststop, oci_state(record, "stopped", 0)) if poststop else []
+    if not poststop:
+        return []
+    from nagaya.runtime import hooks
+
+    return hooks.run_all("poststop", poststop, oci_state(record, "stopped", 0))
 
 
 def _kill_first(record: dict[str, Any]) -> None:
     try:
-        pidfd = ns.pidfd_open(record["pid"])
+        pidfd = pids.pidfd_open(record["pid"])
     except KernelError:
         return
     try:
@@ -220,6 +222,8 @@ def _kill_first(record: dict[str, Any]) -> None:
             _signal_first(record, SIGKILL)
         except NagayaError:
             return
+        import select  # the others wait for nothing
+
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         if not poll.poll(_KILL_SECONDS * 1000):

@@ -6,9 +6,9 @@ stderr (logrus: text without a terminal is `time="..." level=error msg="..."`).
 
 from __future__ import annotations
 
-import os
 from time import gmtime
 
+from nagaya.linux import os
 from nagaya.linux.json import dumps
 
 _LEVELS = ("debug", "info", "warning", "error")

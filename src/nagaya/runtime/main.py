@@ -1,9 +1,8 @@
-"""Where the launcher of nagaya-oci comes in: `command` is the command, `codecache` gets it loaded fast."""
+"""Where the launcher of nagaya-oci comes in when there is no file of compiled modules, or an outdated one."""
 
 from __future__ import annotations
 
-import posix
-import sys
+from nagaya.runtime import codecache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,19 +11,4 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> NoReturn:
     """Run one command and exit with its code. argv is without the program's name."""
-    import gc
-
-    # a process this short has nothing worth collecting
-    gc.disable()
-    from nagaya.runtime.codecache import Finder
-
-    finder = Finder(__file__[: -len("/runtime/main.py")])
-    sys.meta_path.insert(0, finder)
-    from nagaya.runtime.command import main as command
-
-    # named runc, it is to be taken for it: dockerd and podman read the name in --version
-    code = command(argv, sys.argv[0].rpartition("/")[2])
-    if finder.stale:
-        finder.renew()
-    # nothing is buffered; taking the interpreter down would cost 2 ms
-    posix._exit(code)
+    codecache.run(codecache.Finder(__file__[: -len("/runtime/main.py")]), argv)

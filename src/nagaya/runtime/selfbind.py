@@ -9,11 +9,10 @@ it costs nothing. The mirror has the environment's pyvenv.cfg and lib, too, and 
 
 from __future__ import annotations
 
-import os
 import sys
 
 from nagaya.errors import KernelError
-from nagaya.linux import mounts as m
+from nagaya.linux import os
 
 PLACE = "/run/nagaya/exe"
 
@@ -26,7 +25,7 @@ def ensure() -> None:
         return
     original = executable.removeprefix(PLACE)
     try:
-        if original != executable and os.path.samestat(os.stat(executable), os.stat(original)):
+        if original != executable and _same(executable, original):
             return
         bound = _bind(original)
     except (OSError, KernelError):
@@ -36,28 +35,35 @@ def ensure() -> None:
         os.execv(bound, [bound, *sys.orig_argv[1:]])
 
 
+def _same(path: str, other: str) -> bool:
+    one, two = os.stat(path), os.stat(other)
+    return (one.st_ino, one.st_dev) == (two.st_ino, two.st_dev)
+
+
 def _bind(original: str) -> str:
     """Mount the interpreter read-only on its mirror path; "" when it has none."""
     import fcntl
 
+    from nagaya.linux import mounts as m
+
     if not original.startswith("/") or ".." in original.split("/"):
         return ""
     mirror = PLACE + original
-    os.makedirs(os.path.dirname(PLACE), 0o711, exist_ok=True)
+    os.makedirs(os.dirname(PLACE), 0o711, exist_ok=True)
     os.makedirs(PLACE, 0o700, exist_ok=True)
     if os.stat(PLACE).st_uid != 0:
         return ""
-    os.makedirs(os.path.dirname(mirror), 0o700, exist_ok=True)
+    os.makedirs(os.dirname(mirror), 0o700, exist_ok=True)
     lock = os.open(f"{PLACE}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.access(mirror, os.X_OK) and not os.path.samestat(os.stat(mirror), os.stat(original)):
+        if os.access(mirror, os.X_OK) and not _same(mirror, original):
             m.umount2(mirror, m.MNT_DETACH)  # of an interpreter that was replaced since
         if not os.access(mirror, os.X_OK):
             # not executable: where the mount is missing, in another mount namespace, it is not taken for it
             os.close(os.open(mirror, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            _mirror_environment(os.path.dirname(original))
-            tree = m.open_tree(m.AT_FDCWD, os.path.realpath(original), m.OPEN_TREE_CLONE)
+            _mirror_environment(os.dirname(original))
+            tree = m.open_tree(m.AT_FDCWD, os.realpath(original), m.OPEN_TREE_CLONE)
             m.mount_setattr(tree, attr_set=m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NODEV)
             m.mount_setattr(tree, propagation=m.MS_PRIVATE)
             m.move_mount(tree, m.AT_FDCWD, mirror)
@@ -68,8 +74,11 @@ def _bind(original: str) -> str:
 
 
 def _mirror_environment(directory: str) -> None:
-    prefix = os.path.dirname(directory)
+    prefix = os.dirname(directory)
     for name in ("pyvenv.cfg", "lib"):
         link = f"{PLACE}{prefix}/{name}"
-        if os.path.lexists(f"{prefix}/{name}") and not os.path.lexists(link):
-            os.symlink(f"{prefix}/{name}", link)
+        if os.exists(f"{prefix}/{name}"):
+            try:
+                os.symlink(f"{prefix}/{name}", link)
+            except FileExistsError:
+                pass

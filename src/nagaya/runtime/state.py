@@ -8,11 +8,10 @@ version whole.
 from __future__ import annotations
 
 import errno
-import os
 from time import gmtime, time_ns
 
 from nagaya.errors import AlreadyExists, InternalError, InvalidArgument, NotFound
-from nagaya.linux import process
+from nagaya.linux import os, pids
 from nagaya.linux.json import dumps, loads
 
 TYPE_CHECKING = False
@@ -127,7 +126,7 @@ def alive(record: dict[str, Any]) -> bool:
     pid = record.get("pid") or 0
     if pid <= 0:
         return False
-    fields = process.stat_fields(pid)
+    fields = pids.stat_fields(pid)
     return fields is not None and fields[0] not in "ZX" and fields[1] == record.get("start_time")
 
 

@@ -13,7 +13,7 @@ from _socket import MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET, socket
 from _struct import pack
 
 from nagaya.errors import InternalError, InvalidArgument, KernelError, NagayaError, Unavailable
-from nagaya.linux import json, namespaces, process, seqpacket
+from nagaya.linux import json, namespaces, pids, process, seqpacket
 from nagaya.wire.messages import FROM_BUILDER, message
 
 TYPE_CHECKING = False
@@ -75,7 +75,7 @@ class Job:
         try:
             seqpacket.send(self.keeper(), notice, fds, wait=True)
         except OSError as error:
-            namespaces.pidfd_send_signal(pidfd, 9)
+            pids.pidfd_send_signal(pidfd, 9)
             raise Unavailable(
                 "the keeper ended while the process was made", step="launched", errno=error.errno or 0
             ) from None

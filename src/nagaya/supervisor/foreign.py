@@ -19,7 +19,7 @@ import time
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 
 from nagaya.errors import DeadlineExceeded, InternalError, InvalidArgument
-from nagaya.linux import mounts, namespaces, process, seqpacket
+from nagaya.linux import mounts, namespaces, pids, process, seqpacket
 from nagaya.linux.overlay import mount_overlay
 
 TYPE_CHECKING = False
@@ -72,7 +72,7 @@ def spawn(request: dict[str, Any], job: Job) -> dict[str, Any]:
         raise InternalError(f"ended with code {code}", step=argv[0])
     first = _pid_of(pid_file) if code == 0 else 0
     if first:
-        job.launched(first, namespaces.pidfd_open(first), master)
+        job.launched(first, pids.pidfd_open(first), master)
     return {"code": code, "output": text.decode("utf-8", "replace"), "pid": first}
 
 
@@ -124,7 +124,7 @@ def _wait(pidfd: int, output: int, console: socket | None, timeout: float) -> tu
     while not ended:
         left = deadline - time.monotonic()
         if left <= 0:
-            namespaces.pidfd_send_signal(pidfd, 9)
+            pids.pidfd_send_signal(pidfd, 9)
             raise DeadlineExceeded(f"the runtime took longer than {timeout:g} s", step="foreign runtime")
         ready = [fd for fd, _ in poll.poll(left * 1000)]
         if console is not None and console.fileno() in ready:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from abc import ABC, abstractmethod
 
 from nagaya.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, KernelError
-from nagaya.linux import cgroup
+from nagaya.linux import cgroup, os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -213,7 +212,7 @@ class Manager(ABC):
 
     def exists(self) -> bool:
         """Is there at least one of the cgroups?"""
-        return any(os.path.isdir(path) for path in self.paths.values())
+        return any(os.isdir(path) for path in self.paths.values())
 
     def _refuse_used(self) -> None:
         pids = self.pids()

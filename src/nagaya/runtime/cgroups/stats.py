@@ -5,9 +5,7 @@ Files that a kernel lacks count as nothing: statistics never fail because of one
 
 from __future__ import annotations
 
-import os
-
-from nagaya.linux import cgroup
+from nagaya.linux import cgroup, os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ Sources: org.freedesktop.systemd1(5), systemd.resource-control(5), systemd.slice
 
 from __future__ import annotations
 
-import os
 import time
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, Unavailable
-from nagaya.linux import cgroup
+from nagaya.linux import cgroup, os
 from nagaya.linux.namespaces import close_range
 from nagaya.runtime.cgroups import devices as device_rules
 from nagaya.runtime.cgroups import v1, v2

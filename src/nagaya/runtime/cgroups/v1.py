@@ -7,10 +7,9 @@ groups); Documentation/admin-guide/cgroup-v1/*.rst; runc's order of writes where
 from __future__ import annotations
 
 import errno
-import os
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError
-from nagaya.linux import cgroup
+from nagaya.linux import cgroup, os
 from nagaya.runtime.cgroups import devices as device_rules
 from nagaya.runtime.cgroups.base import (
     Manager,
@@ -320,7 +319,7 @@ class ManagerV1(Manager):
                 done.add(path)
                 made = cgroup.make(path)
                 if controller == "cpuset":
-                    _inherit_cpuset([*_unfilled(os.path.dirname(made[0] if made else path)), *made])
+                    _inherit_cpuset([*_unfilled(os.dirname(made[0] if made else path)), *made])
 
     def set(self, resources: dict[str, Any], *, devices: bool | None = None) -> None:
         writes = plan_v1(resources, devices=self.fresh if devices is None else devices)
@@ -406,13 +405,13 @@ def _unfilled(path: str) -> list[str]:
     found: list[str] = []
     while "" in ((cgroup.try_read(f"{path}/cpuset.{key}") or "?").strip() for key in ("cpus", "mems")):
         found.insert(0, path)
-        path = os.path.dirname(path)
+        path = os.dirname(path)
     return found
 
 
 def _inherit_cpuset(made: list[str]) -> None:
     for path in made:  # top down: each copies from a parent that has its values
-        parent = os.path.dirname(path)
+        parent = os.dirname(path)
         for file in ("cpuset.cpus", "cpuset.mems"):
             value = cgroup.read(f"{parent}/{file}").strip()
             # the parent may be a stranger's that was never filled: what it may use, then

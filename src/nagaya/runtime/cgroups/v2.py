@@ -7,10 +7,9 @@ Unified); Documentation/admin-guide/cgroup-v2.rst.
 from __future__ import annotations
 
 import errno
-import os
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError
-from nagaya.linux import bpf, cgroup
+from nagaya.linux import bpf, cgroup, os
 from nagaya.runtime.cgroups import devices as device_rules
 from nagaya.runtime.cgroups.base import (
     Manager,
@@ -48,7 +47,7 @@ def path_for(found: cgroup.Layout, own: dict[str, str], cgroups_path: str, conta
     if inner.startswith("/"):
         return found.unified + inner
     mine = cgroup.relative_to_mount(own.get("", "/"), found.unified_root)
-    return f"{found.unified}{os.path.dirname(mine).rstrip('/')}/{inner}"
+    return f"{found.unified}{os.dirname(mine).rstrip('/')}/{inner}"
 
 
 def _log2(value: int) -> float:
@@ -284,7 +283,7 @@ class ManagerV2(Manager):
             check_usage(resources, int(usage[0]), int(usage[1]))
         blkio = section(resources, "blockIO")
         weighed = bool(blkio.get("weight") or blkio.get("weightDevice"))
-        bfq = weighed and os.path.exists(f"{self.path}/io.bfq.weight")
+        bfq = weighed and os.exists(f"{self.path}/io.bfq.weight")
         writes = plan_v2(resources, bfq=bfq)
         again: list[Write] = []
         has_quota = any(w[0] == "cpu.max" for w in writes)

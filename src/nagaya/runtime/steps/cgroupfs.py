@@ -8,10 +8,9 @@ without one, the container's own group of every hierarchy of v1 is bound in, and
 from __future__ import annotations
 
 import errno
-import os
 
 from nagaya.errors import KernelError
-from nagaya.linux import cgroup, paths
+from nagaya.linux import cgroup, os, paths
 from nagaya.linux import mounts as m
 from nagaya.runtime.options import attributes
 from nagaya.runtime.steps import rootfs

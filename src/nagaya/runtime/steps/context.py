@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from nagaya.errors import InternalError, KernelError
+from nagaya.linux import os
 from nagaya.linux.mounts import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,

@@ -3,13 +3,12 @@ an image's symbolic link cannot turn to the host (CVE-2026-41579)."""
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError
 from nagaya.linux import mounts as m
-from nagaya.linux import paths, tty
+from nagaya.linux import os, paths, tty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

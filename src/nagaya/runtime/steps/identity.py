@@ -8,9 +8,8 @@ specification lists as inheritable and ambient: the kernel has no ambient one wi
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 from fcntl import F_DUPFD_CLOEXEC, fcntl  # here, not where it is used: there the root is the image's
 
 from nagaya.errors import (
@@ -20,7 +19,7 @@ from nagaya.errors import (
     InvalidArgument,
     KernelError,
 )
-from nagaya.linux import caps, paths, process
+from nagaya.linux import caps, os, paths, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,13 +6,12 @@ image it could be anything (CVE-2025-31133). Masked directories share one read-o
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 
 from nagaya.errors import FailedPrecondition, KernelError
 from nagaya.linux import mounts as m
-from nagaya.linux import paths
+from nagaya.linux import os, paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

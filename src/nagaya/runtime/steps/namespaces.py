@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from nagaya.errors import InvalidArgument, KernelError
 from nagaya.linux import namespaces as ns
-from nagaya.linux import netdevice, process, sched
+from nagaya.linux import netdevice, os, process, sched
 from nagaya.runtime import channel, plan
 
 TYPE_CHECKING = False

@@ -7,11 +7,9 @@ read"). Linux 6.18 takes the namespace as an option; before, a helper that is in
 
 from __future__ import annotations
 
-import os
-
 from nagaya.errors import InternalError, KernelError
 from nagaya.linux import mounts as m
-from nagaya.linux import process
+from nagaya.linux import os, process
 from nagaya.runtime import channel
 from nagaya.runtime.options import attributes
 

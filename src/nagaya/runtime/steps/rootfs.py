@@ -8,10 +8,9 @@ exchange (CVE-2019-19921, 2019-16884, 2021-30465, 2023-27561, 2024-45310, 2026-4
 from __future__ import annotations
 
 import errno
-import os
 
 from nagaya.errors import InvalidArgument, KernelError
-from nagaya.linux import cgroup, paths
+from nagaya.linux import cgroup, os, paths
 from nagaya.linux import mounts as m
 from nagaya.linux.overlay import mount_overlay
 from nagaya.runtime import channel
@@ -54,7 +53,7 @@ def root(context: Context, step: plan.Root) -> None:
     if not paths.is_dir(tree):
         raise InvalidArgument(f"rootfs {where!r} is not a directory", subject="root.path")
     if step.shared:
-        _make_private(os.path.realpath(where))
+        _make_private(os.realpath(where))
     m.move_mount(tree, m.AT_FDCWD, where)
     if step.shared:
         m.mount_setattr(tree, propagation=m.MS_SLAVE if step.slave else m.MS_PRIVATE)

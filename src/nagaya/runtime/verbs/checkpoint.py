@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from nagaya.errors import InvalidArgument
+from nagaya.linux import os
 from nagaya.runtime import criu, lifecycle
 from nagaya.runtime.arguments import FLAG, LIST, NUMBER, TEXT, Option
 
@@ -48,9 +47,9 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     absolute(options)
     parent = options["parent-path"]
     if parent:
-        if os.path.isabs(parent):
+        if parent.startswith("/"):
             raise InvalidArgument("--parent-path must be relative", subject="--parent-path")
-        if not os.path.isdir(f"{options['image-path']}/{parent}"):
+        if not os.isdir(f"{options['image-path']}/{parent}"):
             raise InvalidArgument("invalid --parent-path: no such directory", subject="--parent-path")
     criu.checkpoint(settings.root, identifier, options)
     if not (options["leave-running"] or options["pre-dump"]):
@@ -61,5 +60,5 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
 
 def absolute(options: dict[str, Any]) -> None:
     """The directories of images and of logs, with runc's default."""
-    options["image-path"] = os.path.abspath(options["image-path"] or "checkpoint")
-    options["work-path"] = os.path.abspath(options["work-path"]) if options["work-path"] else ""
+    options["image-path"] = os.abspath(options["image-path"] or "checkpoint")
+    options["work-path"] = os.abspath(options["work-path"]) if options["work-path"] else ""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import select
 
 from nagaya.errors import InvalidArgument, NagayaError
-from nagaya.linux import namespaces as ns
+from nagaya.linux import os, pids
 from nagaya.linux.json import dumps
 from nagaya.runtime import lifecycle
 from nagaya.runtime import state as store
@@ -36,7 +35,7 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     if options["stats"]:
         return 0
     record = store.load(settings.root, identifier)
-    pidfd = ns.pidfd_open(record["pid"])
+    pidfd = pids.pidfd_open(record["pid"])
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     kills = lifecycle.oom_kills(record)

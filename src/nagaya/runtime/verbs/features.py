@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from nagaya import __version__
-from nagaya.linux import caps, seccomp
+from nagaya.linux import caps, os, seccomp
 from nagaya.linux.json import dumps_indented
 from nagaya.oci import scheduling
 from nagaya.oci.runtime import VERSION

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nagaya.errors import InvalidArgument
-from nagaya.linux.process import signal_number
+from nagaya.linux.pids import signal_number
 from nagaya.runtime import lifecycle
 from nagaya.runtime.arguments import FLAG, Option
 

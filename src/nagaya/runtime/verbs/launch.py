@@ -5,13 +5,11 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import _socket
 import errno
-import os
 import select
 from _struct import pack
 
 from nagaya.errors import InvalidArgument, KernelError, NagayaError, NotFound
-from nagaya.linux import namespaces as ns
-from nagaya.linux import process, tty
+from nagaya.linux import os, pids, process, tty
 from nagaya.linux.json import loads
 from nagaya.runtime import container
 from nagaya.runtime.arguments import FLAG, NUMBER, TEXT, Option
@@ -59,12 +57,15 @@ def read_json(path: str) -> Any:
 
 def bundle_of(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """(absolute bundle, its specification)."""
-    bundle = os.path.realpath(options["bundle"] or ".")
+    where = options["bundle"] or "."
+    try:
+        bundle = os.realpath(where)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise InvalidArgument(f"chdir {os.abspath(where)}: {reason}", subject="--bundle") from None
     try:
         spec = read_json(f"{bundle}/config.json")
     except NotFound:
-        if not os.path.isdir(bundle):
-            raise InvalidArgument(f"chdir {bundle}: no such file or directory", subject="--bundle") from None
         raise InvalidArgument(
             "JSON specification file config.json not found", subject="config.json"
         ) from None
@@ -79,7 +80,7 @@ def preserved(options: dict[str, Any], spec_process: dict[str, Any]) -> int:
     """How many fds from 3 on the container gets: --preserve-fds and socket activation
     (sd_listen_fds(3)), for which the environment is completed."""
     count: int = options["preserve-fds"] or 0
-    listen = os.environ.get("LISTEN_FDS", "")
+    listen = os.fsdecode(os.environ.get(b"LISTEN_FDS", b""))
     if listen.isdigit() and int(listen) > 0:
         count += int(listen)
         words = [w for w in spec_process.get("env") or [] if not w.startswith(("LISTEN_FDS=", "LISTEN_PID="))]
@@ -223,7 +224,7 @@ class Foreground:
                             pass
                         continue
                     try:
-                        ns.pidfd_send_signal(pidfd, number)
+                        pids.pidfd_send_signal(pidfd, number)
                     except KernelError:
                         pass
             if master in ready and not _copy(master, 1):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from nagaya.errors import InvalidArgument, NotFound
+from nagaya.linux import os
 from nagaya.linux.json import dumps
 from nagaya.runtime import lifecycle
 from nagaya.runtime.arguments import FLAG, TEXT, Option
@@ -25,7 +24,7 @@ OPTIONS = [
 
 def main(settings: Settings, options: dict[str, Any], _positional: list[str]) -> int:
     """Print them."""
-    if settings.root_given and not os.path.isdir(settings.root):
+    if settings.root_given and not os.isdir(settings.root):
         raise NotFound(f"open {settings.root}: no such file or directory", subject="--root")
     states = lifecycle.list_states(settings.root)
     for document in states:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from nagaya.errors import FailedPrecondition, InvalidArgument
+from nagaya.linux import os
 from nagaya.linux.json import dumps
 from nagaya.runtime import lifecycle
 from nagaya.runtime.arguments import TEXT, Option
@@ -49,7 +48,7 @@ def _host_ps(arguments: list[str]) -> list[str]:
     pid = os.posix_spawnp(
         "ps",
         ["ps", *arguments],
-        dict(os.environ),
+        os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, writer, 2)],
     )
     os.close(writer)

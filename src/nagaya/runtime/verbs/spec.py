@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from nagaya.errors import AlreadyExists
+from nagaya.linux import os
 from nagaya.linux.cgroup import layout
 from nagaya.linux.json import dumps_indented
 from nagaya.oci.runtime import example

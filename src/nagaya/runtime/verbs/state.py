@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from nagaya.linux import os
 from nagaya.linux.json import dumps_indented
 from nagaya.runtime import lifecycle
 

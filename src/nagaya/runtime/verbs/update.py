@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from nagaya.errors import InvalidArgument
+from nagaya.linux import os
 from nagaya.linux.json import loads
 from nagaya.runtime import lifecycle
 from nagaya.runtime.arguments import NUMBER, TEXT, Option
