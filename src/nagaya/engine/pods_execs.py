@@ -18,7 +18,7 @@ from nagaya.errors import (
     KernelError,
     ResourceExhausted,
 )
-from nagaya.linux.namespaces import pidfd_send_signal
+from nagaya.linux.pids import pidfd_send_signal
 from nagaya.wire.streams import STDOUT
 
 MOST_OUTPUT = 16 << 20  # what a kubelet's gRPC client takes

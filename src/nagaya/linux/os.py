@@ -11,10 +11,15 @@ import posix
 from posix import *  # noqa: F403  # as os.py does it
 from posix import _exit
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 __all__ = [
     "_exit",
     "abspath",
     "dirname",
+    "execvp",
     "exists",
     "fsdecode",
     "fsencode",
@@ -80,6 +85,16 @@ def realpath(path: str) -> str:
         return posix.readlink(f"/proc/self/fd/{fd}")
     finally:
         posix.close(fd)
+
+
+def execvp(name: str, argv: list[str]) -> NoReturn:
+    """Execute a program of PATH (os.execvp). Raises FileNotFoundError."""
+    for directory in posix.environ.get(b"PATH", b"/usr/bin:/bin").split(b":"):
+        try:
+            posix.execv((directory or b".") + b"/" + fsencode(name), argv)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+    raise FileNotFoundError(2, posix.strerror(2), name)
 
 
 def makedirs(path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
