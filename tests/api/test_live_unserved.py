@@ -30,6 +30,23 @@ def test_each_is_501_with_one_line(house: House) -> None:
     assert house.leaks() == []
 
 
+def test_swarm_and_plugins_are_not_offered(house: House) -> None:
+    """What is asked without meaning it is answered as dockerd does (tests/api/test_tour.py)."""
+    for path in ("/swarm/init", "/swarm/join", "/plugins/pull?remote=x", "/plugins/create?name=x"):
+        answer = call(house.socket, "POST", path, {})
+        assert answer.status == 501 and "offered" in answer.message, path
+    for method, path in (
+        ("GET", "/plugins/a/b/json"),
+        ("POST", "/plugins/a/b/enable"),
+        ("DELETE", "/plugins/a/b"),
+    ):
+        answer = call(house.socket, method, path)
+        assert (answer.status, answer.message) == (404, 'plugin "a/b" not found')
+    for method, path in (("GET", "/nodes/x"), ("POST", "/services/create"), ("DELETE", "/secrets/x")):
+        answer = call(house.socket, method, path)
+        assert answer.status == 503 and answer.message.startswith("This node is not a swarm manager.")
+
+
 def test_the_real_client_shows_that_line(house: House) -> None:
     said = house.docker("commit", "x")
     assert said.returncode == 1 and b"not supported yet" in said.stderr

@@ -59,7 +59,7 @@ class Execs:
     async def create(self, ref: str, config: ExecConfig) -> str:
         """Note what is to be run. Raises FailedPrecondition when the container does not run."""
         container = self._world.roster.find(ref).container
-        self._check_running(container.id, container.state)
+        self._check_running(ref, container.id, container.state)
         if not config.command or not config.command[0]:
             raise InvalidArgument("No exec command specified", subject="Cmd")
         self._prune()
@@ -70,9 +70,9 @@ class Execs:
         return exec_id
 
     @staticmethod
-    def _check_running(container_id: str, state: str) -> None:
+    def _check_running(ref: str, container_id: str, state: str) -> None:
         if state == "paused":
-            raise FailedPrecondition(f"container {container_id} is paused, unpause the container before exec")
+            raise FailedPrecondition(f"Container {ref} is paused, unpause the container before exec")
         if state == "restarting":
             raise FailedPrecondition(
                 f"container {container_id} is restarting, wait until the container is running"
@@ -97,7 +97,7 @@ class Execs:
             slot = world.roster.get(session.container_id)
             if slot is None:
                 raise NotFound(f"No such container: {session.container_id}", subject=session.container_id)
-            self._check_running(session.container_id, slot.container.state)
+            self._check_running(session.container_id, session.container_id, slot.container.state)
             if session.running or session.exit_code is not None:
                 raise FailedPrecondition(f"Error: Exec command {exec_id} is already running")
         except BaseException:

@@ -9,7 +9,18 @@ import asyncio
 import re
 
 import nagaya
-from nagaya.api.docker import archive, containers, execs, images, networks, streams, system, unserved, volumes
+from nagaya.api.docker import (
+    archive,
+    containers,
+    execs,
+    images,
+    networks,
+    streams,
+    swarm,
+    system,
+    unserved,
+    volumes,
+)
 from nagaya.api.docker.errors import error_response, message_response
 from nagaya.api.docker.version import API_VERSION, MIN_API_VERSION, parse_version
 from nagaya.api.http.messages import Answer, Request
@@ -28,6 +39,7 @@ _ROUTES = (
     *images.ROUTES,
     *networks.ROUTES,
     *volumes.ROUTES,
+    *swarm.ROUTES,
     *unserved.ROUTES,
 )
 

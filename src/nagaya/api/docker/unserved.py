@@ -28,19 +28,6 @@ UNSERVED = (
     ("POST", "/networks/{id}/disconnect", "disconnecting a container from a network"),
     ("DELETE", "/networks/{id}", "removing networks"),
     ("PUT", "/volumes/{name}", "updating cluster volumes"),
-    ("GET", "/plugins", "plugins"),
-    ("GET", "/plugins/{name:path}", "plugins"),
-    ("POST", "/plugins/{name:path}", "plugins"),
-    ("DELETE", "/plugins/{name:path}", "plugins"),
-    ("GET", "/swarm", "Swarm"),
-    ("POST", "/swarm/{verb}", "Swarm"),
-    ("GET", "/swarm/unlockkey", "Swarm"),
-    *(
-        (method, pattern, "Swarm")
-        for kind in ("nodes", "services", "tasks", "secrets", "configs")
-        for method in ("GET", "POST", "DELETE")
-        for pattern in (f"/{kind}", f"/{kind}/{{rest:path}}")
-    ),
 )
 
 
