@@ -84,7 +84,7 @@ class Container:
                 file.write("1")
             self.nl = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
         bound, self.fds = service.reserve(ports, endpoint=f"c{number} (id)")
-        self.plan = service.plan(f"{number:064x}"[::-1], (), bound)
+        self.plan = service.plan(f"{number:064x}"[::-1], bound)
         service.connect(self.plan, f"/proc/self/fd/{self.ns}", self.nl.fileno())
         service.publish(self.plan)
         self.service = service
@@ -356,7 +356,7 @@ def disconnect_later() -> None:
     service.drain()
     assert ip("link", "show", "master", BRIDGE) == []
     assert [link["ifname"] for link in ip("link", ns=held.ns)] == ["lo"]
-    assert service._leases.keys() == {"3" * 64}
+    assert service._default.leases.keys() == {"3" * 64}
 
 
 @scenario

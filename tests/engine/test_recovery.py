@@ -76,6 +76,8 @@ def test_every_point_is_tried() -> None:
     for path in (SOURCE / "nagaya/engine").glob("*.py"):
         if path.name.startswith("pods"):  # tests/cri/test_cri_recovery.py
             continue
+        if path.stem == "netchanges":
+            continue  # test_network_kill_points.py
         text = path.read_text()
         found |= set(re.findall(r'\bpoint\("([^"]+)"\)', text))
         for kind in re.findall(r'journal\.begin\("([^"]+)"', text):

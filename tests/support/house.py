@@ -238,6 +238,7 @@ class House:
             ids = self.docker("ps", "-aq", "--no-trunc").stdout.split()
             if ids:
                 self.docker("rm", "-f", *(i.decode() for i in ids), timeout=120)
+            self.docker("network", "prune", "-f")
             keeper = self.supervisor_pid()
             self.stop_daemon()
             if check:

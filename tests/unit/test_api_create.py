@@ -207,10 +207,10 @@ def test_mounts() -> None:
             {},
             {
                 "NetworkingConfig": {
-                    "EndpointsConfig": {"default": {"IPAMConfig": {"IPv4Address": "10.0.0.9"}}}
+                    "EndpointsConfig": {"default": {"IPAMConfig": {"IPv4Address": "10.0.0.x"}}}
                 }
             },
-            "NetworkingConfig.EndpointsConfig.default.IPAMConfig is not supported yet",
+            "invalid IPv4 address: 10.0.0.x",
         ),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.cli import values
+from nagaya.cli import networks, values
 from nagaya.cli.flags import Flag, Given, UsageError, bad_value
 from nagaya.errors import InvalidArgument
 from nagaya.linux import json
@@ -74,6 +74,7 @@ CREATE_FLAGS = (
     _text("ipc", "IPC namespace: none, private, shareable, host or container:NAME"),
     _list("label", "Set a label: NAME=VALUE", "l"),
     _list("label-file", "Read labels from a file"),
+    _list("link", "Add a name of another container: NAME[:ALIAS]"),
     _text("log-driver", "Driver that keeps the container's output"),
     _list("log-opt", "Set an option of the log driver"),
     _text("mac-address", "MAC address"),
@@ -211,10 +212,10 @@ def body(given: Given, *, detach: bool = False) -> dict[str, Any]:
         "StopTimeout": given["stop-timeout"] if "stop-timeout" in given.changed else None,
     }
     body = {key: value for key, value in config.items() if value not in (None, "", {}, False)}
-    body["HostConfig"] = _host(given, bindings)
-    endpoints = _endpoints(given)
-    if endpoints:
-        body["NetworkingConfig"] = {"EndpointsConfig": endpoints}
+    networking = networks.wishes(given)
+    body["HostConfig"] = _host(given, bindings, networking)
+    if networking["endpoints"]:
+        body["NetworkingConfig"] = {"EndpointsConfig": networking["endpoints"]}
     return body
 
 
@@ -230,7 +231,7 @@ def _attached(given: Given, detach: bool) -> set[str]:
     return words or {"stdout", "stderr", *(["stdin"] if given["interactive"] else [])}
 
 
-def _host(given: Given, bindings: dict[str, Any]) -> dict[str, Any]:
+def _host(given: Given, bindings: dict[str, Any], networking: dict[str, Any]) -> dict[str, Any]:
     added, dropped = values.capabilities(given["cap-add"], given["cap-drop"])
     options, masked = _security(given["security-opt"])
     host: dict[str, Any] = {key: given[flag] for flag, key in _PLAIN.items()}
@@ -238,7 +239,8 @@ def _host(given: Given, bindings: dict[str, Any]) -> dict[str, Any]:
     if "memory-swappiness" in given.changed:
         host["MemorySwappiness"] = given["memory-swappiness"]
     host |= {
-        "NetworkMode": _network(given)[0],
+        "NetworkMode": networking["mode"],
+        "Links": networking["links"],
         "Binds": [bind for bind in map(values.volume, given["volume"]) if bind is not None],
         "Mounts": [values.mount(word) for word in given["mount"]],
         "Tmpfs": dict(word.partition(":")[::2] for word in given["tmpfs"]),
@@ -293,42 +295,6 @@ def _security(words: list[str]) -> tuple[list[str], list[str] | None]:
         else:
             options.append(word)
     return options, masked
-
-
-def _network(given: Given) -> tuple[str, dict[str, Any]]:
-    """(NetworkMode, endpoint settings) of --network NAME or --network name=NAME,alias=A,ip=..."""
-    words = given["network"] + given["net"]
-    settings: dict[str, Any] = {}
-    mode = "default"
-    if words and "name=" in words[0]:
-        for field in words[0].split(","):
-            key, _, value = field.partition("=")
-            if key == "name":
-                mode = value
-            elif key == "alias":
-                settings.setdefault("Aliases", []).append(value)
-            elif key in ("ip", "ip6"):
-                settings.setdefault("IPAMConfig", {})["IPv4Address" if key == "ip" else "IPv6Address"] = value
-            elif key == "mac-address":
-                settings["MacAddress"] = value
-            else:
-                raise UsageError(f"invalid field {key} in --network")
-    elif words:
-        mode = words[0]
-    return mode, settings
-
-
-def _endpoints(given: Given) -> dict[str, Any]:
-    mode, settings = _network(given)
-    if given["network-alias"]:
-        settings.setdefault("Aliases", []).extend(given["network-alias"])
-    if given["ip"]:
-        settings.setdefault("IPAMConfig", {})["IPv4Address"] = given["ip"]
-    if given["ip6"]:
-        settings.setdefault("IPAMConfig", {})["IPv6Address"] = given["ip6"]
-    if given["mac-address"]:
-        settings["MacAddress"] = given["mac-address"]
-    return {mode: settings} if settings else {}
 
 
 def _health(given: Given) -> dict[str, Any] | None:

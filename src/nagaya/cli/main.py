@@ -75,7 +75,12 @@ NOUNS = {
         "rm": "rmi",
         "remove": "rmi",
     },
-    "network": {"ls": "network_ls", "list": "network_ls", "inspect": "inspect"},
+    "network": {
+        **{v: f"network_{v}" for v in ("connect", "create", "disconnect", "ls", "prune", "rm")},
+        "inspect": "inspect",
+        "list": "network_ls",
+        "remove": "network_rm",
+    },
     "system": {"df": "df", "events": "events", "info": "info"},
     "volume": {
         "create": "volume_create",

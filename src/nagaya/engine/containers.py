@@ -46,6 +46,7 @@ from nagaya.engine.model import (
     RestartPolicy,
     Step,
 )
+from nagaya.engine.nettable import wired
 from nagaya.engine.removal import remove_slot
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
@@ -180,14 +181,15 @@ class Containers:
         await settle(world, slot)
         try:
             await world.volumes.mount(container)
-            plan, prepared = await self._prepare(container, peers, steps)
+            plans, prepared = await self._prepare(container, peers, steps)
         except Exception as error:
             failure = start_failure(error, container.path)
             await self._start_failed(slot, failure)
             raise failure.error from error
         try:
-            if plan is not None:
-                prepared = await self._wire(container, peers, plan, steps)
+            if plans:
+                prepared = await self._wire(container, peers, plans, steps)
+            networks.tell(world, container, "connect")
             mark = time.monotonic_ns()
             world.journal.point("start: before run")
             started = await runtimes.of(world, container).run(container, prepared)
@@ -225,37 +227,46 @@ class Containers:
 
     async def _prepare(
         self, container: Container, peers: Mapping[str, Container], steps: list[Step]
-    ) -> tuple[EndpointPlan | None, Launch | Any]:
-        """Journal, and either everything that is needed (no bridge), or the endpoint's plan."""
+    ) -> tuple[list[EndpointPlan], Launch | Any]:
+        """Journal, and either everything that is needed (no network), or the endpoints' plans."""
         world = self._world
         mark = time.monotonic_ns()
-        if not networks.wants_bridge(container):
+        if not wired(container):
             prepared = await world.job(_begin_plain, world, container, peers)
             steps.append(
                 _step("engine", "compose config.json", f"{len(prepared.spec['mounts'])} mounts", mark)
             )
-            return None, prepared
-        plan, fds = await world.job(_begin_bridge, world, container)
-        steps.append(_step("network", "plan endpoint", plan.address, mark))
+            return [], prepared
+        plans, fds = await world.job(_begin_wired, world, container)
+        addresses = " ".join(plan.address or plan.address6 for plan in plans)
+        steps.append(_step("network", "plan endpoint", addresses, mark))
         if fds:
             try:
                 await world.supervisor.hold(networks.hold_token(container.id), fds)
             finally:
                 for fd in fds:
                     os.close(fd)
-        return plan, None
+        return plans, None
 
     async def _wire(
-        self, container: Container, peers: Mapping[str, Container], plan: EndpointPlan, steps: list[Step]
+        self,
+        container: Container,
+        peers: Mapping[str, Container],
+        plans: Sequence[EndpointPlan],
+        steps: list[Step],
     ) -> Launch:
-        """Pin a network namespace and put the endpoint into it; then compose."""
+        """Pin a network namespace and put the endpoints into it; then compose."""
         world = self._world
         mark = time.monotonic_ns()
-        reply = await world.supervisor.call({"op": "netns", "pin": world.settings.netns(container.id)})
+        request: dict[str, Any] = {"op": "netns", "pin": world.settings.netns(container.id)}
+        if any(plan.address6 for plan in plans):
+            request["ipv6"] = True
+        reply = await world.supervisor.call(request)
         steps.append(_step("builder", "pin network namespace", world.settings.netns(container.id), mark))
         world.journal.point("start: pinned")
-        prepared, endpoint, more = await world.job(_wire, world, container, peers, plan, reply.fds[0])
-        container.endpoints = (endpoint,)
+        prepared, container.endpoints, more = await world.job(
+            _wire, world, container, peers, plans, reply.fds[0]
+        )
         steps += more
         return prepared
 
@@ -524,25 +535,30 @@ def _begin_plain(world: World, container: Container, peers: Mapping[str, Contain
     return prepared
 
 
-def _begin_bridge(world: World, container: Container) -> tuple[EndpointPlan, list[int]]:
+def _begin_wired(world: World, container: Container) -> tuple[list[EndpointPlan], list[int]]:
     world.journal.begin("start", container.id)
-    plan, fds = networks.plan(world, container)
+    plans, fds = networks.plan(world, container)
     world.journal.point("start: planned")
-    return plan, fds
+    return plans, fds
 
 
 def _wire(
-    world: World, container: Container, peers: Mapping[str, Container], plan: EndpointPlan, netlink_fd: int
-) -> tuple[Launch, Endpoint, list[Step]]:
+    world: World,
+    container: Container,
+    peers: Mapping[str, Container],
+    plans: Sequence[EndpointPlan],
+    netlink_fd: int,
+) -> tuple[Launch, tuple[Endpoint, ...], list[Step]]:
     mark = time.monotonic_ns()
-    endpoint = networks.connect(world, container, plan, netlink_fd)
-    steps = [_step("network", "connect endpoint", f"{plan.host_interface} {plan.address}", mark)]
+    endpoints = networks.connect(world, container, plans, netlink_fd)
+    way_out = next((plan for plan in plans if plan.default_route), plans[0])
+    steps = [_step("network", "connect endpoint", f"{way_out.host_interface} {way_out.address}", mark)]
     mark = time.monotonic_ns()
-    wired = msgspec.structs.replace(container, endpoints=(endpoint,))
-    prepared = launch.prepare(world, wired, peers, world.settings.netns(container.id), plan.gateway)
+    inside = msgspec.structs.replace(container, endpoints=endpoints)
+    prepared = launch.prepare(world, inside, peers, world.settings.netns(container.id), way_out.gateway)
     world.journal.point("start: composed")
     steps.append(_step("engine", "compose config.json", f"{len(prepared.spec['mounts'])} mounts", mark))
-    return prepared, endpoint, steps
+    return prepared, endpoints, steps
 
 
 def _record_start(world: World, container: Container, steps: Sequence[Step]) -> None:

@@ -37,8 +37,6 @@ from nagaya.network import resolv
 from nagaya.oci.defaults import CAPABILITIES
 from nagaya.oci.imageconfig import ContainerDefaults
 
-_MODES = ("default", "bridge", "none", "host")
-
 
 def check(world: World, config: ContainerConfig) -> tuple[ContainerConfig, list[str]]:
     """(the configuration with checked limits, warnings). Raises InvalidArgument for whatever would
@@ -78,8 +76,6 @@ def check(world: World, config: ContainerConfig) -> tuple[ContainerConfig, list[
         resolv.parse_extra_host(entry, "0.0.0.0")
     for options in config.tmpfs.values():
         spec_mounts.tmpfs_options(options.split(","))
-    if config.network_mode not in _MODES and not config.network_mode.startswith("container:"):
-        raise InvalidArgument(f"network {config.network_mode} not found", subject="NetworkMode")
     if config.network_mode == "host" and config.ports:
         warnings.append("Published ports are discarded when using host network mode")
     for mode, field in (

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from nagaya.engine import archives, attachments, logs, networks, pods, recovery, top, volumes
+from nagaya.engine import archives, attachments, logs, nettable, networks, pods, recovery, top, volumes
 from nagaya.engine.changes import Change
 from nagaya.engine.containers import Containers
 from nagaya.engine.copying import PathStat
@@ -22,6 +22,7 @@ from nagaya.engine.health import Monitors
 from nagaya.engine.images import Images
 from nagaya.engine.keeper import Exit
 from nagaya.engine.model import (
+    Attachment,
     AttachRequest,
     Container,
     Created,
@@ -31,6 +32,8 @@ from nagaya.engine.model import (
     ExecConfig,
     ImageSummary,
     LogLine,
+    Network,
+    NetworkCreation,
     PullProgress,
     RegistryAuth,
     Resources,
@@ -39,6 +42,7 @@ from nagaya.engine.model import (
     VolumeSummary,
     WaitResult,
 )
+from nagaya.engine.netchanges import NetworkChanges
 from nagaya.engine.pods_containers import PodService
 from nagaya.engine.prune import Prune, Pruned
 from nagaya.engine.service import WaitCondition
@@ -62,6 +66,7 @@ class Engine:
         self._prune = Prune(world, self._containers)
         self._images = Images(world)
         self._pods = PodService(world, self._containers, self._execs)
+        self._changes = NetworkChanges(world)
         self._early: list[Exit] | None = []  # exits that come while recovery works
         self._unasked: list[str] | None = []  # and processes
         self._guard: asyncio.Task[None] | None = None
@@ -73,7 +78,7 @@ class Engine:
         """An engine whose ledger, keeper and kernel agree. The supervisor must be started."""
         engine = cls(world)
         await pods.load_all(world)
-        await recovery.recover(world, engine._containers)
+        await recovery.recover(world, engine._containers, engine._changes)
         await pods.settle(world)
         early, engine._early = engine._early, None
         for exit in early or ():
@@ -368,7 +373,7 @@ class Engine:
     def info(self) -> Mapping[str, object]:
         settings = self._world.settings
         return {
-            "id": networks.network_id(os.uname().nodename)[:64],
+            "id": nettable.network_id(os.uname().nodename)[:64],
             "root": settings.root,
             "driver": "overlay2",
             "driver_status": (("Supports d_type", "true"), ("Snapshots", f"{settings.root}/snapshots")),
@@ -394,6 +399,21 @@ class Engine:
 
     async def prune_volumes(self, chosen: Callable[[VolumeSummary], bool]) -> tuple[Sequence[str], int]:
         return await self._world.volumes.prune(chosen)
+
+    async def create_network(self, asked: NetworkCreation) -> Network:
+        return await self._changes.create(asked)
+
+    async def remove_network(self, ref: str) -> None:
+        await self._changes.remove(ref)
+
+    async def prune_networks(self, wanted: Callable[[Network], bool]) -> list[str]:
+        return await self._changes.prune(wanted)
+
+    async def connect_network(self, ref: str, container: str, attachment: Attachment) -> None:
+        await self._changes.connect(ref, container, attachment)
+
+    async def disconnect_network(self, ref: str, container: str, *, force: bool = False) -> None:
+        await self._changes.disconnect(ref, container, force=force)
 
     def volumes(self) -> Sequence[VolumeSummary]:
         return volumes.summaries(self._world.ledger, self._world.settings.root)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from nagaya.engine import launch, networks, oom, restart, runtimes
 from nagaya.engine.keeper import Exit
 from nagaya.engine.model import Container
+from nagaya.engine.nettable import wired
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
 from nagaya.errors import NagayaError
@@ -80,6 +81,7 @@ class Exits:
                         await self._clean_network(container)
                     except NagayaError as error:
                         log.error("network of container %s stays: %s", container.id[:12], error)
+                networks.tell(world, container, "disconnect")
                 removal = container.config.auto_remove and not slot.restarts
                 if not removal:
                     slot.notify("not-running", "next-exit")
@@ -134,7 +136,7 @@ class Exits:
 
     async def _clean_network(self, container: Container) -> None:
         world = self._world
-        if not networks.wants_bridge(container):
+        if not container.endpoints and not wired(container):
             return
         await world.job(networks.take_down, world, container.id)
         container.endpoints = ()

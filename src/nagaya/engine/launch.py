@@ -93,16 +93,7 @@ def etc_files(
     if owner is container:
         config, settings = container.config, world.settings
         files.write(f"{directory}/hostname", resolv.hostname_file(container.hostname))
-        files.write(
-            f"{directory}/hosts",
-            resolv.hosts(
-                addresses=[e.address for e in container.endpoints if e.address],
-                hostname=container.hostname,
-                domainname=config.domainname,
-                extra=config.extra_hosts,
-                gateway=gateway,
-            ),
-        )
+        _write_hosts(world, container, gateway)
         files.write(
             f"{directory}/resolv.conf",
             resolv.resolv_conf(
@@ -114,6 +105,30 @@ def etc_files(
             ),
         )
     return {f"/etc/{name}": f"{directory}/{name}" for name in ("resolv.conf", "hostname", "hosts")}
+
+
+def _write_hosts(world: World, container: Container, gateway: str) -> None:
+    config = container.config
+    files.write(
+        f"{world.settings.container_dir(container.id)}/hosts",
+        resolv.hosts(
+            addresses=[a for e in container.endpoints for a in (e.address, e.address6) if a],
+            hostname=container.hostname,
+            domainname=config.domainname,
+            extra=config.extra_hosts,
+            gateway=gateway,
+        ),
+    )
+
+
+def rewrite_hosts(world: World, container: Container) -> None:
+    """The hosts file of a running container whose networks have changed. Blocking."""
+    gateway = next((e.gateway for e in container.endpoints if e.gateway), "")
+    if not gateway:  # what was "host-gateway" at its start would be nothing now
+        entries = tuple(e for e in container.config.extra_hosts if not e.endswith(":host-gateway"))
+        config = msgspec.structs.replace(container.config, extra_hosts=entries)
+        container = msgspec.structs.replace(container, config=config)
+    _write_hosts(world, container, gateway)
 
 
 def _host_resolv_conf() -> str:

@@ -11,6 +11,8 @@ from typing import Literal
 import msgspec
 
 from nagaya.engine.pods_model import PodMember
+from nagaya.network.design import IpamConfig
+from nagaya.network.model import NetworkPlan
 
 State = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
@@ -48,6 +50,48 @@ class MountSpec(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     driver: str = ""
     driver_options: dict[str, str] = {}
+
+
+class Attachment(msgspec.Struct, frozen=True):
+    """A container's wish to be in a network, by name or id; "" is for the network to choose."""
+
+    network: str
+    address: str = ""
+    address6: str = ""
+    mac: str = ""
+    aliases: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()  # CONTAINER[:ALIAS]
+    gateway_priority: int = 0
+    driver_options: dict[str, str] = {}
+
+
+class NetworkCreation(msgspec.Struct, frozen=True):
+    """A network as it was asked for."""
+
+    name: str
+    driver: str = "bridge"
+    internal: bool = False
+    attachable: bool = False
+    ipv6: bool = False
+    ipam_driver: str = "default"
+    ipam_options: dict[str, str] = {}
+    ipam: tuple[IpamConfig, ...] = ()
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class Network(msgspec.Struct, frozen=True):
+    """A network: as it was asked for, and as it is. plan None: host and none, which need none."""
+
+    id: str
+    created: int
+    asked: NetworkCreation
+    plan: NetworkPlan | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.asked.name
 
 
 class RestartPolicy(msgspec.Struct, frozen=True):
@@ -154,7 +198,9 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     mounts: tuple[MountSpec, ...] = ()
     ports: tuple[PortBinding, ...] = ()
     publish_all: bool = False
-    network_mode: str = "default"  # default | bridge | none | host | container:ID
+    network_mode: str = "default"  # default | bridge | none | host | container:ID | a network
+    networks: tuple[Attachment, ...] = ()  # (): the one of network_mode
+    links: tuple[str, ...] = ()  # of the default bridge: CONTAINER[:ALIAS]
     resources: Resources = Resources()
     restart: RestartPolicy = RestartPolicy()
     auto_remove: bool = False
@@ -215,6 +261,9 @@ class Endpoint(msgspec.Struct, frozen=True):
     mac: str = ""
     host_interface: str = ""
     ports: tuple[PortBinding, ...] = ()  # with the host ports really chosen
+    address6: str = ""
+    prefix6: int = 0
+    gateway6: str = ""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -264,6 +313,7 @@ class Container(msgspec.Struct):
     has_been_manually_stopped: bool = False
     path: str = ""  # resolved argv[0]
     args: tuple[str, ...] = ()  # resolved argv[1:]
+    networks: tuple[Attachment, ...] | None = None  # where it belongs; None: as its config says
     endpoints: tuple[Endpoint, ...] = ()
     log_path: str = ""
     hostname: str = ""

@@ -1,13 +1,15 @@
-"""A container's place in the default bridge network: from the plan in the ledger to the wire and back.
+"""A container's places in its networks: from the plans in the ledger to the wire and back.
 
-Order of a start: ports reserved and the endpoint planned (one transaction with the journal's
-"start"), namespace pinned by a builder, interface and addresses made, ports published. Undone in
-the reverse order; every step of that may be repeated, so recovery simply repeats it.
+Order of a start: ports reserved and the endpoints planned (one transaction with the journal's
+"start"), namespace pinned by a builder, interfaces and addresses made, ports published. Undone in
+the reverse order; every step of that may be repeated, so recovery simply repeats it. Changes of a running
+container are in `netchanges`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -15,19 +17,14 @@ import msgspec
 from nagaya.engine import files, names
 from nagaya.engine.launch import joined_container
 from nagaya.engine.ledger import Ledger
-from nagaya.engine.model import Container, Endpoint, PortBinding
+from nagaya.engine.model import Attachment, Container, Endpoint, Network, PortBinding
+from nagaya.engine.nettable import PREDEFINED, attachments, key_of, wired
 from nagaya.engine.world import World
-from nagaya.errors import KernelError, NagayaError
+from nagaya.errors import InvalidArgument, KernelError, NagayaError
 from nagaya.linux.mounts import MNT_DETACH, umount2
-from nagaya.network.model import EndpointPlan, PublishedPort
+from nagaya.network.local import Wanted
+from nagaya.network.model import DEFAULT, EndpointPlan, PublishedPort, Subnet
 from nagaya.network.service import close_all
-
-NETWORK = "bridge"
-
-
-def wants_bridge(container: Container) -> bool:
-    """Does the container live in the bridge network?"""
-    return container.config.network_mode in ("default", "bridge", "")
 
 
 def hold_token(container_id: str) -> str:
@@ -65,45 +62,139 @@ def plans(ledger: Ledger, container_id: str = "") -> list[EndpointPlan]:
     return [msgspec.json.decode(d if isinstance(d, bytes) else str(d), type=EndpointPlan) for (d,) in rows]
 
 
-def plan(world: World, container: Container) -> tuple[EndpointPlan, list[int]]:
-    """Decide the endpoint and write it down; returns it with the reserving sockets. Blocking."""
-    network = world.network
-    bound, fds = network.reserve(published_ports(container), endpoint=f"{container.name} ({container.id})")
+def resolve(world: World, container: Container) -> list[tuple[Attachment, Network]]:
+    """The networks it will be in, its mode's first. Raises NotFound, InvalidArgument for what the network
+    cannot give."""
+    mode = world.nets.get(container.config.network_mode)
+    found = [(attachment, world.nets.find(attachment.network)) for attachment in wired(container)]
+    for attachment, network in found:
+        check(attachment, network)
+    found.sort(key=lambda pair: pair[1] is not mode)
+    return found
+
+
+def check(attachment: Attachment, network: Network) -> None:
+    """Raise InvalidArgument, in dockerd's words, for wishes that this kind of network does not fulfil."""
+    if network.id == PREDEFINED[DEFAULT].id:
+        if attachment.address or attachment.address6:
+            raise InvalidArgument("user specified IP address is supported on user defined networks only")
+        if attachment.aliases:
+            raise InvalidArgument(
+                "network-scoped alias is supported only for containers in user defined networks"
+            )
+        return
+    asked = [config.subnet for config in network.asked.ipam]
+    for address in (attachment.address, attachment.address6):
+        if address and not any((":" in subnet) is (":" in address) for subnet in asked if subnet):
+            raise InvalidArgument(
+                "user specified IP address is supported only when connecting to networks with user "
+                "configured subnets"
+            )
+
+
+def chief(found: Sequence[tuple[Attachment, Network]]) -> int:
+    """Which of them is the container's way out, and where its ports are published: the highest gateway
+    priority, not an internal one, then the first name; -1: none is."""
+    ways = [
+        (-attachment.gateway_priority, network.asked.internal, network.name, index)
+        for index, (attachment, network) in enumerate(found)
+    ]
+    return min(ways)[3] if ways else -1
+
+
+def ports_of(container: Container, network: Network) -> list[PublishedPort]:
+    """What is to be published there."""
+    if network.asked.internal or network.asked.driver != "bridge":
+        return []
+    address = network.plan.host_ip if network.plan else ""
+    return [
+        msgspec.structs.replace(port, host_ip=address) if address and not port.host_ip else port
+        for port in published_ports(container)
+    ]
+
+
+def plan(world: World, container: Container) -> tuple[list[EndpointPlan], list[int]]:
+    """Decide the endpoints and write them down; returns them with the reserving sockets. Blocking."""
+    found = resolve(world, container)
+    first = chief(found)
+    bound, fds = world.network.reserve(
+        ports_of(container, found[first][1]), endpoint=f"{container.name} ({container.id})"
+    )
+    made: list[EndpointPlan] = []
     try:
-        made = network.plan(names.new_id(), (), bound)
-        with world.ledger.write() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO endpoints(container, network, document) VALUES(?,?,?)",
-                (container.id, NETWORK, msgspec.json.encode(made)),
+        for index, (attachment, network) in enumerate(found):
+            made.append(
+                world.network.plan(
+                    names.new_id(),
+                    bound if index == first else (),
+                    network=key_of(network),
+                    wanted=wanted(attachment, f"eth{index}", default_route=index == first),
+                )
             )
-            db.execute(
-                "INSERT INTO addresses(network, address, owner) VALUES(?,?,?)",
-                (NETWORK, made.address, container.id),
-            )
+        write(world, container.id, made)
         files.make_directory(os.path.dirname(world.settings.netns(container.id)), 0o700)
     except BaseException:
         close_all(fds)
+        for one in made:
+            world.network.disconnect(one)
         raise
     return made, fds
 
 
-def connect(world: World, container: Container, made: EndpointPlan, netlink_fd: int) -> Endpoint:
-    """Carry the plan out; the netlink socket is closed. Blocking."""
+def wanted(attachment: Attachment, interface: str, *, default_route: bool) -> Wanted:
+    """An attachment as the network room is asked for it."""
+    return Wanted(attachment.address, attachment.address6, attachment.mac, interface, default_route)
+
+
+def write(world: World, container_id: str, made: Iterable[EndpointPlan]) -> None:
+    """Put endpoints into the ledger; joins an open transaction. Raises AlreadyExists: an address is taken."""
+    made = tuple(made)
+    with world.ledger.write() as db:
+        rewrite(world, container_id, made)
+        db.executemany(
+            "INSERT INTO addresses(network, address, owner) VALUES(?,?,?)",
+            [(m.network, a, container_id) for m in made for a in (m.address, m.address6) if a],
+        )
+
+
+def rewrite(world: World, container_id: str, made: Iterable[EndpointPlan]) -> None:
+    """Change what the ledger says of endpoints that keep their addresses; joins an open transaction."""
+    with world.ledger.write() as db:
+        db.executemany(
+            "INSERT OR REPLACE INTO endpoints(container, network, document) VALUES(?,?,?)",
+            [(container_id, m.network, msgspec.json.encode(m)) for m in made],
+        )
+
+
+def forget(world: World, container_id: str, network: str) -> None:
+    """Take an endpoint out of the ledger; joins an open transaction."""
+    with world.ledger.write() as db:
+        db.execute("DELETE FROM endpoints WHERE container=? AND network=?", (container_id, network))
+        db.execute("DELETE FROM addresses WHERE owner=? AND network=?", (container_id, network))
+
+
+def connect(
+    world: World, container: Container, made: Sequence[EndpointPlan], netlink_fd: int
+) -> tuple[Endpoint, ...]:
+    """Carry the plans out; the netlink socket is closed. Blocking."""
     try:
-        world.network.connect(made, world.settings.netns(container.id), netlink_fd)
+        for one in made:
+            world.network.connect(one, world.settings.netns(container.id), netlink_fd)
     finally:
         os.close(netlink_fd)
     world.journal.point("start: connected")
-    world.network.publish(made)
+    for one in made:
+        world.network.publish(one)
     world.journal.point("start: published")
-    return endpoint(made)
+    return tuple(endpoint(world, one) for one in made)
 
 
-def endpoint(made: EndpointPlan) -> Endpoint:
+def endpoint(world: World, made: EndpointPlan) -> Endpoint:
     """A plan as the APIs see it."""
+    network = world.nets.of_key(made.network)
     return Endpoint(
-        network=NETWORK,
-        network_id=network_id(NETWORK),
+        network=network.name,
+        network_id=network.id,
         endpoint_id=made.endpoint_id,
         address=made.address,
         prefix=made.prefix,
@@ -111,12 +202,25 @@ def endpoint(made: EndpointPlan) -> Endpoint:
         mac=made.mac,
         host_interface=made.host_interface,
         ports=tuple(PortBinding(p.container_port, p.protocol, p.host_ip, p.host_port) for p in made.ports),
+        address6=made.address6,
+        prefix6=made.prefix6,
+        gateway6=made.gateway6,
     )
 
 
-def network_id(name: str) -> str:
-    """The fixed id of a predefined network: 64 hexadecimal digits that spell its name."""
-    return name.encode().hex().ljust(64, "0")
+def tell(world: World, container: Container, action: str) -> None:
+    """The networks' events of a container that came or went: "connect", "disconnect"."""
+    for attachment in attachments(container):
+        network = world.nets.get(attachment.network)
+        if network is not None:
+            tell_of(world, network, action, container=container.id)
+
+
+def tell_of(world: World, network: Network, action: str, **attributes: str) -> None:
+    """An event of a network."""
+    world.bus.publish(
+        "network", action, network.id, {**attributes, "name": network.name, "type": network.asked.driver}
+    )
 
 
 def traffic(world: World, container: Container) -> list[dict[str, object]]:
@@ -126,8 +230,10 @@ def traffic(world: World, container: Container) -> list[dict[str, object]]:
     slot = world.roster.get(joined) if joined else None
     owner = slot.container if slot is not None else container
     found = []
-    for index, endpoint in enumerate(owner.endpoints):
-        counted = world.network.counters(endpoint.host_interface)
+    for index, place in enumerate(owner.endpoints):
+        if not place.host_interface:  # a macvlan is counted nowhere but inside
+            continue
+        counted = world.network.counters(place.host_interface)
         if counted is None:
             continue
         counters: dict[str, object] = {"Name": f"eth{index}"}
@@ -164,53 +270,73 @@ def unpin(pin: str) -> None:
 
 
 def documents(world: World) -> list[dict[str, object]]:
-    """bridge, host and none as Docker's Network resource."""
-    config: list[dict[str, str]] = []
-    try:
-        subnet = world.network.subnet()
-        config = [{"Subnet": str(subnet.network), "Gateway": subnet.gateway}]
-    except NagayaError:
-        pass  # no free pool: the bridge cannot be made, but can be listed
-    found: list[dict[str, object]] = []
-    for name, driver in (("bridge", "bridge"), ("host", "host"), ("none", "null")):
-        found.append(
-            {
-                "Name": name,
-                "Id": network_id(name),
-                "Created": "1970-01-01T00:00:00Z",
-                "Scope": "local",
-                "Driver": driver,
-                "EnableIPv4": True,
-                "EnableIPv6": False,
-                "IPAM": {
-                    "Driver": "default",
-                    "Options": None,
-                    "Config": config if name == "bridge" else [],
-                },
-                "Internal": False,
-                "Attachable": False,
-                "Ingress": False,
-                "ConfigFrom": {"Network": ""},
-                "ConfigOnly": False,
-                "Containers": _members(world) if name == "bridge" else {},
-                "Options": {"com.docker.network.bridge.name": world.settings.bridge}
-                if name == "bridge"
-                else {},
-                "Labels": {},
-            }
-        )
-    return found
+    """All networks as Docker's Network resource."""
+    members = _members(world)
+    return [document(world, network, members.get(network.id, {})) for network in world.nets]
 
 
-def _members(world: World) -> dict[str, dict[str, str]]:
+def document(world: World, network: Network, members: dict[str, dict[str, str]]) -> dict[str, object]:
+    """One of them. members: the containers in it, by their ids."""
+    asked = network.asked
     return {
-        slot.container.id: {
-            "Name": slot.container.name,
-            "EndpointID": endpoint.endpoint_id,
-            "MacAddress": endpoint.mac,
-            "IPv4Address": f"{endpoint.address}/{endpoint.prefix}",
-            "IPv6Address": "",
-        }
-        for slot in world.roster
-        for endpoint in slot.container.endpoints
+        "Name": network.name,
+        "Id": network.id,
+        "Created": network.created,
+        "Scope": "local",
+        "Driver": asked.driver,
+        "EnableIPv4": True,
+        "EnableIPv6": asked.ipv6,
+        "IPAM": {
+            "Driver": asked.ipam_driver,
+            "Options": dict(asked.ipam_options) if asked.ipam_options or network.plan is not None else None,
+            "Config": _ipam(world, network),
+        },
+        "Internal": asked.internal,
+        "Attachable": asked.attachable,
+        "Ingress": False,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": members,
+        "Options": {"com.docker.network.bridge.name": world.settings.bridge}
+        if network.id == PREDEFINED[DEFAULT].id
+        else dict(asked.options),
+        "Labels": dict(asked.labels),
     }
+
+
+def _ipam(world: World, network: Network) -> list[dict[str, object]]:
+    """Its subnets: as they were asked for, with what we chose."""
+    if network.id == PREDEFINED[DEFAULT].id:
+        try:
+            subnet = world.network.subnet()
+        except NagayaError:
+            return []  # no free pool: the bridge cannot be made, but can be listed
+        return [{"Subnet": str(subnet.network), "Gateway": subnet.gateway}]
+    found: list[dict[str, object]] = []
+    chosen: dict[int, Subnet] = {s.network.version: s for s in (network.plan.subnets if network.plan else ())}
+    for config in network.asked.ipam:
+        if config.subnet:
+            version = 6 if ":" in config.subnet else 4
+            shown: dict[str, object] = {"Subnet": config.subnet}
+            if config.ip_range:
+                shown["IPRange"] = config.ip_range
+            if version in chosen:
+                shown["Gateway"] = chosen.pop(version).gateway
+            if config.auxiliary:
+                shown["AuxiliaryAddresses"] = dict(config.auxiliary)
+            found.append(shown)
+    return found + [{"Subnet": str(s.network), "Gateway": s.gateway} for s in chosen.values()]
+
+
+def _members(world: World) -> dict[str, dict[str, dict[str, str]]]:
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for slot in world.roster:
+        for place in slot.container.endpoints:
+            found.setdefault(place.network_id, {})[slot.container.id] = {
+                "Name": slot.container.name,
+                "EndpointID": place.endpoint_id,
+                "MacAddress": place.mac,
+                "IPv4Address": f"{place.address}/{place.prefix}" if place.address else "",
+                "IPv6Address": f"{place.address6}/{place.prefix6}" if place.address6 else "",
+            }
+    return found

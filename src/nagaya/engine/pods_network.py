@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-import msgspec
-
 from nagaya.engine import files, names, networks
 from nagaya.engine.pods_model import Pod
 from nagaya.engine.world import World
@@ -69,16 +67,8 @@ def _plan(world: World, pod: Pod) -> tuple[EndpointPlan, list[int]]:
     network = world.network
     bound, fds = network.reserve(host_ports(pod), endpoint=f"{pod.config.metadata.name} ({pod.id})")
     try:
-        made = network.plan(names.new_id(), (), bound)
-        with world.ledger.write() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO endpoints(container, network, document) VALUES(?,?,?)",
-                (pod.id, networks.NETWORK, msgspec.json.encode(made)),
-            )
-            db.execute(
-                "INSERT INTO addresses(network, address, owner) VALUES(?,?,?)",
-                (networks.NETWORK, made.address, pod.id),
-            )
+        made = network.plan(names.new_id(), bound)
+        networks.write(world, pod.id, [made])
     except BaseException:
         close_all(fds)
         raise

@@ -19,6 +19,7 @@ from nagaya.engine import (
     filling,
     launch,
     names,
+    netchanges,
     networks,
     restart,
     runtimes,
@@ -28,6 +29,7 @@ from nagaya.engine import (
 from nagaya.engine.containers import Containers
 from nagaya.engine.journal import Operation
 from nagaya.engine.keeper import Exit
+from nagaya.engine.netchanges import NetworkChanges
 from nagaya.engine.removal import remove_files
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
@@ -36,14 +38,16 @@ from nagaya.errors import NagayaError
 log = logging.getLogger(__name__)
 
 
-async def recover(world: World, containers: Containers) -> None:
+async def recover(world: World, containers: Containers, changes: NetworkChanges) -> None:
     """Bring everything to agree. Raises what makes work impossible (ledger, supervisor)."""
+    await world.job(world.nets.load, world.ledger)
     found = await world.job(world.ledger.containers)
     slots = {container.id: world.roster.add(container) for container in found}
     was_up = {c.id for c in found if c.state in ("running", "paused", "restarting")}
 
+    changed: list[str] = []  # whose networks were being changed
     for operation in await world.job(world.journal.pending):
-        await _settle(world, operation, slots)
+        changed += await _settle(world, operation, slots)
 
     entries = dict(world.supervisor.entries)  # what comes from now on was not asked for
     ended: list[tuple[Slot, Exit]] = []
@@ -69,6 +73,7 @@ async def recover(world: World, containers: Containers) -> None:
     alive = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
     alive |= world.pods.living()
     await world.job(_settle_network, world, alive - {slot.container.id for slot, _ in ended})
+    await changes.heal(changed)
     for slot, exit in ended:
         await containers.exits.container_exited(slot, exit)
     # after the exits: what they cleaned up is no leftover
@@ -106,8 +111,9 @@ async def _start(containers: Containers, slot: Slot) -> None:
             log.error("container %s was not restarted: %s", slot.container.id[:12], error)
 
 
-async def _settle(world: World, operation: Operation, slots: dict[str, Slot]) -> None:
-    """Finish or undo one operation that a crash interrupted."""
+async def _settle(world: World, operation: Operation, slots: dict[str, Slot]) -> list[str]:
+    """Finish or undo one operation that a crash interrupted; the ids of containers to be healed."""
+    changed: list[str] = []
     log.warning("settling an interrupted %s of %s", operation.kind, operation.subject[:12])
     slot = slots.get(operation.subject)
     anonymous = operation.data.get("volumes", [])
@@ -115,7 +121,7 @@ async def _settle(world: World, operation: Operation, slots: dict[str, Slot]) ->
     named = operation.data.get("named", [])
     match operation.kind:
         case "pod":
-            return  # `pods.settle` undoes it, when the network is there
+            return changed  # `pods.settle` undoes it, when the network is there
         case "create":
             if slot is None:
                 await world.job(creation.undo, world, operation.subject, given)
@@ -135,7 +141,10 @@ async def _settle(world: World, operation: Operation, slots: dict[str, Slot]) ->
         case "start":
             if slot is not None:
                 await _settle_start(world, slot)
+        case kind if kind in netchanges.KINDS:
+            changed.append(await netchanges.settle(world, operation))
     await world.job(world.journal.done, operation.number)
+    return changed
 
 
 async def _settle_start(world: World, slot: Slot) -> None:
@@ -144,7 +153,7 @@ async def _settle_start(world: World, slot: Slot) -> None:
     entry = world.supervisor.entries.get(container.id)
     if entry is not None:
         plans = await world.job(networks.plans, world.ledger, container.id)
-        container.endpoints = tuple(networks.endpoint(plan) for plan in plans)
+        container.endpoints = tuple(networks.endpoint(world, plan) for plan in plans)
         container.state = "running"
         container.pid = entry.pid
         container.error, container.exit_code = "", 0
@@ -175,7 +184,7 @@ def _settle_network(world: World, alive: set[str]) -> None:
     rows = world.ledger.read("SELECT DISTINCT container FROM endpoints")
     owners = {str(owner) for (owner,) in rows}
     living = [plan for owner in owners & alive for plan in networks.plans(world.ledger, owner)]
-    missing = world.network.start(living)
+    missing = world.network.start(living, world.nets.plans())
     for endpoint_id in missing:
         log.warning("endpoint %s of a running container is gone", endpoint_id[:12])
     for owner in owners - alive:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from nagaya.engine.changes import Change
 from nagaya.engine.copying import PathStat
 from nagaya.engine.model import (
+    Attachment,
     AttachRequest,
     Container,
     Created,
@@ -21,6 +22,8 @@ from nagaya.engine.model import (
     ExecConfig,
     ImageSummary,
     LogLine,
+    Network,
+    NetworkCreation,
     PullProgress,
     RegistryAuth,
     Resources,
@@ -175,7 +178,7 @@ class EngineService(Protocol):
         ...
 
     def networks(self) -> Sequence[Mapping[str, object]]:
-        """The networks that exist (bridge, host, none), shaped as Docker's Network resource."""
+        """The networks that exist, shaped as Docker's Network resource; "Created" in nanoseconds."""
         ...
 
     async def create_volume(
@@ -191,6 +194,15 @@ class EngineService(Protocol):
     async def prune_volumes(self, chosen: Callable[[VolumeSummary], bool]) -> tuple[Sequence[str], int]:
         """Remove the unused ones among the chosen: (their names, bytes that they had)."""
         ...
+
+    async def create_network(self, asked: NetworkCreation) -> Network: ...
+    async def remove_network(self, ref: str) -> None: ...
+    async def prune_networks(self, wanted: Callable[[Network], bool]) -> list[str]:
+        """Remove the wanted ones that no container belongs to; their names."""
+        ...
+
+    async def connect_network(self, ref: str, container: str, attachment: Attachment) -> None: ...
+    async def disconnect_network(self, ref: str, container: str, *, force: bool = False) -> None: ...
 
     def volumes(self) -> Sequence[VolumeSummary]:
         """The volumes that exist, by name."""

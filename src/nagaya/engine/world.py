@@ -12,6 +12,7 @@ from nagaya.engine import devices
 from nagaya.engine.events import Bus
 from nagaya.engine.journal import Journal
 from nagaya.engine.ledger import Ledger
+from nagaya.engine.nettable import NetworkTable
 from nagaya.engine.pods_table import PodTable
 from nagaya.engine.roster import Roster
 from nagaya.engine.settings import Settings
@@ -46,6 +47,7 @@ class World:
         self.journal = Journal(ledger)
         self.images = images
         self.network = network
+        self.nets = NetworkTable()
         self.supervisor = supervisor
         self.bus = Bus()
         self.roster = Roster()

@@ -59,7 +59,7 @@ _VETH_INFO_PEER = 1
 _IFLA_BRPORT_MODE, _IFLA_BRPORT_ISOLATED = 4, 33
 _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
 _RTEXT_FILTER_SKIP_STATS = 8
-IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_ADDRESS, IFA_LOCAL, _IFA_F_NODAD = 1, 2, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
 RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
 
@@ -69,7 +69,7 @@ _IFNAMSIZ = 16
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 IFINFO = Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 IFADDR = Struct("=BBBBI")  # ifaddrmsg: family, prefix, flags, scope, index
-_RTMSG = Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+RTMSG = Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _ATTRIBUTE = Struct("=HH")
 _NLA_TYPE_MASK = 0x3FFF
 
@@ -173,7 +173,8 @@ def mac_bytes(text: str) -> bytes:
     raise InvalidArgument(f"{text!r} is not a MAC address", subject=text)
 
 
-def _ip(text: str) -> tuple[int, bytes]:
+def ip_bytes(text: str) -> tuple[int, bytes]:
+    """(family, bytes) of an address. Raises InvalidArgument."""
     family = AF_INET6 if ":" in text else AF_INET
     try:
         return family, inet_pton(family, text)
@@ -305,12 +306,15 @@ def link_del(name: str = "", *, index: int = 0, missing_ok: bool = False) -> Req
 
 
 def address_add(index: int, address: str, prefix: int, *, exist_ok: bool = False) -> Request:
-    """Add an address to the link with that index."""
-    family, raw = _ip(address)
+    """Add an address to the link with that index, an IPv6 one to be used at once: no duplicate of it is
+    looked for."""
+    family, raw = ip_bytes(address)
     return Request(
         RTM_NEWADDR,
         NLM_F_CREATE | NLM_F_EXCL,
-        IFADDR.pack(family, prefix, 0, 0, index) + attribute(IFA_LOCAL, raw) + attribute(IFA_ADDRESS, raw),
+        IFADDR.pack(family, prefix, _IFA_F_NODAD * (family == AF_INET6), 0, index)
+        + attribute(IFA_LOCAL, raw)
+        + attribute(IFA_ADDRESS, raw),
         f"netlink: add address {address}/{prefix}",
         address,
         (errno.EEXIST,) if exist_ok else (),
@@ -319,7 +323,7 @@ def address_add(index: int, address: str, prefix: int, *, exist_ok: bool = False
 
 def address_del(index: int, address: str, prefix: int, *, missing_ok: bool = False) -> Request:
     """Remove an address from the link with that index."""
-    family, raw = _ip(address)
+    family, raw = ip_bytes(address)
     return Request(
         RTM_DELADDR,
         0,
@@ -330,17 +334,17 @@ def address_del(index: int, address: str, prefix: int, *, missing_ok: bool = Fal
     )
 
 
-def route_add(gateway: str, *, destination: str = "", prefix: int = 0, index: int = 0) -> Request:
+def route_add(
+    gateway: str, *, destination: str = "", prefix: int = 0, index: int = 0, exist_ok: bool = False
+) -> Request:
     """Add a unicast route by gateway to the main table; destination "" is the default route."""
-    family, raw = _ip(gateway)
+    family, raw = ip_bytes(gateway)
     data = attribute(RTA_GATEWAY, raw)
     if destination:
-        data = attribute(RTA_DST, _ip(destination)[1]) + data
+        data = attribute(RTA_DST, ip_bytes(destination)[1]) + data
     if index:
         data += _u32(RTA_OIF, index)
-    head = _RTMSG.pack(
-        family, prefix, 0, 0, RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, RTN_UNICAST, 0
-    )
+    head = RTMSG.pack(family, prefix, 0, 0, RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
     where = f"{destination}/{prefix}" if destination else "default"
     return Request(
         RTM_NEWROUTE,
@@ -348,6 +352,7 @@ def route_add(gateway: str, *, destination: str = "", prefix: int = 0, index: in
         head + data,
         f"netlink: add route {where} via {gateway}",
         where,
+        (errno.EEXIST,) if exist_ok else (),
     )
 
 
@@ -380,8 +385,8 @@ def _parse_address(data: bytes) -> tuple[int, str, int]:
 
 
 def _parse_route(data: bytes) -> tuple[str, int] | None:
-    family, prefix, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(data)
-    found = attributes(data, _RTMSG.size)
+    family, prefix, _, _, table, _, _, kind, _ = RTMSG.unpack_from(data)
+    found = attributes(data, RTMSG.size)
     if RTA_TABLE in found:
         table = unpack_from("=I", found[RTA_TABLE])[0]
     if table != RT_TABLE_MAIN or kind != RTN_UNICAST or RTA_DST not in found:
@@ -578,6 +583,6 @@ class Netlink:
 
     def routes(self, *, family: int = AF_INET) -> list[tuple[str, int]]:
         """(destination, prefix length) of the unicast routes of the main table, without default routes."""
-        body = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+        body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
         found = self.dump(RTM_GETROUTE, body, "netlink: list routes")
         return [route for route in map(_parse_route, found) if route is not None]

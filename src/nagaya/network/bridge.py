@@ -1,21 +1,24 @@
-"""The bridge, and the veth pairs that make containers its ports.
+"""Bridges, and the veth pairs that make containers their ports.
 
-The bridge stays when the daemon ends, as containers do. What is ours is known by its alias,
-"nagaya:TABLE" on the bridge and "nagaya:TABLE:ENDPOINT" on a port, so that leftovers of a crash can be
-told from what others plugged in. IPv6 is off on the bridge and its ports while networks are IPv4 only:
-a container's router advertisements must not reach the host (CVE-2020-13401, CVE-2024-32473).
+A bridge stays when the daemon ends, as containers do. What is ours is known by its alias,
+"nagaya:TABLE" on a bridge and "nagaya:TABLE:ENDPOINT" on a port, so that leftovers of a crash can be
+told from what others plugged in. IPv6 is off on ports, and on bridges without an IPv6 subnet; router
+advertisements of containers are not accepted anywhere (CVE-2020-13401, CVE-2024-32473).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from socket import AF_INET6
 
-from nagaya.errors import FailedPrecondition, KernelError, NotFound
+from nagaya.errors import FailedPrecondition, KernelError
 from nagaya.linux import netlink
+from nagaya.linux.macvlan import macvlan_add
 from nagaya.linux.netlink import Netlink
-from nagaya.network.ipam import mac_of
+from nagaya.linux.routes import route_del
+from nagaya.network.ipam import mac_of, random_mac
 from nagaya.network.model import EndpointPlan, Subnet
 
 _SYSCTL = "/proc/sys/net"
@@ -83,12 +86,13 @@ class Bridge:
                 return []
             return [Subnet(address, prefix) for _, address, prefix in nl.addresses(index=link.index)]
 
-    def ensure(self, subnet: Subnet, keep: Collection[str] = ()) -> None:
-        """Make the bridge what it should be, whatever of it exists: address, MTU, sysctls, up.
+    def ensure(self, subnets: Sequence[Subnet], keep: Collection[str] = ()) -> None:
+        """Make the bridge what it should be, whatever of it exists: addresses, MTU, sysctls, up.
 
         keep: addresses of earlier subnets that living containers still use as their gateway. Addresses
         of a bridge that is not ours (no tag) are left alone. Raises KernelError, FailedPrecondition.
         """
+        wanted = {(subnet.gateway, subnet.prefix) for subnet in subnets}
         with Netlink() as nl:
             link = nl.link(self.name)
             if link is None:
@@ -96,7 +100,7 @@ class Bridge:
                 nl.batch(
                     [
                         netlink.bridge_add(
-                            self.name, address=mac_of(subnet.gateway), mtu=self._mtu, exist_ok=True
+                            self.name, address=_bridge_mac(subnets), mtu=self._mtu, exist_ok=True
                         ),
                         netlink.link_set(self.name, alias=self._tag),
                     ]
@@ -107,50 +111,41 @@ class Bridge:
                     f"the interface {self.name} exists and is no bridge; choose another name (--bridge)",
                     subject=self.name,
                 )
-            self._set_sysctls()
-            present = {address: prefix for _, address, prefix in nl.addresses(index=link.index)}
+            six = any(subnet.network.version == 6 for subnet in subnets)
+            self._set_sysctls(ipv6=six)
+            present = nl.addresses(index=link.index)
+            if six:
+                present = present + nl.addresses(index=link.index, family=AF_INET6)
             requests = [
                 netlink.address_del(link.index, address, prefix, missing_ok=True)
-                for address, prefix in present.items()
+                for _, address, prefix in present
                 if link.alias == self._tag
-                and (address, prefix) != (subnet.gateway, subnet.prefix)
+                and (address, prefix) not in wanted
                 and address not in keep
+                and not address.startswith("fe80:")
             ]
-            requests.append(
-                netlink.address_add(link.index, subnet.gateway, subnet.prefix, exist_ok=True),
-            )
+            requests += [
+                netlink.address_add(link.index, subnet.gateway, subnet.prefix, exist_ok=True)
+                for subnet in subnets
+            ]
             requests.append(netlink.link_set(index=link.index, up=True))
             nl.batch(requests)
 
-    def _set_sysctls(self) -> None:
+    def _set_sysctls(self, *, ipv6: bool) -> None:
         write_sysctl(f"ipv4/conf/{self.name}/route_localnet", "1")
         if read_sysctl(f"ipv6/conf/{self.name}/disable_ipv6") is not None:
             write_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0")
-            write_sysctl(f"ipv6/conf/{self.name}/disable_ipv6", "1")
+            write_sysctl(f"ipv6/conf/{self.name}/disable_ipv6", "0" if ipv6 else "1")
+        elif ipv6:
+            raise FailedPrecondition("this kernel has no IPv6", subject=self.name)
 
-    def connect(self, plan: EndpointPlan, netns: str | int, netns_netlink: int) -> None:
+    def connect(self, plan: EndpointPlan, netns_fd: int, netns_netlink: int) -> None:
         """Make the endpoint: the veth pair with its far end in the container's namespace, a port of the
         bridge here; address, MAC, loopback and default route there. Two batches.
 
-        netns: path of its pin, or an open fd. netns_netlink: an rtnetlink socket opened inside it; it
-        stays the caller's. Raises KernelError (ENODEV: the bridge is gone), NotFound (no such pin);
-        nothing is left behind then.
+        netns_netlink: an rtnetlink socket opened inside the namespace; it stays the caller's. Raises
+        KernelError (ENODEV: the bridge is gone); nothing is left behind then.
         """
-        if isinstance(netns, int):
-            self._connect(plan, netns, netns_netlink)
-            return
-        try:
-            fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise NotFound(
-                f"network namespace {netns}: {os.strerror(error.errno or 0).lower()}", subject=netns
-            ) from None
-        try:
-            self._connect(plan, fd, netns_netlink)
-        finally:
-            os.close(fd)
-
-    def _connect(self, plan: EndpointPlan, netns_fd: int, netns_netlink: int) -> None:
         with Netlink() as nl, Netlink(netns_netlink) as inner:
             link = nl.link(self.name)
             if link is None:
@@ -172,7 +167,7 @@ class Bridge:
             )
             try:
                 nl.batch(self._port(plan))
-                self._configure(plan, inner)
+                configure(plan, inner)
             except BaseException:
                 nl.batch([netlink.link_del(name, missing_ok=True)])
                 raise
@@ -189,80 +184,160 @@ class Bridge:
             netlink.link_set(name, up=True),
         ]
 
-    def _configure(self, plan: EndpointPlan, inner: Netlink) -> None:
-        link = inner.link(plan.interface)
-        if link is None:
+    def replug(self, expected: Iterable[EndpointPlan], links: Mapping[str, netlink.Link]) -> None:
+        """Plug expected ports in again that lost the bridge. links: all of them, by name."""
+        bridge = links.get(self.name)
+        if bridge is None:
             raise KernelError(
-                f"{plan.interface} is not in the namespace of the given netlink socket",
-                subject=plan.interface,
-                step="netlink: find the container's interface",
-                errno=errno.ENODEV,
+                "no such device", subject=self.name, step=f"find bridge {self.name}", errno=errno.ENODEV
             )
-        inner.batch(
-            [
-                netlink.link_set(index=_LOOPBACK_INDEX, up=True),
-                netlink.link_no_ipv6_autoconf(index=link.index),
-                netlink.address_add(link.index, plan.address, plan.prefix),
-                netlink.link_set(index=link.index, up=True),
-                netlink.route_add(plan.gateway, index=link.index),
-            ]
-        )
+        requests: list[netlink.Request] = []
+        for plan in expected:
+            link = links.get(plan.host_interface)
+            if link is not None and link.master != bridge.index:
+                requests.append(netlink.link_set(link.name, master=bridge.index))
+                requests += self._port(plan)
+        if requests:
+            with Netlink() as nl:
+                nl.batch(requests)
 
-    def disconnect(self, plans: Iterable[EndpointPlan]) -> None:
-        """Delete the endpoints' veth pairs, those that still exist: the kernel deletes a pair itself when
-        the container's namespace goes. Each deletion waits 15-30 ms for other CPUs (RCU), idly."""
+    def delete(self) -> None:
+        """Delete the bridge when we made it. Idempotent."""
         with Netlink() as nl:
-            for plan in plans:
-                if nl.link(plan.host_interface) is not None:
-                    nl.batch([netlink.link_del(plan.host_interface, missing_ok=True)])
+            link = nl.link(self.name)
+            if link is not None and link.alias == self._tag:
+                nl.batch([netlink.link_del(index=link.index, missing_ok=True)])
 
-    def reconcile(self, expected: Iterable[EndpointPlan]) -> tuple[str, ...]:
-        """Delete our ports that no endpoint expects, plug expected ones in again that lost the bridge;
-        return the ids of endpoints whose interface is gone (only inside can they be made again)."""
-        with Netlink() as nl:
-            bridge = nl.link(self.name)
-            if bridge is None:
+
+class Macvlan:
+    """Containers that are machines of their own on an interface of the host: its endpoints are made with
+    the same calls as a bridge's."""
+
+    def __init__(self, parent: str, *, mtu: int, mode: str) -> None:
+        self.name = parent
+        self._mtu = mtu
+        self._mode = mode or "bridge"
+
+    def connect(self, plan: EndpointPlan, netns_fd: int, netns_netlink: int) -> None:
+        """As `Bridge.connect`."""
+        with Netlink() as nl, Netlink(netns_netlink) as inner:
+            parent = nl.link(self.name)
+            if parent is None:
                 raise KernelError(
-                    "no such device", subject=self.name, step=f"find bridge {self.name}", errno=errno.ENODEV
+                    "no such device", subject=self.name, step=f"find parent {self.name}", errno=errno.ENXIO
                 )
-            prefix = f"{self._tag}:"
-            links = {link.name: link for link in nl.links()}
-            wanted = {plan.host_interface: plan for plan in expected}
-            requests: list[netlink.Request] = []
-            for link in links.values():
-                # a crash between making the pair and naming it leaves a port without alias
-                ours = link.alias.startswith(prefix) or (
-                    link.master == bridge.index and link.name.startswith(_INTERFACE_PREFIX)
-                )
-                if ours and link.name not in wanted:
-                    requests.append(netlink.link_del(index=link.index, missing_ok=True))
-            for name, plan in wanted.items():
-                if name in links and links[name].master != bridge.index:
-                    requests.append(netlink.link_set(name, master=bridge.index))
-                    requests += self._port(plan)
-            nl.batch(requests)
-            return tuple(plan.endpoint_id for name, plan in wanted.items() if name not in links)
+            request = macvlan_add(
+                plan.interface,
+                parent.index,
+                netns_fd=netns_fd,
+                mode=self._mode,
+                mtu=self._mtu,
+                address=plan.mac,
+            )
+            nl.batch([request])
+            try:
+                configure(plan, inner)
+            except BaseException:
+                inner.batch([netlink.link_del(plan.interface, missing_ok=True)])
+                raise
 
-    def other_links(self) -> Sequence[str]:
-        """Names of the interfaces that are neither loopback nor ours."""
-        with Netlink() as nl:
-            return [
-                link.name
-                for link in nl.links()
-                if link.index != _LOOPBACK_INDEX
-                and link.name != self.name
-                and not link.alias.startswith(f"{self._tag}:")
-            ]
 
-    def teardown(self) -> None:
-        """Delete our ports, and the bridge when we made it. Idempotent."""
-        with Netlink() as nl:
-            bridge = nl.link(self.name)
-            requests = [
-                netlink.link_del(index=link.index, missing_ok=True)
-                for link in nl.links()
-                if link.alias.startswith(f"{self._tag}:")
-            ]
-            if bridge is not None and bridge.alias == self._tag:
-                requests.append(netlink.link_del(index=bridge.index, missing_ok=True))
-            nl.batch(requests)
+def _bridge_mac(subnets: Sequence[Subnet]) -> str:
+    four = next((s.gateway for s in subnets if s.network.version == 4), "")
+    return mac_of(four) if four else random_mac()
+
+
+def configure(plan: EndpointPlan, inner: Netlink) -> None:
+    """Addresses, MAC, loopback and default routes of an interface that is in the container's namespace."""
+    link = inner.link(plan.interface)
+    if link is None:
+        raise KernelError(
+            f"{plan.interface} is not in the namespace of the given netlink socket",
+            subject=plan.interface,
+            step="netlink: find the container's interface",
+            errno=errno.ENODEV,
+        )
+    requests = [netlink.link_set(index=_LOOPBACK_INDEX, up=True)]
+    if not plan.address6:
+        requests.append(netlink.link_no_ipv6_autoconf(index=link.index))
+    if plan.address:
+        requests.append(netlink.address_add(link.index, plan.address, plan.prefix))
+    if plan.address6:
+        requests.append(netlink.address_add(link.index, plan.address6, plan.prefix6))
+    requests.append(netlink.link_set(index=link.index, up=True))
+    if plan.default_route:
+        requests += [
+            netlink.route_add(gateway, index=link.index)
+            for gateway in (plan.gateway, plan.gateway6)
+            if gateway
+        ]
+    inner.batch(requests)
+
+
+def route(plans: Sequence[EndpointPlan], netns_netlink: int) -> None:
+    """Lead the container's default routes over the endpoint whose plan says so, and no other."""
+    with Netlink(netns_netlink) as inner:
+        removals, additions = [], []
+        for plan in plans:
+            link = inner.link(plan.interface)
+            gateways = [gateway for gateway in (plan.gateway, plan.gateway6) if gateway]
+            if link is None:
+                continue
+            if plan.default_route:
+                additions += [netlink.route_add(g, index=link.index, exist_ok=True) for g in gateways]
+            else:
+                removals += [route_del(g, index=link.index) for g in gateways]
+        if removals or additions:
+            inner.batch([*removals, *additions])
+
+
+def disconnect(plans: Iterable[EndpointPlan]) -> None:
+    """Delete the endpoints' veth pairs, those that still exist: the kernel deletes a pair itself when
+    the container's namespace goes. Each deletion waits 15-30 ms for other CPUs (RCU), idly."""
+    with Netlink() as nl:
+        for plan in plans:
+            if plan.host_interface and nl.link(plan.host_interface) is not None:
+                nl.batch([netlink.link_del(plan.host_interface, missing_ok=True)])
+
+
+def unplug(plan: EndpointPlan, netns_netlink: int) -> None:
+    """Delete an endpoint's interface inside the container. Idempotent."""
+    with Netlink(netns_netlink) as inner:
+        link = inner.link(plan.interface)
+        # another network's may have the name by now
+        if link is not None and (not plan.mac or link.address == plan.mac):
+            inner.batch([netlink.link_del(index=link.index, missing_ok=True)])
+
+
+def sweep(tag: str, expected: Iterable[EndpointPlan], bridges: Collection[str]) -> dict[str, netlink.Link]:
+    """Delete our ports that no endpoint expects and our bridges that are not among `bridges` (names);
+    return the links that are left, by name."""
+    with Netlink() as nl:
+        links = {link.name: link for link in nl.links()}
+        ours = {link.index for link in links.values() if link.alias == tag or link.name in bridges}
+        wanted = {plan.host_interface for plan in expected}
+        doomed = [
+            link
+            for link in links.values()
+            # a crash between making the pair and naming it leaves a port without alias
+            if (
+                link.alias.startswith(f"{tag}:")
+                or (link.master in ours and link.name.startswith(_INTERFACE_PREFIX))
+            )
+            and link.name not in wanted
+        ]
+        doomed += [link for link in links.values() if link.alias == tag and link.name not in bridges]
+        nl.batch([netlink.link_del(index=link.index, missing_ok=True) for link in doomed])
+        for link in doomed:
+            del links[link.name]
+        return links
+
+
+def foreign_links(tag: str) -> list[str]:
+    """Names of the interfaces that are neither loopback nor ours."""
+    with Netlink() as nl:
+        return [
+            link.name
+            for link in nl.links()
+            if link.index != _LOOPBACK_INDEX and link.alias != tag and not link.alias.startswith(f"{tag}:")
+        ]

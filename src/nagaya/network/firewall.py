@@ -1,10 +1,11 @@
-"""The bridge's nftables table: masquerading, published ports, what may be forwarded to containers.
+"""The bridges' nftables tables: masquerading, published ports, what may be forwarded to containers.
 
-One table `ip NAME`, rebuilt as a whole in one transaction whenever it is in doubt, so there is no
-state to repair: static chains, and two maps with one element per published port. Where another
-table's forward chain drops by default (ufw, dockerd, firewalld), accepting in ours is not enough, since
-every base chain must accept: that chain gets two tagged rules at its top, the only ones outside our
-table. They may be broad because our own forward chain still decides (a drop anywhere is final).
+One table `ip NAME`, and `ip6 NAME` once a network has IPv6, rebuilt as a whole in one transaction
+whenever it is in doubt, so there is no state to repair: static chains, sets of the bridges, and two maps
+with one element per published port. Bridges are isolated from one another. Where another table's
+forward chain drops by default (ufw, dockerd, firewalld), accepting in ours is not enough, since every
+base chain must accept: that chain gets two tagged rules for each bridge at its top, the only ones outside
+our tables. They may be broad because our own forward chain still decides (a drop anywhere is final).
 
 Rules are made by pure functions; `Firewall` runs them. docs/network.md draws the packet's way.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,10 +26,14 @@ from nagaya.network.model import PublishedPort, Subnet
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,30}")
 # what nft's lexer takes in a quoted interface name; "*" at its end would be a wildcard
 _BRIDGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
-_ANY_ADDRESS = ("", "0.0.0.0")
+_ANY_ADDRESS = ("", "0.0.0.0", "::")
+_LOOPBACK = {"ip": "127.0.0.0/8", "ip6": "::1"}
+_ADDRESS = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
+_VERSION = {"ip": 4, "ip6": 6}
 _TRANSPORT = "meta l4proto { tcp, udp, sctp }"
 
 Element = tuple[str, str, str]  # map, key, value
+Published = tuple[str, Sequence[PublishedPort]]  # a container's address, and its ports
 
 
 def check_names(table: str, bridge: str) -> None:
@@ -47,19 +52,30 @@ def element(address: str, port: PublishedPort) -> Element:
     return "published_address", f"{port.host_ip} . {port.protocol} . {port.host_port}", target
 
 
-def chains(bridge: str, *, icc: bool = True) -> dict[str, tuple[str, ...]]:
-    """The static chains: name -> lines, of which a base chain's first is its hook."""
+class Bridging(msgspec.Struct, frozen=True):
+    """What the rules need to know of one bridge."""
+
+    name: str
+    subnets: tuple[Subnet, ...] = ()
+    icc: bool = True
+    internal: bool = False
+    masquerade: bool = True
+
+
+def chains(family: str, bridges: Sequence[Bridging]) -> dict[str, tuple[str, ...]]:
+    """The chains of the table of a family ("ip", "ip6"): name -> lines, of which a base chain's first is
+    its hook. What is asked of every packet is a look into a set, however many bridges there are."""
     return {
-        # before conntrack: nobody but ourselves speaks to or from 127/8. The bridge has route_localnet,
+        # before conntrack: nobody but ourselves speaks to or from 127/8. The bridges have route_localnet,
         # and DNAT comes before routing would refuse such packets (CVE-2020-8558's kin)
         "spoofed": (
             "type filter hook prerouting priority raw; policy accept;",
-            'iifname != "lo" ip daddr 127.0.0.0/8 drop',
-            'iifname != "lo" ip saddr 127.0.0.0/8 drop',
+            f'iifname != "lo" {family} daddr {_LOOPBACK[family]} drop',
+            f'iifname != "lo" {family} saddr {_LOOPBACK[family]} drop',
         ),
         "publish": (
-            f"{_TRANSPORT} dnat ip to ip daddr . meta l4proto . th dport map @published_address",
-            f"{_TRANSPORT} dnat ip to meta l4proto . th dport map @published_any",
+            f"{_TRANSPORT} dnat {family} to {family} daddr . meta l4proto . th dport map @published_address",
+            f"{_TRANSPORT} dnat {family} to meta l4proto . th dport map @published_any",
         ),
         "prerouting": (
             "type nat hook prerouting priority dstnat; policy accept;",
@@ -71,76 +87,94 @@ def chains(bridge: str, *, icc: bool = True) -> dict[str, tuple[str, ...]]:
         ),
         "postrouting": (
             "type nat hook postrouting priority srcnat; policy accept;",
-            f'ip saddr @subnets oifname != "{bridge}" masquerade',
-            # from this host's 127.0.0.1 to a published port
-            f'oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade',
-            # a container to a published port of its own or of its neighbour: the answer must come back
-            # through us to be rewritten, not straight over the bridge
-            f'oifname "{bridge}" ip saddr @subnets ct status dnat masquerade',
+            *_postrouting(family, bridges),
         ),
         "forward": (
             "type filter hook forward priority filter; policy accept;",
             "iifname @unrouted oifname @unrouted drop",
-            f'oifname "{bridge}" jump to_bridge',
-            f'iifname "{bridge}" accept',
+            "iifname . oifname @neighbours accept",
+            "oifname @bridges jump to_bridge",
+            "iifname @internal drop",
+            "iifname @bridges accept",
         ),
         "to_bridge": (
             "ct state established,related accept",
+            "oifname @internal drop",
             "ct status dnat accept",
-            f'iifname "{bridge}" {"accept" if icc else "drop"}',
             "drop",
         ),
     }
 
 
+def _postrouting(family: str, bridges: Sequence[Bridging]) -> Iterator[str]:
+    for bridge in bridges:
+        own = [str(s.network) for s in bridge.subnets if s.network.version == _VERSION[family]]
+        name = bridge.name
+        if bridge.masquerade and not bridge.internal:
+            for network in own:
+                yield f'{family} saddr {network} oifname != "{name}" masquerade'
+        if own:
+            # from this host's 127.0.0.1 to a published port
+            yield f'oifname "{name}" {family} saddr {_LOOPBACK[family]} masquerade'
+            # a container to a published port of its own or of its neighbour: the answer must come back
+            # through us to be rewritten, not straight over the bridge
+            yield f'oifname "{name}" {family} saddr {{ {", ".join(own)} }} ct status dnat masquerade'
+
+
 def ruleset(
     table: str,
-    bridge: str,
-    subnets: Iterable[Subnet],
+    bridges: Sequence[Bridging],
     elements: Collection[Element],
     *,
-    icc: bool = True,
+    family: str = "ip",
     unrouted: Collection[str] = (),
 ) -> str:
     """The whole table as one transaction that replaces whatever was there."""
-    lines = [f"add table ip {table}", f"delete table ip {table}", f"table ip {table} {{"]
+    lines = [f"add table {family} {table}", f"delete table {family} {table}", f"table {family} {table} {{"]
+    kind = _ADDRESS[family]
+    # neighbours: the bridges whose ports may speak to one another, where frames meet these rules at all;
+    # unrouted: interfaces between which this host did not route before we turned forwarding on
     sets = (
         (
             "map published_address",
-            "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service;",
+            f"type {kind} . inet_proto . inet_service : {kind} . inet_service;",
             [f"{key} : {value}" for name, key, value in elements if name == "published_address"],
         ),
         (
             "map published_any",
-            "type inet_proto . inet_service : ipv4_addr . inet_service;",
+            f"type inet_proto . inet_service : {kind} . inet_service;",
             [f"{key} : {value}" for name, key, value in elements if name == "published_any"],
         ),
-        (
-            "set subnets",
-            "type ipv4_addr; flags interval; auto-merge;",
-            sorted({str(subnet.network) for subnet in subnets}),
-        ),
-        # interfaces between which this host did not route before we turned forwarding on
+        ("set bridges", "type ifname;", [f'"{b.name}"' for b in bridges]),
+        ("set internal", "type ifname;", [f'"{b.name}"' for b in bridges if b.internal]),
+        ("set neighbours", "type ifname . ifname;", [f'"{b.name}" . "{b.name}"' for b in bridges if b.icc]),
         ("set unrouted", "type ifname;", [f'"{name}"' for name in unrouted]),
     )
-    for head, kind, members in sets:
-        lines += [f"  {head} {{", f"    {kind}"]
+    for head, definition, members in sets:
+        lines += [f"  {head} {{", f"    {definition}"]
         if members:
             lines.append(f"    elements = {{ {', '.join(members)} }}")
         lines.append("  }")
-    for name, body in chains(bridge, icc=icc).items():
+    for name, body in chains(family, bridges).items():
         lines += [f"  chain {name} {{", *(f"    {line}" for line in body), "  }"]
     return "\n".join([*lines, "}", ""])
 
 
-def add_elements(table: str, elements: Iterable[Element]) -> str:
+def add_elements(table: str, elements: Iterable[Element], family: str = "ip") -> str:
     """The transaction that publishes."""
-    return "".join(f"add element ip {table} {name} {{ {key} : {value} }}\n" for name, key, value in elements)
+    return "".join(
+        f"add element {family} {table} {name} {{ {key} : {value} }}\n" for name, key, value in elements
+    )
 
 
-def delete_elements(table: str, elements: Iterable[Element]) -> str:
+def delete_elements(table: str, elements: Iterable[Element], family: str = "ip") -> str:
     """The transaction that unpublishes."""
-    return "".join(f"delete element ip {table} {name} {{ {key} }}\n" for name, key, _ in elements)
+    return "".join(f"delete element {family} {table} {name} {{ {key} }}\n" for name, key, _ in elements)
+
+
+def family_of(address: str) -> str:
+    """ "ip" or "ip6"."""
+    return "ip6" if ":" in address else "ip"
 
 
 def _objects(listing: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -148,13 +182,13 @@ def _objects(listing: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def foreign_forward_chains(listing: Mapping[str, Any], table: str) -> list[tuple[str, str, str]]:
-    """(family, table, chain) of the others' base chains that see forwarded IPv4, from `list chains`."""
+    """(family, table, chain) of the others' base chains that see forwarded packets, from `list chains`."""
     return [
         (chain["family"], chain["table"], chain["name"])
         for chain in _objects(listing, "chain")
         if chain.get("hook") == "forward"
-        and chain["family"] in ("ip", "inet")
-        and (chain["family"], chain["table"]) != ("ip", table)
+        and chain["family"] in ("ip", "ip6", "inet")
+        and chain["table"] != table
     ]
 
 
@@ -170,22 +204,31 @@ def drops_by_default(listing: Mapping[str, Any]) -> bool:
     return len(last) == 1 and ("drop" in last[0] or "reject" in last[0])
 
 
-def tagged_rules(listing: Mapping[str, Any], tag: str) -> list[int]:
-    """Handles of the rules of a `list chain` that carry our tag."""
-    return [rule["handle"] for rule in _objects(listing, "rule") if rule.get("comment") == tag]
+def tagged_rules(listing: Mapping[str, Any], tag: str) -> dict[int, tuple[str, str]]:
+    """The rules of a `list chain` that carry our tag: handle -> ("iifname" or "oifname", the bridge)."""
+    found: dict[int, tuple[str, str]] = {}
+    for rule in _objects(listing, "rule"):
+        if rule.get("comment") == tag:
+            match: dict[str, Any] = next(
+                (part["match"] for part in rule.get("expr", ()) if "match" in part), {}
+            )
+            left = match.get("left") or {}
+            direction = str(left.get("meta", {}).get("key", "")) if isinstance(left, dict) else ""
+            found[rule["handle"]] = (direction, str(match.get("right", "")))
+    return found
 
 
 class Firewall:
-    """Our table in the kernel, and the tagged rules in others' chains. Thread-safe as libnftables is;
-    `apply` and `publish` of the same port are the caller's to order."""
+    """Our tables in the kernel, one for IPv4 and, once a bridge has IPv6, one for that; and the tagged
+    rules in others' chains. Thread-safe as libnftables is; `apply` and `publish` of the same port are the
+    caller's to order."""
 
-    def __init__(self, table: str, bridge: str, *, icc: bool = True) -> None:
-        check_names(table, bridge)
+    def __init__(self, table: str) -> None:
         self._table = table
-        self._bridge = bridge
-        self._icc = icc
         self._tag = f"nagaya:{table}"
         self._nft: Nftables | None = None
+        self._bridges: tuple[Bridging, ...] = ()
+        self._had: set[str] | None = None  # families of which there is a table of ours; None: not looked
 
     def _run(self, commands: str, step: str) -> str:
         if self._nft is None:
@@ -199,29 +242,48 @@ class Firewall:
         decoded: Mapping[str, Any] = msgspec.json.decode(text) if text else {}
         return decoded
 
+    def _families(self) -> tuple[str, ...]:
+        six = any(s.network.version == 6 for bridge in self._bridges for s in bridge.subnets)
+        return ("ip", "ip6") if six else ("ip",)
+
     def apply(
         self,
-        subnets: Iterable[Subnet],
-        published: Iterable[tuple[str, Sequence[PublishedPort]]],
+        bridges: Sequence[Bridging],
+        published: Iterable[Published],
         *,
         unrouted: Collection[str] = (),
     ) -> None:
-        """Replace our table by one with these published ports ((container address, ports) each), and
-        see to the others' chains. One transaction: connections go on, no packet meets half a table.
+        """Replace our tables by ones with these bridges and published ports ((container address, ports)
+        each), and see to the others' chains. One transaction: connections go on, no packet meets half a
+        table.
 
         unrouted: added to those that the table in the kernel already names. Raises KernelError,
         FailedPrecondition (no libnftables; another program owns the table that drops).
         """
-        elements = [element(address, port) for address, ports in published for port in ports]
-        names = sorted({*unrouted, *self._unrouted()})
-        text = ruleset(self._table, self._bridge, subnets, elements, icc=self._icc, unrouted=names)
-        self._run(text, f"nft: replace table ip {self._table}")
+        self._bridges = tuple(bridges)
+        families = self._families()
+        elements = [(family_of(a), element(a, port)) for a, ports in published for port in ports]
+        text = ""
+        for family in families:
+            own = [e for where, e in elements if where == family]
+            names = sorted({*unrouted, *self._unrouted(family)})
+            text += ruleset(self._table, bridges, own, family=family, unrouted=names)
+        for family in self._present() - {*families}:
+            text += f"add table {family} {self._table}\ndelete table {family} {self._table}\n"
+        self._run(text, f"nft: replace table {self._table}")
+        self._had = {*families}
         self.open_forwarding()
 
-    def _unrouted(self) -> list[str]:
+    def _present(self) -> set[str]:
+        if self._had is None:
+            own = (t for t in _objects(self._list("tables"), "table") if t["name"] == self._table)
+            self._had = {t["family"] for t in own} & {"ip", "ip6"}
+        return self._had
+
+    def _unrouted(self, family: str) -> list[str]:
         # the kernel's set is the truth: an administrator may have emptied it
         try:
-            listing = self._list(f"set ip {self._table} unrouted")
+            listing = self._list(f"set {family} {self._table} unrouted")
         except KernelError as error:
             if error.errno == errno.ENOENT:
                 return []
@@ -229,37 +291,44 @@ class Firewall:
         members = [entry.get("elem", ()) for entry in _objects(listing, "set")]
         return [str(name) for group in members for name in group]
 
-    def publish(self, address: str, ports: Sequence[PublishedPort]) -> None:
-        """Publish the ports of the container with that address. Raises KernelError: ENOENT when the
-        table is gone, EEXIST when a port leads elsewhere."""
-        if ports:
-            commands = add_elements(self._table, [element(address, port) for port in ports])
-            self._run(commands, f"nft: publish ports of {address}")
+    def publish(self, published: Iterable[Published]) -> None:
+        """Publish ports of containers. Raises KernelError: ENOENT when the table is gone, EEXIST when a
+        port leads elsewhere."""
+        commands = "".join(
+            add_elements(self._table, [element(address, port) for port in ports], family_of(address))
+            for address, ports in published
+        )
+        if commands:
+            self._run(commands, "nft: publish ports")
 
-    def unpublish(self, address: str, ports: Sequence[PublishedPort]) -> None:
+    def unpublish(self, published: Iterable[Published]) -> None:
         """Undo `publish`; elements, or a table, that are gone already are fine. The ports must still be
         reserved: an element is found by its key, whoever it belongs to by then."""
-        elements = [element(address, port) for port in ports]
+        elements = [(family_of(a), element(a, port)) for a, ports in published for port in ports]
         if not elements:
             return
-        step = f"nft: unpublish ports of {address}"
+        step = "nft: unpublish ports"
+        one_by_one = [delete_elements(self._table, [one], family) for family, one in elements]
         try:
-            self._run(delete_elements(self._table, elements), step)
+            self._run("".join(one_by_one), step)
             return
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
-        for one in elements:
+        for command in one_by_one:
             try:
-                self._run(delete_elements(self._table, [one]), step)
+                self._run(command, step)
             except KernelError as error:
                 if error.errno != errno.ENOENT:
                     raise
 
     def intact(self) -> bool:
         """Are all our chains there with as many rules as we made? False after `nft flush ruleset`."""
+        return all(self._intact(family) for family in self._families())
+
+    def _intact(self, family: str) -> bool:
         try:
-            listing = self._list(f"table ip {self._table}")
+            listing = self._list(f"table {family} {self._table}")
         except KernelError as error:
             if error.errno == errno.ENOENT:
                 return False
@@ -269,44 +338,51 @@ class Firewall:
             found[rule["chain"]] = found.get(rule["chain"], 0) + 1
         expected = {
             name: len(body) - body[0].startswith("type ")
-            for name, body in chains(self._bridge, icc=self._icc).items()
+            for name, body in chains(family, self._bridges).items()
         }
         return found == expected
 
     def open_forwarding(self) -> None:
-        """In every other forward chain that drops by default: two tagged rules that let the bridge's
-        traffic pass on to our own chain. Idempotent; stale ones are removed."""
+        """In every other forward chain that drops by default: two tagged rules for each bridge that let
+        its traffic pass on to our own chain. Idempotent; stale ones are removed."""
         for family, table, chain in foreign_forward_chains(self._list("chains"), self._table):
             place = f"{family} {table} {chain}"
             listing = self._list(f"chain {place}")
-            handles = tagged_rules(listing, self._tag)
-            wanted = 2 if drops_by_default(listing) else 0
-            if len(handles) == wanted:
+            found = tagged_rules(listing, self._tag)
+            wanted = {
+                (direction, bridge.name)
+                for bridge in (self._bridges if drops_by_default(listing) else ())
+                for direction in ("iifname", "oifname")
+            }
+            stale = [handle for handle, rule in found.items() if rule not in wanted]
+            missing = sorted(wanted - {*found.values()})
+            commands = [f"delete rule {place} handle {handle}\n" for handle in stale]
+            commands += [
+                f'insert rule {place} {direction} "{name}" counter accept comment "{self._tag}"\n'
+                for direction, name in missing
+            ]
+            if not commands:
                 continue
-            commands = [f"delete rule {place} handle {handle}\n" for handle in handles]
-            if wanted:
-                commands += [
-                    f'insert rule {place} {direction} "{self._bridge}" counter accept comment "{self._tag}"\n'
-                    for direction in ("iifname", "oifname")
-                ]
             try:
-                self._run("".join(commands), f"nft: accept the bridge's traffic in {place}")
+                self._run("".join(commands), f"nft: accept the bridges' traffic in {place}")
             except KernelError as error:
                 if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
                     raise
+                name = missing[0][1] if missing else ""
                 raise FailedPrecondition(
                     f"{place} drops forwarded traffic and cannot be changed; let its owner accept the "
-                    f"interface {self._bridge} (firewall-cmd --zone=trusted --add-interface={self._bridge})",
+                    f"interface {name} (firewall-cmd --zone=trusted --add-interface={name})",
                     subject=place,
                     step="nft",
                 ) from None
 
     def remove(self) -> None:
-        """Remove our table and the tagged rules. Idempotent."""
-        self._run(f"add table ip {self._table}\ndelete table ip {self._table}\n", "nft: delete table")
-        for family, table, chain in foreign_forward_chains(self._list("chains"), self._table):
-            place = f"{family} {table} {chain}"
-            handles = tagged_rules(self._list(f"chain {place}"), self._tag)
+        """Remove our tables and the tagged rules. Idempotent."""
+        for family in sorted({"ip", *self._present()}):
             self._run(
-                "".join(f"delete rule {place} handle {h}\n" for h in handles), "nft: remove tagged rules"
+                f"add table {family} {self._table}\ndelete table {family} {self._table}\n",
+                "nft: delete table",
             )
+        self._had = set()
+        self._bridges = ()
+        self.open_forwarding()

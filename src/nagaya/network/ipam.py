@@ -6,8 +6,19 @@ default pools are cut in order, the MAC is 02:42 and the four bytes of the addre
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Sequence
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    NetmaskValueError,
+    ip_address,
+    ip_network,
+)
 
 from nagaya.errors import InvalidArgument, ResourceExhausted
 from nagaya.network.model import Subnet
@@ -66,44 +77,75 @@ def parse_pool(text: str) -> tuple[str, int]:
     return str(base), size
 
 
-def choose_subnet(pools: Sequence[tuple[str, int]], occupied: Iterable[IPv4Network]) -> Subnet:
+def choose_subnet(
+    pools: Sequence[tuple[str, int]], occupied: Iterable[IPv4Network | IPv6Network], version: int = 4
+) -> Subnet:
     """The first subnet of the pools that overlaps nothing occupied; its gateway is its first address.
 
     occupied: networks the host routes to or whose resolvers it uses, without its default route.
     Raises ResourceExhausted.
     """
-    taken = sorted((n for n in occupied if n.prefixlen > 0), key=lambda n: int(n.network_address))
+    spans = sorted(
+        (int(n.network_address), int(n.broadcast_address))
+        for n in occupied
+        if n.version == version and n.prefixlen > 0
+    )
     for base, size in pools:
-        for candidate in IPv4Network(base).subnets(new_prefix=size):
-            if not any(candidate.overlaps(other) for other in taken):
-                return Subnet(str(candidate.network_address + 1), size)
+        pool = ip_network(base)
+        if pool.version != version:
+            continue
+        width = 1 << (pool.max_prefixlen - size)
+        start, end = int(pool.network_address), int(pool.broadcast_address)
+        while start + width - 1 <= end:
+            behind = [last for first, last in spans if first <= start + width - 1 and last >= start]
+            if not behind:
+                return Subnet(str(IPv4Address(start + 1) if version == 4 else IPv6Address(start + 1)), size)
+            start = (max(behind) // width + 1) * width  # no walk through what is taken
     raise ResourceExhausted(
-        "all address pools overlap with routes of this host; set bip or default-address-pool",
+        "all address pools overlap with routes of this host; set bip or default-address-pool"
+        if version == 4
+        else "could not find an available, non-overlapping IPv6 address pool among the defaults to assign "
+        "to the network",
         subject="default-address-pool",
     )
 
 
-def next_address(subnet: Subnet, taken: Iterable[str], after: str = "") -> str:
-    """The next free address behind `after`, around the subnet: never the network's, the broadcast's
-    or the gateway's. Going round keeps an address out of use as long as possible, so that late packets
-    of a dead container's peers do not meet a new one. Raises ResourceExhausted.
+def pool6(seed: bytes) -> tuple[str, int]:
+    """The pool of IPv6 subnets of this host: a unique local /48 (RFC 4193) that its seed decides."""
+    prefix = b"\xfd" + hashlib.sha256(b"nagaya" + seed).digest()[:5]
+    return f"{IPv6Address(prefix.ljust(16, bytes(1)))}/48", 64
+
+
+def next_address(subnet: Subnet, taken: Iterable[str], after: str = "", within: str = "") -> str:
+    """The next free address behind `after`, around the subnet, or the part of it called within: never the
+    network's, the broadcast's or the gateway's. Going round keeps an address out of use as long as
+    possible, so that late packets of a dead container's peers do not meet a new one.
+    Raises ResourceExhausted.
     """
     network = subnet.network
-    first, last = int(network.network_address) + 1, int(network.broadcast_address) - 1
-    used = {int(IPv4Address(address)) for address in taken}
-    used.add(int(IPv4Address(subnet.gateway)))
-    start = int(IPv4Address(after)) + 1 if after else first
+    first, last = int(network.network_address) + 1, int(network.broadcast_address) - (network.version == 4)
+    if within:
+        part = ip_network(within)
+        first, last = max(first, int(part.network_address)), min(last, int(part.broadcast_address))
+    used = {int(ip_address(address)) for address in taken}
+    used.add(int(ip_address(subnet.gateway)))
+    start = int(ip_address(after)) + 1 if after else first
     if not first <= start <= last:
         start = first
     # at most len(used) candidates are taken: no walk through a /8
     candidate = start
     for _ in range(min(len(used), last - first) + 1):
         if candidate not in used:
-            return str(IPv4Address(candidate))
+            return str(IPv4Address(candidate) if network.version == 4 else IPv6Address(candidate))
         candidate = candidate + 1 if candidate < last else first
-    raise ResourceExhausted(f"no free address left in {network}", subject=str(network))
+    raise ResourceExhausted(f"no free address left in {within or network}", subject=str(network))
 
 
 def mac_of(address: str) -> str:
     """02:42 and the address: locally administered, unicast, stable for a reused address."""
     return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *IPv4Address(address).packed))
+
+
+def random_mac() -> str:
+    """02:42 and four random bytes: for what has no IPv4 address to take it from."""
+    return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *os.urandom(4)))

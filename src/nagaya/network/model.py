@@ -6,7 +6,7 @@ is decided before anything is done.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Literal
 
 import msgspec
@@ -14,6 +14,8 @@ import msgspec
 from nagaya.errors import InvalidArgument, Unimplemented
 
 Protocol = Literal["tcp", "udp", "sctp"]
+
+DEFAULT = "bridge"  # the key of the network that containers are in unless they say otherwise
 
 
 class PublishedPort(msgspec.Struct, frozen=True):
@@ -26,9 +28,10 @@ class PublishedPort(msgspec.Struct, frozen=True):
 
 
 class EndpointPlan(msgspec.Struct, frozen=True):
-    """A container's place in the bridge network, as decided and before, or after, it exists.
+    """A container's place in a network, as decided and before, or after, it exists.
 
-    ports have their real host ports.
+    ports have their real host ports. gateway "": none, the network is internal; default_route: is it the
+    container's way out (of several networks one is)?
     """
 
     endpoint_id: str
@@ -40,6 +43,11 @@ class EndpointPlan(msgspec.Struct, frozen=True):
     interface: str = "eth0"
     mtu: int = 1500
     ports: tuple[PublishedPort, ...] = ()
+    network: str = DEFAULT
+    address6: str = ""
+    prefix6: int = 0
+    gateway6: str = ""
+    default_route: bool = True
 
 
 # What the engine stored of an endpoint and gives back at start-up: a plan that was carried out.
@@ -53,12 +61,41 @@ class Subnet(msgspec.Struct, frozen=True):
     prefix: int
 
     @property
-    def network(self) -> IPv4Network:
+    def network(self) -> IPv4Network | IPv6Network:
         """10.231.0.0/24"""
-        return IPv4Network(f"{self.gateway}/{self.prefix}", strict=False)
+        return ip_network(f"{self.gateway}/{self.prefix}", strict=False)
 
     def __str__(self) -> str:
         return f"{self.gateway}/{self.prefix}"
+
+
+class NetworkPlan(msgspec.Struct, frozen=True):
+    """A network as it was decided. interface: its bridge, or the parent that its macvlans lie on.
+
+    subnet None: no IPv4 (or, for the default bridge, not chosen yet). ip_range: where addresses are given
+    out, "": in all of the subnet. reserved: addresses that are never given out. host_ip: where its ports
+    are published unless they say so themselves.
+    """
+
+    id: str
+    interface: str
+    kind: Literal["bridge", "macvlan"] = "bridge"
+    subnet: Subnet | None = None
+    subnet6: Subnet | None = None
+    ip_range: str = ""
+    ip_range6: str = ""
+    reserved: tuple[str, ...] = ()
+    mtu: int = 1500
+    icc: bool = True
+    internal: bool = False
+    masquerade: bool = True
+    host_ip: str = ""
+    mode: str = ""  # of macvlan
+
+    @property
+    def subnets(self) -> tuple[Subnet, ...]:
+        """Those it has."""
+        return tuple(subnet for subnet in (self.subnet, self.subnet6) if subnet is not None)
 
 
 def check_ports(ports: tuple[PublishedPort, ...]) -> None:

@@ -40,6 +40,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "resources": (dict,),
     "signal": (int,),
     "pin": (str,),
+    "path": (str,),
     "argv": (list,),
     "target": (str,),
     "source": (str,),
@@ -179,7 +180,7 @@ def _state(request: Request, job: Job) -> dict[str, Any]:
 
 def _netns(request: Request, job: Job) -> dict[str, Any]:
     """pin: make a network namespace with lo up, pin it there by a bind mount, and send an rtnetlink
-    socket opened inside with the reply (network_namespaces(7))."""
+    socket opened inside with the reply (network_namespaces(7)). ipv6: interfaces will have IPv6."""
     (pin,) = _need(request, "pin")
     os.makedirs(os.path.dirname(pin), 0o711, exist_ok=True)
     try:
@@ -189,7 +190,7 @@ def _netns(request: Request, job: Job) -> dict[str, Any]:
     own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         namespaces.unshare(namespaces.CLONE_NEWNET)
-        _no_ipv6_for_interfaces_to_come()
+        _ipv6_of_interfaces_to_come(bool(request.get("ipv6")))
         pods.raise_loopback()
         mounts.mount("/proc/self/ns/net", pin, None, mounts.MS_BIND)
         job.reply_fds.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE).detach())
@@ -201,14 +202,35 @@ def _netns(request: Request, job: Job) -> dict[str, Any]:
     return {"pin": pin}
 
 
-def _no_ipv6_for_interfaces_to_come() -> None:
-    """Networks are IPv4 only: without this an eth0 takes any neighbour's router advertisements
-    (CVE-2024-32473). What is there, lo, keeps ::1. /proc/sys/net shows the caller's namespace."""
+def _ipv6_of_interfaces_to_come(on: bool) -> None:
+    """Where a network has no IPv6 its interfaces have none, or an eth0 would take any neighbour's router
+    advertisements (CVE-2024-32473); where it has, they listen to none, and use their addresses at once.
+    What is there, lo, keeps ::1. /proc/sys/net shows the caller's namespace."""
+    values = {"accept_ra": "0", "accept_dad": "0", "disable_ipv6": "0"} if on else {"disable_ipv6": "1"}
+    for name, value in values.items():
+        try:
+            with open(f"/proc/sys/net/ipv6/conf/default/{name}", "w", encoding="ascii") as file:
+                file.write(value)
+        except FileNotFoundError:
+            pass  # a kernel without IPv6
+
+
+def _netns_enter(request: Request, job: Job) -> dict[str, Any]:
+    """path: send an rtnetlink socket opened in that network namespace with the reply. ipv6: interfaces
+    to come will have IPv6."""
+    (path,) = _need(request, "path")
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w", encoding="ascii") as file:
-            file.write("1")
-    except FileNotFoundError:
-        pass  # a kernel without IPv6
+        namespaces.setns(there, namespaces.CLONE_NEWNET)
+        if request.get("ipv6"):
+            _ipv6_of_interfaces_to_come(True)
+        job.reply_fds.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE).detach())
+    finally:
+        namespaces.setns(own, namespaces.CLONE_NEWNET)
+        os.close(there)
+        os.close(own)
+    return {}
 
 
 def _netns_delete(request: Request, job: Job) -> dict[str, Any]:
@@ -271,6 +293,7 @@ OPERATIONS: dict[str, Operation] = {
     "stats": _stats,
     "state": _state,
     "netns": _netns,
+    "netns-enter": _netns_enter,
     "netns-delete": _netns_delete,
     "mount": _mount,
     "unmount": _unmount,

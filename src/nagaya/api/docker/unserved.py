@@ -22,11 +22,6 @@ UNSERVED = (
     ("GET", "/images/search", "searching a registry"),
     ("POST", "/images/{name:path}/push", "pushing images"),
     ("GET", "/distribution/{name:path}/json", "asking a registry about an image"),
-    ("POST", "/networks/create", "creating networks"),
-    ("POST", "/networks/prune", "removing unused networks"),
-    ("POST", "/networks/{id}/connect", "connecting a container to a network"),
-    ("POST", "/networks/{id}/disconnect", "disconnecting a container from a network"),
-    ("DELETE", "/networks/{id}", "removing networks"),
     ("PUT", "/volumes/{name}", "updating cluster volumes"),
 )
 

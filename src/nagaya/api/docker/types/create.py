@@ -17,9 +17,11 @@ from nagaya.api.docker.types.limits import (
     ulimits,
 )
 from nagaya.api.docker.types.mounts import mounts
+from nagaya.api.docker.types.networks import attachment
 from nagaya.api.docker.types.ports import exposed_ports, port_bindings
 from nagaya.api.docker.types.structs import (
     CreateBody,
+    EndpointBody,
     ExecCreateBody,
     HealthcheckBody,
     HostConfigBody,
@@ -27,7 +29,7 @@ from nagaya.api.docker.types.structs import (
     NetworkingConfigBody,
 )
 from nagaya.engine import signals
-from nagaya.engine.model import ContainerConfig, CreateRequest, ExecConfig, HealthCheck, LogConfig
+from nagaya.engine.model import Attachment, ContainerConfig, CreateRequest, ExecConfig, HealthCheck, LogConfig
 from nagaya.errors import InvalidArgument
 
 DEFAULT_SHM_SIZE = 64 << 20
@@ -87,6 +89,7 @@ def container_config(body: CreateBody, online_cpus: int) -> ContainerConfig:
         ports=ports,
         publish_all=bool(host.PublishAllPorts),
         network_mode=network_mode,
+        networks=_networks(body, network_mode),
         resources=resources(host, online_cpus),
         restart=restart,
         auto_remove=bool(host.AutoRemove),
@@ -185,8 +188,6 @@ def _check_config(body: CreateBody) -> None:
         signals.number(body.StopSignal)
     if (body.StopTimeout or 0) < -1:
         raise InvalidArgument(f"invalid stop timeout: {body.StopTimeout}", subject="StopTimeout")
-    if body.MacAddress:
-        raise InvalidArgument("Config.MacAddress is not supported yet", subject="Config.MacAddress")
     for path in body.Volumes or ():
         if not path.startswith("/") or not path.strip("/"):
             raise InvalidArgument(f"invalid volume specification: '{path}'", subject="Volumes")
@@ -262,19 +263,41 @@ def _network_mode(body: CreateBody, host: HostConfigBody) -> str:
         mode = "none"
     if mode.startswith("container:") and not _joined(mode):
         raise InvalidArgument(f"invalid network mode: {mode}", subject="HostConfig.NetworkMode")
-    networking = body.NetworkingConfig or NetworkingConfigBody()
-    endpoints = networking.EndpointsConfig or {}
-    for network, endpoint in endpoints.items():
-        prefix = f"NetworkingConfig.EndpointsConfig.{network}."
-        if network not in (mode, "bridge", "default"):
-            raise InvalidArgument(
-                f"{prefix[:-1]}: a second network is not supported yet", subject=prefix[:-1]
-            )
-        if endpoint is not None:
-            refuse_unsupported(endpoint, ("Links", "Aliases", "MacAddress", "DriverOpts"), prefix)
-            if any((endpoint.IPAMConfig or {}).values()):
-                raise InvalidArgument(f"{prefix}IPAMConfig is not supported yet", subject=prefix)
     return mode
+
+
+def _networks(body: CreateBody, mode: str) -> tuple[Attachment, ...]:
+    """NetworkingConfig, the mode's network first; () when it says nothing. The container's own MacAddress is
+    that of its mode's endpoint."""
+    networking = body.NetworkingConfig or NetworkingConfigBody()
+    found = {
+        "bridge" if name == "default" else name: endpoint or EndpointBody()
+        for name, endpoint in (networking.EndpointsConfig or {}).items()
+    }
+    own = "bridge" if mode == "default" else mode
+    if _joined(mode):
+        return ()
+    if body.MacAddress and own not in ("host", "none"):
+        endpoint = found.setdefault(own, EndpointBody())
+        if endpoint.MacAddress and endpoint.MacAddress != body.MacAddress:
+            raise InvalidArgument(
+                "the container-wide MAC address must match the endpoint-specific MAC address for the main "
+                "network, or be left empty",
+                subject="MacAddress",
+            )
+        endpoint.MacAddress = body.MacAddress
+    if own in ("host", "none") and set(found) - {own}:
+        if own == "none":
+            raise InvalidArgument(
+                "conflicting options: cannot attach a container to none and another network"
+            )
+        raise InvalidArgument(
+            "conflicting options: cannot attach host network to a container with another network"
+        )
+    order = sorted(found, key=lambda name: name != own)
+    where = "NetworkingConfig.EndpointsConfig"
+    wishes = tuple(attachment(name, found[name], f"{where}.{name}.") for name in order)
+    return () if wishes == (Attachment(own),) else wishes
 
 
 def _check_network(body: CreateBody, host: HostConfigBody, mode: str, exposed: bool, published: bool) -> None:

@@ -12,7 +12,16 @@ from typing import Any
 import msgspec
 
 from nagaya.api.docker.types.times import rfc3339_nano
-from nagaya.engine.model import Container, ContainerConfig, DeviceLimit, Endpoint, MountSpec, PortBinding
+from nagaya.engine.model import (
+    Attachment,
+    Container,
+    ContainerConfig,
+    DeviceLimit,
+    Endpoint,
+    MountSpec,
+    PortBinding,
+)
+from nagaya.engine.nettable import attachments
 from nagaya.engine.spec_mounts import is_read_only
 from nagaya.oci.defaults import MASKED_PATHS, READONLY_PATHS
 
@@ -355,40 +364,48 @@ def network_settings(container: Container, run: str) -> Json:
         "SecondaryIPv6Addresses": None,
         "EndpointID": bridge.endpoint_id,
         "Gateway": bridge.gateway,
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "GlobalIPv6Address": bridge.address6,
+        "GlobalIPv6PrefixLen": bridge.prefix6,
         "IPAddress": bridge.address,
         "IPPrefixLen": bridge.prefix,
-        "IPv6Gateway": "",
+        "IPv6Gateway": bridge.gateway6,
         "MacAddress": bridge.mac,
         "Networks": networks(container),
     }
 
 
 def networks(container: Container) -> dict[str, Json]:
-    """NetworkSettings.Networks: the endpoints, or the one that a start will make."""
-    endpoints = container.endpoints
-    if not endpoints:
-        mode = network_mode(container.config)
-        endpoints = () if mode.startswith("container:") else (Endpoint(mode),)
-    return {endpoint.network: _endpoint(endpoint) for endpoint in endpoints}
+    """NetworkSettings.Networks: the endpoints, and those that a start will make."""
+    places = {place.network: place for place in container.endpoints}
+    found: dict[str, Json] = {}
+    for attachment in attachments(container):
+        place = next(
+            (p for p in places.values() if attachment.network in (p.network, p.network_id)),
+            Endpoint(attachment.network),
+        )
+        found[place.network] = _endpoint(container, attachment, place)
+    return found
 
 
-def _endpoint(endpoint: Endpoint) -> Json:
+def _endpoint(container: Container, attachment: Attachment, place: Endpoint) -> Json:
+    addresses = {"IPv4Address": attachment.address, "IPv6Address": attachment.address6}
+    ipam = {name: address for name, address in addresses.items() if address}
+    own = attachment.network in ("bridge", "host", "none")  # where nobody has a name
+    names = (container.name, *attachment.aliases, container.id[:12])
     return {
-        "IPAMConfig": None,
-        "Links": None,
-        "Aliases": None,
-        "MacAddress": endpoint.mac,
-        "DriverOpts": None,
-        "GwPriority": 0,
-        "NetworkID": endpoint.network_id,
-        "EndpointID": endpoint.endpoint_id,
-        "Gateway": endpoint.gateway,
-        "IPAddress": endpoint.address,
-        "IPPrefixLen": endpoint.prefix,
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
-        "DNSNames": None,
+        "IPAMConfig": ipam or None,
+        "Links": list(attachment.links) or None,
+        "Aliases": list(attachment.aliases) or None,
+        "MacAddress": place.mac or attachment.mac,
+        "DriverOpts": dict(attachment.driver_options) or None,
+        "GwPriority": attachment.gateway_priority,
+        "NetworkID": place.network_id,
+        "EndpointID": place.endpoint_id,
+        "Gateway": place.gateway,
+        "IPAddress": place.address,
+        "IPPrefixLen": place.prefix,
+        "IPv6Gateway": place.gateway6,
+        "GlobalIPv6Address": place.address6,
+        "GlobalIPv6PrefixLen": place.prefix6,
+        "DNSNames": None if own else list(dict.fromkeys(names)),
     }

@@ -178,12 +178,19 @@ class HostConfigBody(ResourcesBody):
     Annotations: dict[str, str] | None = None
 
 
+class EndpointIpamBody(msgspec.Struct):
+    IPv4Address: str | None = None
+    IPv6Address: str | None = None
+    LinkLocalIPs: Strings = None
+
+
 class EndpointBody(msgspec.Struct):
-    IPAMConfig: dict[str, Any] | None = None
+    IPAMConfig: EndpointIpamBody | None = None
     Links: Strings = None
     Aliases: Strings = None
     MacAddress: str | None = None
     DriverOpts: dict[str, str] | None = None
+    GwPriority: int | None = None
 
 
 class NetworkingConfigBody(msgspec.Struct):
