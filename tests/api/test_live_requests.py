@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -299,3 +300,81 @@ def test_events_come_as_they_happen(server: Dockerd | House) -> None:
             assert event["timeNano"] // 10**9 == event["time"]
             seen.append(event["Action"])
         assert [action for action in seen if action != "attach"] == ["create", "start", "die"]
+
+
+def test_exec_as_its_users_know_it(server: Dockerd | House) -> None:
+    identity = make(server, "sleep", "600", Env=["KEPT=yes"], WorkingDir="/tmp")
+    assert post(server, f"/containers/{identity}/exec", {"Cmd": ["true"]}).status == 409
+    assert post(server, f"/containers/{identity}/start").status == 204
+
+    def output(wish: dict[str, Any], typed: bytes = b"") -> bytes:
+        streams = {"AttachStdout": True, "AttachStderr": True, "AttachStdin": bool(typed)}
+        made = post(server, f"/containers/{identity}/exec", {**streams, **wish})
+        assert made.status == 201, made
+        with Connection(server.socket) as connection:
+            begin = json.dumps({"Tty": wish.get("Tty", False)}).encode()
+            connection.send("POST", f"{API}/exec/{made.json['Id']}/start", begin, {**JSON, **UPGRADE})
+            assert connection.head()[0] == 101
+            if typed:
+                connection.sock.sendall(typed)
+                connection.sock.shutdown(socket.SHUT_WR)
+            return connection.rest()
+
+    shell = ["sh", "-c", "echo $KEPT $MORE $(id -u) $(pwd)"]
+    assert output({"Cmd": shell, "Env": ["MORE=1"]})[8:] == b"yes 1 0 /tmp\n"
+    assert output({"Cmd": shell, "User": "65534:1", "WorkingDir": "/etc"})[8:] == b"yes 65534 /etc\n"
+    assert output({"Cmd": ["cat"]}, b"half closed")[8:] == b"half closed"
+    assert output({"Cmd": ["sh", "-c", "tty"], "Tty": True}).startswith(b"/dev/")
+    capabilities = ["sh", "-c", "grep CapBnd /proc/self/status"]
+    assert output({"Cmd": capabilities}) != output({"Cmd": capabilities, "Privileged": True})
+    assert b"executable file not found" in output({"Cmd": ["/no/such"]}) or b"no such file" in output(
+        {"Cmd": ["/no/such"]}
+    )
+
+
+def test_execs_end_with_their_container_and_not_while_it_is_paused(server: Dockerd | House) -> None:
+    identity = make(server, "sleep", "600")
+    assert post(server, f"/containers/{identity}/start").status == 204
+    made = post(server, f"/containers/{identity}/exec", {"Cmd": ["sleep", "500"]})
+    path = f"/exec/{made.json['Id']}"
+    assert post(server, path + "/start", {"Detach": True}).status == 200
+    running = call(server.socket, "GET", API + path + "/json").json
+    assert (running["Running"], running["Pid"] > 0, running["CanRemove"]) == (True, True, False)
+    assert post(server, f"/containers/{identity}/pause").status == 204
+    assert post(server, f"/containers/{identity}/exec", {"Cmd": ["true"]}).status == 409
+    assert post(server, f"/containers/{identity}/unpause").status == 204
+    assert post(server, f"/containers/{identity}/kill").status == 204
+    wait_for(lambda: not call(server.socket, "GET", API + path + "/json").json["Running"], 20, "its end")
+    ended = call(server.socket, "GET", API + path + "/json").json
+    assert ended["ExitCode"] == 137
+    assert post(server, path + "/start", {"Detach": True}).status in (409, 500)
+
+
+def test_many_execs_leave_nothing(server: Dockerd | House) -> None:
+    identity = make(server, "sleep", "600")
+    assert post(server, f"/containers/{identity}/start").status == 204
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            wish = {"Cmd": ["true"], "AttachStdout": True}
+            path = f"/exec/{post(server, f'/containers/{identity}/exec', wish).json['Id']}"
+            with Connection(server.socket) as connection:
+                connection.send("POST", f"{API}{path}/start", b"{}", {**JSON, **UPGRADE})
+                connection.rest()
+            assert call(server.socket, "GET", f"{API}{path}/json").json["ExitCode"] == 0
+
+    def fds() -> list[int]:
+        if isinstance(server, Dockerd):
+            return []
+        daemon = int((server.run_dir / "nagayad.pid").read_text())
+        return [len(os.listdir(f"/proc/{p}/fd")) for p in (daemon, server.supervisor_pid(), server.io_pid())]
+
+    some(10)
+    before = fds()
+    crowd = [threading.Thread(target=some, args=(25,)) for _ in range(4)]
+    for one in crowd:
+        one.start()
+    for one in crowd:
+        one.join()
+    wait_for(lambda: all(now <= then for now, then in zip(fds(), before, strict=True)), 20, "as before")
+    assert len(call(server.socket, "GET", f"{API}/containers/{identity}/top").json["Processes"]) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from keeping import Keeping, children_of, live, until
+from keeping import Keeping, children_of, live, name_of, until
 
 from nagaya.errors import InternalError, InvalidArgument
 from nagaya.supervisor.builder import Job
@@ -87,6 +87,41 @@ async def test_a_shared_builder_stays_in_its_namespaces(rootfs: Path) -> None:
                 assert house.output(f"n{number}").strip() == os.readlink(f"/proc/{house.keeper_pid}/ns/net")
             finally:
                 await house.client.call({"op": "netns-delete", "pin": pin})
+
+
+@live
+async def test_who_joins_finds_a_fork_made_in_advance_that_has_seen_nothing(rootfs: Path) -> None:
+    async with Keeping(rootfs=rootfs) as house:
+        await house.container("host", "sleep", "1000")
+        secret = {**house.spec("true")["process"], "env": ["PATH=/bin", "SECRET=of-the-former"]}
+        request = {"op": "exec", "root": str(house.state), "id": "host"}
+
+        others = set(children_of(house.keeper_pid))
+
+        def forks() -> list[int]:
+            found = set(children_of(house.keeper_pid)) - others
+            return [p for p in found if name_of(p) == "nagaya-builder"]
+
+        async def spare() -> int:
+            await until(lambda: len(forks()) == 1, "one fork in advance")
+            return forks()[0]
+
+        async def join(token: str, process: dict[str, Any]) -> None:
+            await house.client.run(token, {**request, "process": process})
+            assert (await house.exit(token)).code == 0
+            await house.client.release(token)
+
+        await join("first", secret)
+        waiting = await spare()
+        with open(f"/proc/{waiting}/maps") as maps, open(f"/proc/{waiting}/mem", "rb", 0) as memory:
+            for line in maps:
+                first, _, rest = line.partition("-")
+                if "[heap]" in line or (line.split()[1].startswith("rw") and len(line.split()) == 5):
+                    memory.seek(int(first, 16))
+                    assert b"of-the-former" not in memory.read(int(rest.split()[0], 16) - int(first, 16))
+        assert len(os.listdir(f"/proc/{waiting}/fd")) == 4
+        await join("second", secret)
+        assert await spare() != waiting
 
 
 @pytest.mark.parametrize("op", ["run", "create", "exec", "spawn-foreign"])

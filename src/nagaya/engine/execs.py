@@ -48,12 +48,13 @@ class Execs:
     async def settled(self, exec_id: str) -> Exec:
         """A session, once it has started; one that is just ending, which its clients have seen already by
         the end of its output, with its exit code. Raises NotFound."""
-        session = self.get(exec_id)
+        session, end = self.get(exec_id), self._ends[exec_id]
         deadline = time.monotonic() + _SETTLE
         while session.running and (not session.pid or is_ending(session.pid)):
             if time.monotonic() > deadline:
                 break
-            await asyncio.sleep(0.002)
+            with suppress(TimeoutError):  # the end is told; the start is looked for
+                await asyncio.wait_for(end.wait(), 0.002)
         return session
 
     async def create(self, ref: str, config: ExecConfig) -> str:

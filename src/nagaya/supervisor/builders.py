@@ -3,7 +3,8 @@
 A fork of the keeper costs 1 ms, and as much again in pages that are copied when they are first
 written. So a builder whose job was one that may be shared waits for another such job. What joins a
 container's pid namespace, where its processes could read a joiner's memory, is done by a fresh fork
-that has seen no other container's secrets, and that ends with its job.
+that has seen no other container's secrets, and that ends with its job. Such jobs seldom come alone
+(health checks, scripts of `exec`): after one of them a fork is made in advance for the next.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Builders:
             if entry is not None:
                 notice, child_end = seqpacket.pair()
                 fds += [child_end.fileno(), *(fd for fd in stdio if fd >= 0)]
-            worker = self._waiting(fds) if shared else None
+            worker = self._waiting(fds, shared)
             if worker is None:
                 worker = self._fork()
                 if not worker.send(builder.SHARED if shared else builder.ALONE, fds):
@@ -103,11 +104,23 @@ class Builders:
         if notice is not None:
             self._keeper.listen_to(notice.fileno(), lambda _: self._hear(worker))
 
-    def _waiting(self, fds: list[int]) -> Builder | None:
+    def _waiting(self, fds: list[int], shared: bool) -> Builder | None:
+        """One that has taken the job: who had others before does not join a pid namespace, and who had none
+        is kept for that."""
         for worker in self._idle():
-            if worker.send(builder.SHARED, fds):
+            if bool(worker.jobs) == shared and worker.send(builder.SHARED if shared else builder.ALONE, fds):
                 return worker
         return None
+
+    def _keep_spare(self) -> None:
+        """Make a fork in advance, unless there is one."""
+        if all(worker.jobs for worker in self._idle()):
+            try:
+                worker = self._fork()
+            except OSError:
+                return  # the next job that needs one will say so
+            worker.idle_since = time.monotonic()
+            self._sweep_later()
 
     def _fork(self) -> Builder:
         ours, theirs = seqpacket.pair()
@@ -150,14 +163,18 @@ class Builders:
             return
         self._ended(worker, packet.data[0])
         worker.idle_since = time.monotonic()
-        if len(self._idle()) > _WAITING or worker.jobs >= _JOBS:
+        if sum(bool(w.jobs) for w in self._idle()) > _WAITING or worker.jobs >= _JOBS:
             self._dismiss(worker)
-        elif not self._sweeping:
-            self._sweeping = True
-            self._keeper.later(_IDLE, self._sweep)
+        else:
+            self._sweep_later()
 
     def _idle(self) -> list[Builder]:
         return [w for w in self._known.values() if not w.busy and w.control is not None]
+
+    def _sweep_later(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self._keeper.later(_IDLE, self._sweep)
 
     def _sweep(self) -> None:
         """Dismiss who has waited long; look again while there are others."""
@@ -230,4 +247,6 @@ class Builders:
         self._dismiss(worker)
         if worker.busy:
             self._ended(worker, status)
+            if worker.jobs == 1:
+                self._keep_spare()
         return True
