@@ -43,10 +43,14 @@ OPTIONS = [
     Option("debug", FLAG, "enable debug logging"),
     Option("log", TEXT, "set the log file to write logs to (default is '/dev/stderr')"),
     Option("log-format", TEXT, "set the log format ('text' (default), or 'json')", "text"),
-    Option("root", TEXT, "root directory for storage of container state (default: /run/nagaya-oci)"),
+    Option(
+        "root",
+        TEXT,
+        "directory of container state (default: /run/nagaya-oci; of users, $XDG_RUNTIME_DIR/nagaya-oci)",
+    ),
     Option("criu", TEXT, "accepted and ignored: criu is looked for in PATH"),
     Option("systemd-cgroup", FLAG, 'enable systemd cgroup support, cgroupsPath is "slice:prefix:name"'),
-    Option("rootless", TEXT, "accepted; rootless is found out", "auto"),
+    Option("rootless", TEXT, "ignore cgroup permission errors: true, false or auto", "auto"),
     Option("help h", FLAG, "show help"),
     Option("version v", FLAG, "print the version"),
 ]
@@ -55,7 +59,7 @@ OPTIONS = [
 class Settings:
     """The global options."""
 
-    __slots__ = ("log", "root", "root_given", "systemd_cgroup")
+    __slots__ = ("log", "root", "root_given", "rootless", "systemd_cgroup")
 
     def __init__(self, values: dict[str, Any]) -> None:
         form = values["log-format"] or "text"
@@ -64,13 +68,46 @@ class Settings:
         path = "" if values["log"] in ("", "/dev/stderr") else values["log"]
         self.log = Log(path, form, values["debug"])
         self.root_given = bool(values["root"])  # an empty one is none, for runc, too
-        self.root = os.abspath(values["root"] or DEFAULT_ROOT)
+        self.rootless = _rootless(values["rootless"])
+        self.root = os.abspath(values["root"] or _default_root())
         self.systemd_cgroup: bool = values["systemd-cgroup"]
 
     @property
     def driver(self) -> str:
         """The cgroup driver's name."""
         return "systemd" if self.systemd_cgroup else "cgroupfs"
+
+
+def _in_user_namespace() -> bool:
+    fd = os.open("/proc/self/uid_map", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096).split() != [b"0", b"0", b"4294967295"]
+    finally:
+        os.close(fd)
+
+
+def _rootless(word: str) -> bool:
+    """May cgroups be out of reach? "auto": for who is not the host's root (as runc has it)."""
+    if word in ("true", "false"):
+        return word == "true"
+    if word not in ("", "auto"):
+        raise InvalidArgument(f'invalid value "{word}" for flag -rootless', subject="--rootless")
+    return os.geteuid() != 0 or _in_user_namespace()
+
+
+def _default_root() -> str:
+    """Below XDG_RUNTIME_DIR for who is not the host's root, nor takes himself for it (as runc has it). The
+    sticky bit keeps it from being tidied away (XDG Base Directory Specification)."""
+    runtime = os.fsdecode(os.environ.get(b"XDG_RUNTIME_DIR", b""))
+    if not runtime:
+        return DEFAULT_ROOT
+    if os.geteuid() == 0 and (os.environ.get(b"USER") == b"root" or not _in_user_namespace()):
+        return DEFAULT_ROOT
+    root = f"{runtime}/{NAME}"
+    if not os.isdir(root):
+        os.makedirs(root, 0o700, exist_ok=True)
+        os.chmod(root, 0o1700)
+    return root
 
 
 def main(argv: list[str], program: str = NAME) -> int:

@@ -131,7 +131,8 @@ def run(
     that the first process mounts privately. stdio: the three fds of the program. console: (height,
     width) for a pty instead ((0, 0): process.consoleSize). relayed: the caller copies it to a terminal of
     its own, which adds the carriage returns. clone_parent: the process becomes a
-    child of our parent. cgroup_driver: "cgroupfs" or "systemd". preserve_fds: so many fds from 3 on
+    child of our parent. cgroup_driver: "cgroupfs" or "systemd". rootless: without a cgroupsPath cgroups
+    that may not be made are left out. preserve_fds: so many fds from 3 on
     stay open. pid_file, no_pivot, no_new_keyring: as runc's options.
 
     Raises InvalidArgument, AlreadyExists, CommandNotFound, CommandNotExecutable, KernelError, ...
@@ -153,6 +154,7 @@ def _make(
     relayed: bool = False,
     clone_parent: bool = False,
     cgroup_driver: str = "cgroupfs",
+    rootless: bool = False,
     preserve_fds: int = 0,
     pid_file: str = "",
     no_pivot: bool = False,
@@ -190,7 +192,8 @@ def _make(
             os.mkfifo(f"{path}/{store.FIFO}", 0o600)
             context.fifo = os.open(f"{path}/{store.FIFO}", os.O_RDWR | os.O_CLOEXEC)
             fds.append(context.fifo)
-        if job.userns:
+        context.asks_sources = job.userns and os.geteuid() == 0
+        if context.asks_sources:
             begin = monotonic_ns()
             for step in job.steps:
                 if isinstance(step, plan.Mount) and step.bind and not step.inside:
@@ -213,20 +216,23 @@ def _make(
         hook_table: dict[str, Any] = spec.get("hooks") or {}
         into = -1
         if cgroup_driver == "cgroupfs":
-            manager = new_manager(record, linux, cgroup_driver)
+            manager = new_manager(record, linux, cgroup_driver, rootless)
             store.save(path, record)
             into = _birthplace(manager, job, linux, trace)
             fds.extend([into] if into >= 0 else [])
         born = spawn(launch, hook_table.get("startContainer") or [], into)
         # from here on there are two of us, and two CPUs: what only the host's side needs comes now
         if manager is None:
-            manager = new_manager(record, linux, cgroup_driver)
+            manager = new_manager(record, linux, cgroup_driver, rootless)
         if not job.late:
             note_process(record, launch.pid)
         store.save(path, record)
         born &= manager.version == 2
         if not born:
             _make_cgroups(manager, linux, trace)
+        if manager.to_state() != record["cgroup"]:  # some were left out
+            record["cgroup"] = manager.to_state() if manager.paths else None
+            store.save(path, record)
         _place(launch, manager, linux, fds, born)
         prepare(launch, record, hook_table)
         if pid_file and not job.late:
@@ -299,11 +305,15 @@ def _birthplace(manager: cgroups.Manager, job: plan.Plan, linux: dict[str, Any],
     return manager.birthplace()
 
 
-def new_manager(record: dict[str, Any], linux: dict[str, Any], driver: str) -> cgroups.Manager:
+def new_manager(
+    record: dict[str, Any], linux: dict[str, Any], driver: str, rootless: bool = False
+) -> cgroups.Manager:
     """Its cgroups, not yet made, and noted in its state."""
     from nagaya.runtime import cgroups
 
     manager = cgroups.manager(linux.get("cgroupsPath") or "", driver, container_id=record["id"])
+    manager.rootless = rootless
+    manager.lenient = rootless and not linux.get("cgroupsPath")
     record["cgroup"] = manager.to_state()
     return manager
 
@@ -311,8 +321,15 @@ def new_manager(record: dict[str, Any], linux: dict[str, Any], driver: str) -> c
 def _make_cgroups(manager: cgroups.Manager, linux: dict[str, Any], trace: Trace) -> None:
     begin = monotonic_ns()
     manager.create()
-    if linux.get("resources"):
-        manager.set(linux["resources"])
+    resources: dict[str, Any] = linux.get("resources") or {}
+    if manager.paths and resources:
+        manager.set(resources)
+    for name in resources:
+        if not manager.paths and resources[name] and name != "devices":
+            raise FailedPrecondition(
+                f"cannot set {name} limit: container could not join or create cgroup",
+                subject=f"linux.resources.{name}",
+            )
     trace.add("cgroups", " ".join(sorted(set(manager.paths.values()))), begin)
 
 
@@ -321,7 +338,7 @@ def _place(
 ) -> None:
     """Open the files by which the first process joins its cgroups, each in its time; none when it was
     born there."""
-    if born:
+    if born or not manager.paths:
         place(launch, manager.paths, [], -1, [])
         return
     tiny = _has_tiny_memory(linux)
@@ -358,7 +375,8 @@ def _undo(launch: Launch | None, manager: cgroups.Manager | None, path: str) -> 
     if launch is not None:
         abandon(launch)
     try:
-        if manager is not None and manager.fresh:  # else it was refused for it is another container's
+        # one that is not fresh was refused for it is another container's; one without paths may have none
+        if manager is not None and manager.fresh and manager.paths:
             manager.kill_all()
             manager.delete()
     except NagayaError:

@@ -8,7 +8,14 @@ from __future__ import annotations
 import errno
 from time import monotonic_ns
 
-from nagaya.errors import InternalError, InvalidArgument, KernelError, NagayaError, from_wire
+from nagaya.errors import (
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    KernelError,
+    NagayaError,
+    from_wire,
+)
 from nagaya.linux import namespaces as ns
 from nagaya.linux import os, tty
 from nagaya.runtime import channel, hooks, init, plan
@@ -340,14 +347,39 @@ def place(launch: Launch, paths: dict[str, str], joins: list[int], leave: int, m
 
 
 def map_ids(pid: int, uids: list[Any], gids: list[Any]) -> None:
-    """Write uid_map and gid_map (user_namespaces(7)); an unprivileged caller must give up setgroups."""
-    if os.geteuid() != 0:
+    """Write uid_map and gid_map (user_namespaces(7)). An unprivileged caller must give up setgroups to map
+    its own id, and needs newuidmap(1) and newgidmap(1) to map more.
+
+    Raises KernelError, FailedPrecondition."""
+    ordinary = os.geteuid() != 0
+    if ordinary and len(gids) <= 1:
         _write(f"/proc/{pid}/setgroups", "deny", "setgroups")
-    for name, mappings in (("uid_map", uids), ("gid_map", gids)):
-        lines = [
-            f"{m.get('containerID') or 0} {m.get('hostID') or 0} {m.get('size') or 0}\n" for m in mappings
-        ]
-        _write(f"/proc/{pid}/{name}", "".join(lines), name)
+    for name, mappings, helper in (("uid_map", uids, "newuidmap"), ("gid_map", gids, "newgidmap")):
+        rows = [[m.get("containerID") or 0, m.get("hostID") or 0, m.get("size") or 0] for m in mappings]
+        if ordinary and len(rows) > 1:
+            _map_by(helper, [str(number) for number in (pid, *(n for row in rows for n in row))])
+        else:
+            _write(f"/proc/{pid}/{name}", "".join("{} {} {}\n".format(*row) for row in rows), name)
+
+
+def _map_by(helper: str, arguments: list[str]) -> None:
+    """Run a set-user-ID program of shadow-utils, which looks into /etc/subuid or /etc/subgid."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        child = os.posix_spawnp(
+            helper, [helper, *arguments], dict(os.environ), file_actions=[(os.POSIX_SPAWN_DUP2, writer, 2)]
+        )
+    except FileNotFoundError:
+        os.close(reader)
+        raise FailedPrecondition(
+            f"{helper} is not installed: more than one id is mapped with it", subject="linux.uidMappings"
+        ) from None
+    finally:
+        os.close(writer)
+    said = os.read(reader, 4096).decode("utf-8", "replace").strip()
+    os.close(reader)
+    if os.waitpid(child, 0)[1]:
+        raise FailedPrecondition(said or f"{helper} failed", subject="linux.uidMappings")
 
 
 def await_exec(launch: Launch) -> None:

@@ -101,7 +101,7 @@ class Manager(ABC):
     """The cgroups of one container. `paths`: {controller: absolute path}; "" is the unified one, the
     only one on v2, and beside the others in the hybrid layout of v1."""
 
-    __slots__ = ("fresh", "paths")
+    __slots__ = ("fresh", "lenient", "paths", "rootless")
 
     version = 0
     driver = "cgroupfs"
@@ -110,6 +110,8 @@ class Manager(ABC):
     def __init__(self, paths: dict[str, str]) -> None:
         self.paths = paths
         self.fresh = False  # did this object make the cgroups: then `set` also sets the device rules
+        self.rootless = False  # no device rules: they need privileges
+        self.lenient = False  # `create` leaves out what it has no permission for
 
     # What differs between the versions -------------------------------------------------------
 
@@ -209,6 +211,20 @@ class Manager(ABC):
     def settle(self) -> None:  # noqa: B027  # a default, not a gap
         """To be called when the first process has joined: lets go of what kept the cgroups alive until
         then (the systemd driver's placeholder; nothing else needs it)."""
+
+    def _make_one(self, controller: str) -> list[str]:
+        """The directories made for a controller's cgroup; out of `paths` with it where that is to be."""
+        path = self.paths[controller]
+        try:
+            made = cgroup.make(path)
+        except KernelError as error:
+            if not (self.lenient and error.errno in (errno.EPERM, errno.EACCES, errno.EROFS)):
+                raise
+        else:
+            if not self.lenient or os.access(f"{path}/{self._self_file}", os.W_OK):
+                return made
+        del self.paths[controller]
+        return []
 
     def exists(self) -> bool:
         """Is there at least one of the cgroups?"""

@@ -310,19 +310,23 @@ class ManagerV1(Manager):
             cgroup.make(path)
             return cgroup.open_directory(path)
         except KernelError:
+            del self.paths[""]
             return -1
 
     def _make(self) -> None:
         done: set[str] = set()
-        for controller, path in self.paths.items():
+        for controller, path in list(self.paths.items()):
             if controller and path not in done:
+                made = self._make_one(controller)
+                if controller not in self.paths:
+                    continue
                 done.add(path)
-                made = cgroup.make(path)
                 if controller == "cpuset":
                     _inherit_cpuset([*_unfilled(os.dirname(made[0] if made else path)), *made])
 
     def set(self, resources: dict[str, Any], *, devices: bool | None = None) -> None:
-        writes = plan_v1(resources, devices=self.fresh if devices is None else devices)
+        fresh = self.fresh and not self.rootless
+        writes = plan_v1(resources, devices=fresh if devices is None else devices)
         if any(w[1] == "memory.memsw.limit_in_bytes" for w in writes):
             now = cgroup.try_read(f"{self.paths.get('memory', '')}/memory.limit_in_bytes") or "0"
             writes = memory_order(writes, int(now))
@@ -358,6 +362,10 @@ class ManagerV1(Manager):
                 return  # refinements that older kernels (5.7, 5.14) or newer ones (5.0) lack
             if file == "memory.memsw.limit_in_bytes" and value == "-1":
                 return  # no swap accounting: there is no limit to lift
+        if error == errno.ENOSYS and self.lenient:
+            raise FailedPrecondition(
+                f"cannot set {controller} limit: container could not join or create cgroup", subject=field
+            )
         if error == errno.ENOSYS:
             raise FailedPrecondition(
                 f"{field} cannot be set: the {controller} cgroup controller is not mounted on this host",

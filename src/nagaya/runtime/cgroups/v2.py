@@ -271,8 +271,8 @@ class ManagerV2(Manager):
         for name in names:
             _delegate(parent)
             parent = f"{parent}/{name}"
-            made = cgroup.make(parent)
-            if not made:
+            made = self._make_one("") if parent == self.path else cgroup.make(parent)
+            if not made and self.paths:
                 _refuse_threaded(parent)
         self.fresh = True
 
@@ -297,7 +297,7 @@ class ManagerV2(Manager):
             error = cgroup.try_write(f"{self.path}/{write[0]}", write[1])
             if error:
                 self._refused(write, error)
-        if self.fresh if devices is None else devices:
+        if self.fresh and not self.rootless if devices is None else devices:
             self._set_devices(resources)
 
     def _refused(self, write: Write, error: int) -> None:

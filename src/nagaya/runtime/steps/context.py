@@ -26,6 +26,7 @@ class Context:
     """State of the container's first process while it prepares itself."""
 
     __slots__ = (
+        "asks_sources",
         "attach",
         "cgroup_paths",
         "channel",
@@ -60,6 +61,7 @@ class Context:
         self.slave = -1
         self.fifo = -1  # `start` writes a byte into it
         self.sources: dict[int, int] = {}  # bind sources that the parent opened (user namespaces)
+        self.asks_sources = False  # the parent can, and sees more than our ids do
         self.idmaps: dict[int, int] = {}  # user namespaces for mounts, that the parent made
         self.cgroup_paths: dict[str, str] = {}
         self.joined_pids = False  # our children are in another pid namespace than we

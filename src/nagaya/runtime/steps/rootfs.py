@@ -157,7 +157,7 @@ def _bind(context: Context, step: plan.Mount) -> None:
     tree = context.sources.pop(step.index, -1)
     if tree < 0:
         # what the host's root made unreachable for us, it has to open for us
-        tree = context.fetch(channel.SOURCE, step.index) if context.userns else open_source(step)
+        tree = context.fetch(channel.SOURCE, step.index) if context.asks_sources else open_source(step)
     mapping = context.idmaps.pop(step.index, -1)
     if mapping >= 0:
         from nagaya.runtime import idmap  # the parent has it loaded, which made the mapping

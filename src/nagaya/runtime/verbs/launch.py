@@ -140,6 +140,7 @@ def arguments_for(settings: Settings, options: dict[str, Any], spec: dict[str, A
     return {
         "console": (0, 0) if spec_process.get("terminal") else None,
         "cgroup_driver": settings.driver,
+        "rootless": settings.rootless,
         "preserve_fds": preserved(options, spec_process),
         "pid_file": options["pid-file"],
         "no_pivot": options["no-pivot"],
