@@ -384,6 +384,8 @@ class Engine:
             "init_binary": os.path.basename(settings.init_path) or "",
             "security_options": ("name=seccomp,profile=builtin", "name=cgroupns"),
             "warnings": (),
+            "events": self._world.bus.published,
+            "event_listeners": self._world.bus.listeners,
         }
 
     def networks(self) -> Sequence[Mapping[str, object]]:

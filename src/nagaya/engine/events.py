@@ -1,7 +1,8 @@
 """What happens in the house, told as dockerd tells it (`docker events`).
 
-A ring of the last events is kept for `--since`; it is not persisted. A reader that does not keep
-up is cut off rather than waited for: nobody's slow terminal may hold the engine or its memory.
+A ring of the last events is kept for `--since`, and beyond the daemon's end by history.py. A reader
+that does not keep up is cut off rather than waited for: nobody's slow terminal may hold the engine or
+its memory.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Collection
 
+from nagaya.engine.history import History
 from nagaya.engine.model import Container, Event
 
 POD, POD_CONTAINER = "pod", "pod-container"
@@ -22,14 +24,30 @@ _BACKLOG = 4096
 class Bus:
     """Publishes to all subscribers. Lives on the event loop."""
 
-    def __init__(self) -> None:
-        self._ring: deque[Event] = deque(maxlen=_RING)
+    def __init__(self, history: History | None = None) -> None:
+        """history: where events are kept, and come from; without, they end with the process."""
+        self._history = history
+        self._ring: deque[Event] = deque(history.load(_RING) if history else (), maxlen=_RING)
+        self.published = 0
         self._queues: set[asyncio.Queue[Event | None]] = set()
+
+    @property
+    def listeners(self) -> int:
+        """How many read along."""
+        return len(self._queues)
+
+    def close(self) -> None:
+        """Write down what was told last. Blocking."""
+        if self._history is not None:
+            self._history.flush()
 
     def publish(self, kind: str, action: str, subject: str, attributes: dict[str, str]) -> None:
         """Tell everybody that `action` happened to `subject`."""
         event = Event(kind, action, subject, attributes, time.time_ns())
         self._ring.append(event)
+        self.published += 1
+        if self._history is not None:
+            self._history.add(event)
         for queue in tuple(self._queues):
             if queue.qsize() >= _BACKLOG:
                 self._queues.discard(queue)

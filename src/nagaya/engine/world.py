@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from nagaya.engine import devices
 from nagaya.engine.events import Bus
+from nagaya.engine.history import History
 from nagaya.engine.journal import Journal
 from nagaya.engine.ledger import Ledger
 from nagaya.engine.nettable import NetworkTable
@@ -49,7 +50,7 @@ class World:
         self.network = network
         self.nets = NetworkTable()
         self.supervisor = supervisor
-        self.bus = Bus()
+        self.bus = Bus(History(f"{settings.root}/events.jsonl"))
         self.roster = Roster()
         self.volumes = VolumeLife(self)
         self.pods = PodTable()
@@ -95,5 +96,6 @@ class World:
             for task in left:
                 task.cancel()
         self._quick.shutdown(wait=True)
+        self.bus.close()
         for pool in (self._slow, self._pulls):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -14,6 +14,7 @@ from nagaya.api.docker import (
     containers,
     execs,
     images,
+    metrics,
     networks,
     streams,
     swarm,
@@ -39,6 +40,7 @@ _ROUTES = (
     *images.ROUTES,
     *networks.ROUTES,
     *volumes.ROUTES,
+    *metrics.ROUTES,
     *swarm.ROUTES,
     *unserved.ROUTES,
 )

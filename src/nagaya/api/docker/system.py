@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import nagaya
 from nagaya.api.docker.containers import summaries
+from nagaya.api.docker.metrics import open_descriptors
 from nagaya.api.docker.respond import json_line, json_response
 from nagaya.api.docker.types.events import EVENT_FILTERS, event_document, event_matches
 from nagaya.api.docker.types.filters import Filters
@@ -23,7 +25,7 @@ from nagaya.api.docker.volumes import volume_document, volume_users
 from nagaya.api.http.messages import Request, Response, Stream
 from nagaya.api.http.router import Route
 from nagaya.engine.service import EngineService
-from nagaya.errors import Unimplemented
+from nagaya.errors import InvalidArgument, Unimplemented
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 _PING_HEADERS = (
@@ -82,15 +84,17 @@ async def info(engine: EngineService, request: Request) -> Response:
 def _host() -> Mapping[str, Any]:
     """Facts about the machine."""
     kernel = os.uname()
-    name = "Linux"
     try:
-        name = platform.freedesktop_os_release().get("PRETTY_NAME", name)
+        release = platform.freedesktop_os_release()
     except OSError:
-        pass
+        release = {}
     return {
         "Name": kernel.nodename,
         "KernelVersion": kernel.release,
-        "OperatingSystem": name,
+        "OperatingSystem": release.get("PRETTY_NAME", "Linux"),
+        "OSVersion": release.get("VERSION_ID", ""),
+        "NFd": open_descriptors(),
+        "Tasks": len(asyncio.all_tasks()),
         "Architecture": kernel.machine,
         "NCPU": os.cpu_count() or 1,
         "MemTotal": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
@@ -117,37 +121,55 @@ async def events(engine: EngineService, request: Request) -> Stream:
 
 async def disk_usage(engine: EngineService, request: Request) -> Response:
     """GET /system/df: LayersSize counts a layer once, whoever has it; what an image has for itself is
-    its Size without its SharedSize."""
-    images = await engine.list_images()
+    its Size without its SharedSize. Since 1.42 only the kinds that `type` names are looked at."""
+    kinds = request.query.get("type", []) if request.version >= (1, 42) else []
+    for kind in kinds:
+        if kind not in _DISK:
+            raise InvalidArgument(f"unknown object type: {kind}", subject="type")
+    found: dict[str, Any] = {}
+    for kind, look in _DISK.items():
+        if not kinds or kind in kinds:
+            found |= await look(engine, request)
+    return json_response(found)
+
+
+async def _images_on_disk(engine: EngineService, request: Request) -> dict[str, Any]:
     layers, shared = await engine.image_usage()
-    containers = engine.list_containers()
-    users = volume_users(engine)
-    used = Counter(container.image_digest for container in containers)
-    return json_response(
+    used = Counter(container.image_digest for container in engine.list_containers())
+    shown = [
         {
-            "LayersSize": layers,
-            "Images": [
-                {
-                    **summary(image, 0, request.version),
-                    "Containers": used[image.id],
-                    "SharedSize": shared.get(image.id, 0),
-                }
-                for image in images
-            ],
-            "Containers": await summaries(engine, containers, size=True),
-            "Volumes": [
-                {
-                    **volume_document(volume),
-                    "UsageData": {
-                        "Size": await engine.volume_size(volume.name),
-                        "RefCount": users[volume.name],
-                    },
-                }
-                for volume in engine.volumes()
-            ],
-            "BuildCache": [],
+            **summary(image, 0, request.version),
+            "Containers": used[image.id],
+            "SharedSize": shared.get(image.id, 0),
         }
-    )
+        for image in await engine.list_images()
+    ]
+    return {"LayersSize": layers, "Images": shown}
+
+
+async def _containers_on_disk(engine: EngineService, request: Request) -> dict[str, Any]:
+    return {"Containers": await summaries(engine, engine.list_containers(), size=True)}
+
+
+async def _volumes_on_disk(engine: EngineService, request: Request) -> dict[str, Any]:
+    users = volume_users(engine)
+    shown = []
+    for volume in engine.volumes():
+        usage = {"Size": await engine.volume_size(volume.name), "RefCount": users[volume.name]}
+        shown.append({**volume_document(volume), "UsageData": usage})
+    return {"Volumes": shown}
+
+
+async def _build_cache_on_disk(engine: EngineService, request: Request) -> dict[str, Any]:
+    return {"BuildCache": []}
+
+
+_DISK: Mapping[str, Callable[[EngineService, Request], Awaitable[dict[str, Any]]]] = {
+    "image": _images_on_disk,
+    "container": _containers_on_disk,
+    "volume": _volumes_on_disk,
+    "build-cache": _build_cache_on_disk,
+}
 
 
 async def auth(engine: EngineService, request: Request) -> Response:
