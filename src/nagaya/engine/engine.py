@@ -18,6 +18,7 @@ from nagaya.engine.containers import Containers
 from nagaya.engine.copying import PathStat
 from nagaya.engine.events import HIDDEN
 from nagaya.engine.execs import Execs
+from nagaya.engine.exits import clean
 from nagaya.engine.health import Monitors
 from nagaya.engine.images import Images
 from nagaya.engine.keeper import Exit
@@ -152,7 +153,7 @@ class Engine:
                 if slot.container.state not in ("running", "paused"):
                     log.warning("a start of container %s came to its end unasked: undone", token[:12])
                     await world.supervisor.abandon(token)
-                    await self._containers.exits.clean(slot.container, held=True)
+                    await clean(world, slot.container, held=True)
         except NagayaError as error:
             log.error("process %s, of a former daemon, stays: %s", token[:12], error)
 

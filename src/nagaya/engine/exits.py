@@ -27,7 +27,9 @@ UNKNOWN_EXIT = 255
 _RETRY = 2.0  # seconds until an exit that could not be written is tried again
 
 
-class _Remove(Protocol):
+class Remove(Protocol):
+    """Deletes a container whose lock is held."""
+
     def __call__(self, slot: Slot, *, volumes_too: bool) -> Awaitable[None]: ...
 
 
@@ -38,7 +40,7 @@ class Exits:
         self,
         world: World,
         start: Callable[[Slot], Awaitable[None]],
-        remove: _Remove,
+        remove: Remove,
         unwatch: Callable[[Slot], None],
     ) -> None:
         self._unwatch = unwatch
@@ -78,7 +80,7 @@ class Exits:
                 world.bus.container(container, "die", exitCode=str(container.exit_code))
                 if container.endpoints:
                     try:
-                        await self._clean_network(container)
+                        await _clean_network(world, container)
                     except NagayaError as error:
                         log.error("network of container %s stays: %s", container.id[:12], error)
                 networks.tell(world, container, "disconnect")
@@ -125,25 +127,6 @@ class Exits:
                     except NagayaError:
                         break  # it is the same disk for all
 
-    async def clean(self, container: Container, *, held: bool) -> None:
-        """Take away what only a running container has: network, runtime state, cgroup. May be
-        repeated. held: reserving sockets may be at the keeper although there is no endpoint."""
-        world = self._world
-        if container.endpoints or held:
-            await self._clean_network(container)
-        await runtimes.of(world, container).delete(container.id)
-        await world.volumes.unmount(container)
-
-    async def _clean_network(self, container: Container) -> None:
-        world = self._world
-        if not container.endpoints and not wired(container):
-            return
-        await world.job(networks.take_down, world, container.id)
-        container.endpoints = ()
-        # only now: until the rules are gone nobody else may bind the ports
-        if container.config.ports or container.config.publish_all:
-            await world.supervisor.unhold(networks.hold_token(container.id))
-
     # restart policies
 
     def _schedule(self, slot: Slot, delay: float) -> None:
@@ -181,6 +164,25 @@ class Exits:
         finds at the keeper what could not be written."""
         for task in (*self._waiting.values(), *([self._writer] if self._writer else [])):
             task.cancel()
+
+
+async def clean(world: World, container: Container, *, held: bool) -> None:
+    """Take away what only a running container has: network, runtime state, cgroup. May be
+    repeated. held: reserving sockets may be at the keeper although there is no endpoint."""
+    if container.endpoints or held:
+        await _clean_network(world, container)
+    await runtimes.of(world, container).delete(container.id)
+    await world.volumes.unmount(container)
+
+
+async def _clean_network(world: World, container: Container) -> None:
+    if not container.endpoints and not wired(container):
+        return
+    await world.job(networks.take_down, world, container.id)
+    container.endpoints = ()
+    # only now: until the rules are gone nobody else may bind the ports
+    if container.config.ports or container.config.publish_all:
+        await world.supervisor.unhold(networks.hold_token(container.id))
 
 
 async def settle(world: World, slot: Slot) -> None:
