@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import socket
 import subprocess
@@ -20,8 +21,9 @@ from house import House
 from images import Registry, busybox_layers, layer, write_layout
 from memory_catalog import MemoryCatalog
 
-from nagaya.errors import NotFound, Unauthenticated, Unavailable
+from nagaya.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
 from nagaya.image.auth import RegistryAuth
+from nagaya.image.pull import Progress
 from nagaya.image.store import ImageStore
 
 
@@ -135,6 +137,19 @@ def test_a_registry_that_wants_signed_tokens(certificate: Path, layout: str, tmp
             server.given.clear()
             image = store_at(tmp_path / "a").pull(name, auth=RegistryAuth("me", "secret"))
             assert server.given == ["repository:team/x:pull"]  # one token for manifest, config and layers
+            server.given.clear()
+            store = store_at(tmp_path / "a")
+            store.pull(name, auth=RegistryAuth("me", "secret"))
+            other = f"{registry.address}/team/y:1"
+            store.tag(name, other)
+            told: list[Progress] = []
+            store.push(other, RegistryAuth("me", "secret"), told.append)
+            assert sum(p.status == "Mounted from team/x" for p in told) == 2
+            assert "repository:team/y:pull,push" in " ".join(server.given)
+            with pytest.raises(Unauthenticated, match="incorrect username or password"):
+                store.push(other, RegistryAuth("me", "wrong"))
+            with pytest.raises((Unauthenticated, PermissionDenied)):
+                store.push(other, RegistryAuth())
             config = tmp_path / "config.json"
             packed = base64.b64encode(b"me:secret").decode()
             config.write_text(json.dumps({"auths": {f"https://{registry.address}/v1/": {"auth": packed}}}))
@@ -149,7 +164,11 @@ def test_a_registry_with_a_certificate_of_its_own(certificate: Path, layout: str
     with Registry(tmp_path / "registry", port=free_port(), certificate=certificate) as registry:
         name = registry.push(layout, "x:1")
         known = store_at(tmp_path / "known", ca={registry.address: str(certificate)})
-        assert known.pull(name).names[0] == name
+        image = known.pull(name)
+        assert image.names[0] == name
+        known.tag(name, f"{registry.address}/pushed:1")
+        known.push(f"{registry.address}/pushed:1")
+        assert known.pull(f"{registry.address}/pushed:1").manifest == image.manifest
         # 127.0.0.0/8 needs no certificate, unless somebody says which one it has
         assert store_at(tmp_path / "insecure").pull(name).names[0] == name
         other = tmp_path / "other.pem"
@@ -169,8 +188,9 @@ def test_a_registry_with_a_certificate_of_its_own(certificate: Path, layout: str
 class Cable:
     """A TCP connection to a port, unplugged after so many bytes, as often as told."""
 
-    def __init__(self, port: int, after: int, times: int) -> None:
+    def __init__(self, port: int, after: int, times: int, *, up: bool = False) -> None:
         self._target, self._after, self.times = port, after, times
+        self._cuts_uploads = up
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.asked = b""  # what went up
@@ -206,9 +226,14 @@ class Cable:
 
     def _up(self, near: socket.socket, far: socket.socket) -> None:
         try:
+            passed = 0
             while data := near.recv(65536):
-                self.asked += data
+                self.asked += data[:2000] if self._cuts_uploads else data
                 far.sendall(data)
+                passed += len(data)
+                if self._cuts_uploads and passed > self._after and self.times > 0:
+                    self.times -= 1
+                    break
         except OSError:
             pass
         for end in (near, far):
@@ -220,7 +245,7 @@ class Cable:
             while data := far.recv(65536):
                 near.sendall(data)
                 passed += len(data)
-                if passed > self._after and self.times > 0:
+                if not self._cuts_uploads and passed > self._after and self.times > 0:
                     self.times -= 1
                     break
         except OSError:
@@ -250,6 +275,23 @@ def test_a_download_goes_on_where_the_cable_was_unplugged(tmp_path: Path) -> Non
         assert len(taken_up) == 3 and taken_up == sorted(taken_up) and taken_up[0] > 200_000
         assert Path(store.prepare("c" * 64, image.id)["lower"][0], "big").read_bytes() == data
     assert list((tmp_path / "root/content/ingest").iterdir()) == []
+
+
+def test_an_upload_survives_that_the_cable_was_unplugged(tmp_path: Path) -> None:
+    """This registry wants it all again: what it got of a piece that broke off it takes for damage."""
+    data = os.urandom(8 << 20)
+    write_layout(tmp_path / "oci", [layer([("big", data)]), layer([("small", b"1")])], {"Cmd": ["true"]})
+    port = free_port()
+    with Registry(tmp_path / "registry", port=port) as registry, Cable(port, 1_000_000, 2, up=True) as cable:
+        source = registry.push(f"oci:{tmp_path}/oci:latest", "source:1")
+        store = store_at(tmp_path / "root")
+        image = store.pull(source)
+        name = f"{cable.address}/x/y:1"
+        store.tag(source, name)
+        store.push(name)
+        assert cable.times == 0
+        fresh = store_at(tmp_path / "fresh").pull(f"{registry.address}/x/y:1")
+        assert (fresh.id, fresh.manifest) == (image.id, image.manifest)
 
 
 def test_eight_pulls_at_once_of_images_that_share_layers(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
+import socket
 import sys
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from nagaya.image.transport import RegistryConfig
 from nagaya.oci import platform
@@ -92,6 +94,11 @@ class FakeRegistry:
         self.manifests: dict[str, tuple[bytes, str]] = {}
         self.script: Callable[[str, dict[str, str]], None] = lambda path, headers: None
         self.asked: list[tuple[str, dict[str, str]]] = []
+        self.said: list[str] = []  # method and path of the same
+        self.takes: Callable[[str, str], int] = lambda method, path: 1 << 60  # bytes of a request's body
+        self.uploads: dict[str, bytearray] = {}
+        self._numbers = itertools.count()
+        self.elsewhere: dict[str, set[str]] = {}  # repository -> blobs that can be mounted from it
         self._mutex = threading.Lock()
         registry = self
 
@@ -99,21 +106,29 @@ class FakeRegistry:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                self.rfile.read(length)
                 headers = {key.lower(): value for key, value in self.headers.items()}
+                taken = registry.takes(self.command, self.path)
+                body = self.rfile.read(min(int(headers.get("content-length", 0)), taken))
                 with registry._mutex:
                     registry.asked.append((self.path, headers))
+                    registry.said.append(f"{self.command} {self.path}")
+                if taken < int(headers.get("content-length", 0)):  # the cable is unplugged here
+                    registry.write(self.command, self.path, headers, body)
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
                 try:
                     try:
                         registry.script(self.path, headers)
+                        if self.command in ("POST", "PATCH", "PUT", "DELETE") or "/uploads/" in self.path:
+                            raise registry.write(self.command, self.path, headers, body)
                         raise registry._truth(self.path, headers)
                     except Answer as answer:
                         self._send(answer)
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
 
-            do_POST = do_GET
+            do_POST = do_HEAD = do_PATCH = do_PUT = do_DELETE = do_GET
 
             def _send(self, answer: Answer) -> None:
                 self.send_response(answer.status)
@@ -122,6 +137,8 @@ class FakeRegistry:
                 if "Content-Length" not in answer.headers:
                     self.send_header("Content-Length", str(len(answer.body)))
                 self.end_headers()
+                if self.command == "HEAD":
+                    return
                 self.wfile.write(answer.body if answer.cut is None else answer.body[: answer.cut])
                 if answer.cut is not None:
                     self.close_connection = True
@@ -162,6 +179,39 @@ class FakeRegistry:
             said = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
             return Answer(206, body[start:], said)
         return Answer(200, body)
+
+    def write(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        """The writing half of the specification, all repositories in one."""
+        route, query = urlsplit(path).path, {k: v[0] for k, v in parse_qs(urlsplit(path).query).items()}
+        name = route.rpartition("/")[2]
+        if "/manifests/" in route:
+            self.manifests[name] = self.manifests[digest_of(body)] = (body, headers["content-type"])
+            return Answer(201, b"", {"Docker-Content-Digest": digest_of(body)})
+        if method == "POST":
+            if query.get("mount") in self.elsewhere.get(query.get("from", ""), ()):
+                return Answer(201, b"", {"Location": f"{route[:-8]}{query['mount']}"})
+            name = str(next(self._numbers))
+            self.uploads[name] = bytearray()
+            return Answer(202, b"", {"Location": f"{route}{name}?state=x"})
+        if name not in self.uploads:
+            return Answer(404, b'{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"upload unknown"}]}')
+        data = self.uploads[name]
+        if method == "DELETE":
+            del self.uploads[name]
+            return Answer(204)
+        if method in ("PATCH", "PUT"):
+            start = headers.get("content-range", str(len(data))).partition("-")[0]
+            if int(start) != len(data):
+                return Answer(416)
+            data += body
+        if method == "PUT":
+            if digest_of(bytes(data)) != query["digest"]:
+                return Answer(400, b'{"errors":[{"code":"DIGEST_INVALID","message":"digest invalid"}]}')
+            self.blobs[query["digest"]] = bytes(data)
+            del self.uploads[name]
+            return Answer(201)
+        there = {"Range": f"0-{max(len(data) - 1, 0)}", "Location": f"{route}?state=y"}
+        return Answer(204 if method == "GET" else 202, b"", there)
 
     def count(self, part: str) -> int:
         """How many requests had this in their path."""

@@ -83,7 +83,7 @@ def patient(path: Path, **changes: Any) -> ImageStore:
 def test_while_it_waits_for_an_answer(tmp_path: Path) -> None:
     with silent() as (address, taken):
         store = patient(tmp_path)
-        store._puller._schemes[address] = "http"  # else the probe's own shorter time-out is what ends it
+        store._puller.schemes[address] = "http"  # else the probe's own shorter time-out is what ends it
         error, seconds = cancelled(store, f"{address}/a/b:1", lambda: taken)
     assert isinstance(error, Cancelled) and seconds < 5, (error, seconds)
 
@@ -91,7 +91,7 @@ def test_while_it_waits_for_an_answer(tmp_path: Path) -> None:
 def test_while_it_waits_for_a_tls_hello(tmp_path: Path) -> None:
     with silent() as (address, taken):
         store = patient(tmp_path)
-        store._puller._schemes[address] = "https"
+        store._puller.schemes[address] = "https"
         error, seconds = cancelled(store, f"{address}/a/b:1", lambda: taken)
     assert isinstance(error, Cancelled) and seconds < 5, (error, seconds)
 
@@ -105,7 +105,7 @@ def test_while_it_waits_for_a_connection(tmp_path: Path) -> None:
             probe.setblocking(False)
             probe.connect_ex(server.getsockname())
         store = patient(tmp_path)
-        store._puller._schemes[address] = "http"
+        store._puller.schemes[address] = "http"
         syn = f"{server.getsockname()[1]:04X} 02 "
 
         def connecting() -> bool:
@@ -142,7 +142,7 @@ def test_in_the_middle_of_a_blob_and_its_place_is_free(tmp_path: Path, tls: bool
 
         registry.script = script
         store = patient(tmp_path / "store")
-        store._puller._schemes[registry.address] = "https" if tls else "http"
+        store._puller.schemes[registry.address] = "https" if tls else "http"
         try:
             error, seconds = cancelled(store, registry.name("hangs"), hanging.is_set)
             assert isinstance(error, Cancelled) and seconds < 5, (error, seconds)
@@ -156,7 +156,7 @@ def test_in_the_middle_of_a_blob_and_its_place_is_free(tmp_path: Path, tls: bool
 def test_a_silent_registry_is_given_up_after_the_configured_time(tmp_path: Path) -> None:
     with silent() as (address, taken):
         store = ImageStore(str(tmp_path), MemoryCatalog(), quick(read_timeout=0.3, retries=1))
-        store._puller._schemes[address] = "http"
+        store._puller.schemes[address] = "http"
         begun = time.monotonic()
         with pytest.raises(Unavailable, match=r'Get "http://.*": no answer in time'):
             store.pull(f"{address}/a/b:1")

@@ -40,6 +40,7 @@ VERBS = (
     "port",
     "ps",
     "pull",
+    "push",
     "rename",
     "restart",
     "rm",
@@ -57,7 +58,7 @@ VERBS = (
     "wait",
 )
 
-_OF_IMAGES = ("history", "load", "pull", "save", "tag")
+_OF_IMAGES = ("history", "load", "pull", "push", "save", "tag")
 
 # docker's nouns: `nagaya container ls` is `nagaya ps`
 NOUNS = {

@@ -60,7 +60,7 @@ def show(messages: Iterator[Any], *, quiet: bool = False, fd: int = 1) -> None:
 def _checked(messages: Iterator[Any]) -> Iterator[dict[str, Any]]:
     for message in messages:
         if "error" in message:
-            raise NagayaError(f"Error response from daemon: {message['error']}")
+            raise NagayaError(str(message["error"]))
         yield message
 
 

@@ -136,6 +136,7 @@ def _registries(registries: Registries) -> None:
     _between("registries.retries", registries.retries, 0, 100)
     _between("registries.downloads", registries.downloads, 1, 1000)
     _between("registries.unpacks", registries.unpacks, 1, 1000)
+    _between("registries.uploads", registries.uploads, 1, 1000)
     _between("registries.max-layer-size", registries.max_layer_size, 1, 1 << 50)
     _between("registries.max-layer-entries", registries.max_layer_entries, 1, 1 << 32)
 

@@ -40,6 +40,7 @@ class Registries(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fie
     retries: int = 4
     downloads: int = 3
     unpacks: int = 3
+    uploads: int = 5
     max_layer_size: int = Limits().size
     max_layer_entries: int = Limits().entries
 

@@ -337,6 +337,9 @@ class Engine:
     ) -> AsyncIterator[PullProgress]:
         return self._images.pull(reference, platform, auth, all_tags=all_tags)
 
+    def push_image(self, reference: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
+        return self._images.push(reference, auth)
+
     def load_images(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:
         return self._images.load(body)
 

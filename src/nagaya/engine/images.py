@@ -60,6 +60,20 @@ class Images:
 
         return self._reported(run, f"pull of {name[:200]}")
 
+    def push(self, name: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
+        """Push a tag, or without one all of the repository; one report at a time. Closing the iterator
+        ends it."""
+        named, credentials = reference.parse(name), _credentials(auth)
+
+        def run(report: Report, cancel: threading.Event) -> None:
+            self._world.images.push(name, credentials, report, cancel)
+            self._loop.call_soon_threadsafe(self._told_push, named)
+
+        return self._reported(run, f"push of {name[:200]}")
+
+    def _told_push(self, named: reference.Reference) -> None:
+        self._world.bus.publish("image", "push", named.familiar, {"name": named.familiar_name})
+
     def load(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:
         """Take in an archive of images; one report at a time. Closing the iterator ends it."""
 

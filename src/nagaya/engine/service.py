@@ -144,6 +144,10 @@ class EngineService(Protocol):
     def pull_image(
         self, reference: str, platform: str, auth: RegistryAuth | None, *, all_tags: bool = False
     ) -> AsyncIterator[PullProgress]: ...
+    def push_image(self, reference: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
+        """Push a tag, or without one all tags of the repository."""
+        ...
+
     def load_images(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:
         """Take in an archive as `docker save` makes them. Closing the iterator ends it."""
         ...

@@ -58,10 +58,11 @@ class ContentStore:
         except FileNotFoundError:
             raise _missing(digest) from None
 
-    def pieces(self, digest: str) -> Iterator[bytes]:
-        """The blob's bytes, not verified again."""
+    def pieces(self, digest: str, offset: int = 0) -> Iterator[bytes]:
+        """The blob's bytes from offset on, not verified again."""
         fd = self.open(digest)
         try:
+            os.lseek(fd, offset, os.SEEK_SET)
             while piece := os.read(fd, _READ):
                 yield piece
         finally:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 
-from nagaya.errors import Cancelled
+from nagaya.errors import Cancelled, NagayaError
+from nagaya.image.unpacking import POLL
 
 Check = Callable[[], None]
 
@@ -37,3 +39,27 @@ def together(pieces: Sequence[Callable[[Check], None]], workers: int, name: str,
     # the one that failed, rather than those that were stopped because of it
     for error in sorted(errors, key=lambda e: isinstance(e, Cancelled)):
         raise error
+
+
+@contextmanager
+def watched(check: Check, cut: Callable[[], None]) -> Iterator[None]:
+    """cut when check raises, from a thread of its own: those of the work may all wait for a socket;
+    and in any case at the end."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(POLL):
+            try:
+                check()
+            except NagayaError:
+                cut()
+                return
+
+    thread = threading.Thread(target=watch, name="nagaya-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        cut()
+        thread.join()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -31,8 +30,9 @@ from nagaya.errors import (
 from nagaya.image.auth import RegistryAuth
 from nagaya.image.catalog import Catalog
 from nagaya.image.content import ContentStore, Ingest
-from nagaya.image.jobs import together
+from nagaya.image.jobs import together, watched
 from nagaya.image.registry import Fetched, Registry
+from nagaya.image.session import Session
 from nagaya.image.snapshots import Snapshots
 from nagaya.image.transport import RegistryConfig, Transport
 from nagaya.image.unpacking import POLL, Unpacking, slot
@@ -101,7 +101,7 @@ class Puller:
         self._catalog = catalog
         self._unpacking = unpacking
         self._config = config
-        self._schemes: dict[str, str] = {}
+        self.schemes: dict[str, str] = {}
         self._mutex = threading.Lock()
         self._flights: dict[str, _Flight] = {}
         self._downloads = threading.Semaphore(config.downloads)
@@ -120,9 +120,9 @@ class Puller:
         check may raise to stop. Raises what `Registry` raises, InvalidArgument and Unimplemented for
         documents that are no images, NotFound when no image fits, DataLoss for wrong content.
         """
-        transport = Transport(self._config, self._schemes)
-        registry = Registry(reference, self._config, transport, auth, check)
-        with _watched(check, transport.cut):
+        transport = Transport(self._config, self.schemes)
+        registry = Registry(Session(reference, self._config, transport, auth, check))
+        with watched(check, transport.cut):
             return self._pull(registry, reference, wanted, report, check, lease)
 
     def _pull(
@@ -166,9 +166,9 @@ class Puller:
         self, repository: Reference, auth: RegistryAuth | None, check: Callable[[], None]
     ) -> Sequence[str]:
         """All tags of the repository. Raises what `Registry.tags` raises."""
-        transport = Transport(self._config, self._schemes)
-        with _watched(check, transport.cut):
-            return Registry(repository, self._config, transport, auth, check).tags()
+        transport = Transport(self._config, self.schemes)
+        with watched(check, transport.cut):
+            return Registry(Session(repository, self._config, transport, auth, check)).tags()
 
     # documents
 
@@ -408,30 +408,6 @@ class Puller:
 
 class _StaleError(DataLoss):
     """A resumed blob turned out wrong; another try starts from nothing."""
-
-
-@contextmanager
-def _watched(check: Callable[[], None], cut: Callable[[], None]) -> Iterator[None]:
-    """cut when check raises, from a thread of its own: those of the pull may all wait for a socket;
-    and in any case at the end."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(POLL):
-            try:
-                check()
-            except NagayaError:
-                cut()
-                return
-
-    thread = threading.Thread(target=watch, name="nagaya-pull-watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        cut()
-        thread.join()
 
 
 def _told(pieces: Iterator[bytes], complete: threading.Event, report: Callable[..., None]) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from nagaya.image import builtin, load, removal, save
 from nagaya.image.auth import RegistryAuth
 from nagaya.image.catalog import Catalog, ImageRow, NameRow
 from nagaya.image.pull import Progress, Puller, Report
+from nagaya.image.push import Pusher
 from nagaya.image.removal import Removed, Use
 from nagaya.image.shelf import Shelf
 from nagaya.image.streams import check_cancel
@@ -72,6 +73,7 @@ class ImageStore:
         self._content = shelf.content
         self._snapshots = shelf.snapshots
         self._puller = Puller(shelf.content, shelf.snapshots, catalog, shelf.unpacking, shelf.config)
+        self._pusher = Pusher(shelf, self._puller.schemes)
         self._mutex = shelf.mutex
         self._documents: dict[str, ImageConfig] = {}
         self._builtin_lock = threading.Lock()
@@ -204,6 +206,22 @@ class ImageStore:
             tags = tuple(n for n in image.names if "@" not in n)
             changes[0] = msgspec.structs.replace(changes[0], id=image.id, tags=tags)
         return changes
+
+    # push
+
+    def push(
+        self,
+        name: str,
+        auth: RegistryAuth | None = None,
+        report: Report = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        """Push the tag that `name` names, without one all tags of its repository: see `Pusher.push`.
+        report is called from several threads. Raises what that raises, InvalidArgument, Cancelled."""
+        named = reference.parse(name)
+        if _is_builtin(named.tagged()):
+            self._assemble()
+        self._pusher.push(named, auth, report, lambda: check_cancel(cancel))
 
     # archives
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the second
     getproxies_environment,
@@ -50,6 +50,7 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     backoff: float = 0.5  # seconds before the first retry; doubled for each further one
     downloads: int = 3  # at a time, over all pulls
     unpacks: int = 3
+    uploads: int = 5  # at a time, over all pushes
     limits: Limits = Limits()
 
 
@@ -118,8 +119,11 @@ class Transport:
             for pool in self._pools.values():
                 pool.clear()
 
-    def request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
-        """Make one request; any status is an answer. Raises NetworkError."""
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes] | None = None
+    ) -> Answer:
+        """Make one request; any status is an answer. A body in pieces needs a Content-Length. Raises
+        NetworkError."""
         return self._send(method, url, headers, body, self._config.connect_timeout, self._config.read_timeout)
 
     def is_insecure(self, host: str) -> bool:
@@ -163,7 +167,7 @@ class Transport:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: bytes | Iterable[bytes] | None,
         connect: float,
         read: float,
     ) -> Answer:

@@ -49,6 +49,21 @@ async def create(engine: EngineService, request: Request) -> Answer:
     return Stream(await primed(items()), render_error=_last_line)
 
 
+async def push(engine: EngineService, request: Request) -> Stream:
+    """POST /images/{name}/push: a tag, or all of the repository. The client's going away ends it."""
+    await request.body()
+    name, tag = request.params["name"], request.get("tag")
+    if not request.header(b"x-registry-auth"):
+        raise InvalidArgument("Bad parameters and missing X-Registry-Auth: EOF", subject="X-Registry-Auth")
+    pushing = engine.push_image(pull_reference(name, tag), registry_auth(request.header(b"x-registry-auth")))
+
+    async def items() -> AsyncIterator[bytes]:
+        async for progress in pushing:
+            yield json_line(progress_document(progress))
+
+    return Stream(items(), render_error=_last_line)
+
+
 async def load(engine: EngineService, request: Request) -> Stream:
     """POST /images/load: every error is the stream's last line, as dockerd has it."""
     body = request.chunks()
@@ -131,6 +146,7 @@ ROUTES = (
     Route("POST", "/images/create", create, cancel=True),
     Route("GET", "/images/json", listing),
     Route("POST", "/images/load", load, cancel=True),
+    Route("POST", "/images/{name:path}/push", push, cancel=True),
     Route("POST", "/images/prune", prune),
     Route("GET", "/images/get", save),
     Route("GET", "/images/{name:path}/get", save),

@@ -20,7 +20,6 @@ UNSERVED = (
     ("GET", "/containers/{id}/checkpoints", "checkpoints"),
     ("POST", "/containers/{id}/checkpoints", "checkpoints"),
     ("GET", "/images/search", "searching a registry"),
-    ("POST", "/images/{name:path}/push", "pushing images"),
     ("GET", "/distribution/{name:path}/json", "asking a registry about an image"),
     ("PUT", "/volumes/{name}", "updating cluster volumes"),
 )
