@@ -426,19 +426,27 @@ def test_mounts_that_come_later_are_seen_where_that_was_asked(node: Node, pod: s
 def test_an_image_is_mounted_and_a_part_of_one(node: Node, pod: str) -> None:
     image = cri.ImageSpec(image="nagaya/busybox")
     mounts = [
-        cri.Mount(container_path="/whole", image=image),
-        cri.Mount(container_path="/part", image=image, image_sub_path="bin"),
+        cri.Mount(container_path="/whole", image=image, readonly=True),
+        cri.Mount(container_path="/part", image=image, image_sub_path="bin", readonly=True),
     ]
     script = (
         "cmp /bin/busybox /whole/bin/busybox && cmp /bin/busybox /part/busybox && ! touch /part/x && echo ok"
     )
-    assert node.run(pod, "sh", "-c", script, mounts=mounts) == "ok\n"
-    missing = [cri.Mount(container_path="/x", image=image, image_sub_path="no/such")]
-    container = node.create(pod, mounts=missing)
-    start = node.kubelet.StartContainer
-    refused(lambda: start(container_id=container), Status.INVALID_ARGUMENT, "no/such")
-    unknown = [cri.Mount(container_path="/x", image=cri.ImageSpec(image="un/known"))]
-    refused(lambda: node.create(pod, mounts=unknown), Status.NOT_FOUND, "config.mounts[0].image")
+    container = node.start(pod, "sh", "-c", script, mounts=mounts)
+    assert node.output(container) == "ok\n"
+    shown = node.status(container).mounts
+    assert {m.image.image_ref for m in shown} == {node.status(container).image_id}
+    for mount, status, word in (
+        (cri.Mount(image=image, image_sub_path="no/such", readonly=True), Status.INVALID_ARGUMENT, "no/such"),
+        (cri.Mount(image=image), Status.INVALID_ARGUMENT, "config.mounts[0].readonly"),
+        (
+            cri.Mount(image=cri.ImageSpec(image="un/known"), readonly=True),
+            Status.NOT_FOUND,
+            "config.mounts[0].image",
+        ),
+    ):
+        mount.container_path = "/x"
+        refused(functools.partial(node.create, pod, mounts=[mount]), status, word)
 
 
 def test_devices(node: Node, pod: str) -> None:

@@ -23,6 +23,14 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
         raise disk_error(error, f"write {path}", path) from None
 
 
+def touch(path: str) -> None:
+    """Make a file, or find it there. Raises ResourceExhausted, KernelError."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640))
+    except OSError as error:
+        raise disk_error(error, f"open {path}", path) from None
+
+
 def make_directory(path: str, mode: int) -> None:
     """Make it and what is missing above, or find it there. Raises ResourceExhausted, KernelError."""
     try:

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from nagaya.engine import names, pods_creation, pods_execs, pods_files, pods_network, pods_spec
+from nagaya.engine import (
+    attachments,
+    files,
+    names,
+    pods_creation,
+    pods_execs,
+    pods_files,
+    pods_network,
+    pods_spec,
+)
 from nagaya.engine.containers import Containers
 from nagaya.engine.execs import Execs
 from nagaya.engine.keeper import Exit
-from nagaya.engine.model import Container, ExecConfig
+from nagaya.engine.model import AttachRequest, Container, ExecConfig
 from nagaya.engine.pods import Pods
 from nagaya.engine.pods_execs import Output
 from nagaya.engine.pods_model import LinuxResources, Pod, PodConfig, PodContainerConfig
@@ -29,7 +39,6 @@ from nagaya.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
-    KernelError,
     NagayaError,
     NotFound,
     NotModified,
@@ -215,7 +224,7 @@ class PodService:
         if container.state not in _LIVE:
             raise FailedPrecondition(f"container {container.id} is not running", subject="container_id")
         if container.log_path:
-            await self._world.job(_touch, container.log_path)  # io looks where it is with every write
+            await self._world.job(files.touch, container.log_path)  # io looks where it is with every write
 
     async def update(self, container_id: str, limits: LinuxResources) -> None:
         """Change limits, of a running container at once; what is not said stays. Raises InvalidArgument,
@@ -249,18 +258,50 @@ class PodService:
 
     async def run_command(self, container_id: str, words: Sequence[str], timeout: int) -> Output:
         """Run a command to its end. Raises DeadlineExceeded, ResourceExhausted (too much output)."""
-        container = self._running(container_id)
+        container = self.running(container_id)
         if not words or not words[0]:
             raise InvalidArgument("cmd is empty", subject="cmd")
         if timeout < 0:
             raise InvalidArgument("timeout is negative", subject="timeout")
         return await pods_execs.run(self._world, self._execs, container, words, timeout)
 
-    def _running(self, container_id: str) -> Container:
+    def running(self, container_id: str) -> Container:
+        """A container that runs. Raises NotFound, FailedPrecondition."""
         container = self.container(container_id)
         if container.state != "running":
             raise FailedPrecondition(f"container {container.id} is not running", subject="container_id")
         return container
+
+    async def begin_command(self, container: Container, config: ExecConfig) -> str:
+        """Note a command that a client will be attached to; its id."""
+        return await self._execs.create(container.id, config)
+
+    async def start_command(self, exec_id: str, fd: int) -> None:
+        """Run it, attached to the socket, which is ours from here: Docker's frames without a terminal."""
+        await self._execs.start(exec_id, fd)
+
+    async def end_of_command(self, exec_id: str) -> int:
+        """Its exit code, once there is one."""
+        return await self._execs.end_of(exec_id)
+
+    def kill_command(self, exec_id: str) -> None:
+        """SIGKILL for what still runs of it."""
+        pods_execs.kill(self._world, exec_id)
+
+    async def attach(self, container: Container, request: AttachRequest, fd: int) -> None:
+        """Join the socket, which is ours from here, to the container's own streams."""
+        await attachments.attach(self._world, container.id, request, fd)
+
+    async def resize(self, exec_id: str, container: Container, height: int, width: int) -> None:
+        """Set the size of a command's terminal, or of the container's own."""
+        if exec_id:
+            await self._execs.resize(exec_id, height, width)
+        else:
+            await self._world.supervisor.resize(container.id, height, width)
+
+    async def dial(self, pod: Pod, port: int) -> socket.socket:
+        """A connection to a port on the pod's loopback. Raises OSError, NagayaError."""
+        return await pods_network.dial(self._world, pod, port)
 
     async def stats(self, container: Container) -> dict[str, object]:
         """One reading of its cgroup, as `events --stats` names it; {} when it has just ended."""
@@ -271,11 +312,6 @@ class PodService:
         except NagayaError:
             return {}
         return result if isinstance(result, dict) else {}
-
-
-def exec_config(words: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> ExecConfig:
-    """A command with these streams."""
-    return ExecConfig(tuple(words), tty=tty, attach_stdin=stdin, attach_stdout=stdout, attach_stderr=stderr)
 
 
 def _usage(directory: str) -> tuple[int, int]:
@@ -293,12 +329,3 @@ def _read_spec(path: str) -> dict[str, Any]:
             return msgspec.json.decode(file.read(), type=dict[str, Any])
     except OSError:
         return {}
-
-
-def _touch(path: str) -> None:
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640))
-    except OSError as error:
-        raise KernelError(
-            os.strerror(error.errno or 0).lower(), subject=path, step=f"open {path}", errno=error.errno or 0
-        ) from None

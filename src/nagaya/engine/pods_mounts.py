@@ -7,7 +7,9 @@ import posixpath
 from collections.abc import Sequence
 from typing import Any
 
-from nagaya.engine import propagation, spec_mounts
+import msgspec
+
+from nagaya.engine import propagation, spec_mounts, staging
 from nagaya.engine.model import MountSpec
 from nagaya.engine.pods_model import IDMapping, Mount
 from nagaya.engine.world import World
@@ -34,6 +36,8 @@ def check(mounts: Sequence[Mount]) -> None:
         if mount.image is not None and mount.image.image:
             if mount.host_path:
                 raise InvalidArgument("a mount has a host_path or an image, not both", subject=field)
+            if not mount.readonly:
+                raise InvalidArgument("an image is mounted readonly", subject=f"{field}.readonly")
             if mount.propagation != "PROPAGATION_PRIVATE":
                 raise InvalidArgument("an image has nothing to propagate", subject=f"{field}.propagation")
         elif not mount.host_path.startswith("/"):
@@ -63,7 +67,25 @@ def image_point(world: World, index: int, mount: Mount) -> MountSpec:
     except NotFound as error:
         raise NotFound(error.message, subject=f"config.mounts[{index}].image") from None
     target = spec_mounts.clean_target(mount.container_path)
-    return MountSpec("image", target, image.id, read_only=True, subpath=mount.image_sub_path)
+    point = MountSpec("image", target, image.id, read_only=True, subpath=mount.image_sub_path)
+    staging.check(world, point)
+    return point
+
+
+def known(mounts: Sequence[Mount], points: Sequence[MountSpec]) -> tuple[Mount, ...]:
+    """The mounts with the ids of their images, as a status tells them. Pure."""
+    ids = {point.target: point.source for point in points if point.type == "image"}
+    return tuple(
+        msgspec.structs.replace(
+            m,
+            image=msgspec.structs.replace(
+                m.image, image_ref=ids.get(spec_mounts.clean_target(m.container_path), "")
+            ),
+        )
+        if m.image is not None
+        else m
+        for m in mounts
+    )
 
 
 def add(document: dict[str, Any], mounts: Sequence[Mount]) -> None:

@@ -262,6 +262,8 @@ def prepare(world: World, container: Container) -> Launch:
         "io.kubernetes.cri.sandbox-name": pod.config.metadata.name,
         "io.kubernetes.cri.sandbox-namespace": pod.config.metadata.namespace,
     }
+    if member.log_path:
+        files.touch(member.log_path)  # a kubelet may look before there is a line
     bundle = settings.bundle(container.id)
     files.make_directory(bundle, 0o700)
     files.write(f"{bundle}/config.json", _encode(document).decode(), 0o600)

@@ -24,6 +24,16 @@ def is_staged(point: MountSpec) -> bool:
     return point.type == "image" or (point.type == "volume" and bool(point.subpath))
 
 
+def check(world: World, point: MountSpec) -> None:
+    """Is the part that the point names there? Blocking. Raises NotFound, InvalidArgument."""
+    root = opened(world, point)
+    try:
+        if point.subpath:
+            os.close(_inside(root, point))
+    finally:
+        os.close(root)
+
+
 def source(world: World, container_id: str, index: int, point: MountSpec) -> str:
     """The host path at which the point's source is now. Blocking. Raises NotFound, InvalidArgument."""
     root = opened(world, point)

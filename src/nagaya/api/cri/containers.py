@@ -14,6 +14,7 @@ from nagaya.api.cri.wire import fill, struct
 from nagaya.engine.model import Container
 from nagaya.engine.pods_containers import failed_to_start
 from nagaya.engine.pods_model import LinuxResources, PodContainerConfig, PodMember
+from nagaya.engine.pods_mounts import known
 from nagaya.engine.pods_spec import member_of
 from nagaya.errors import InvalidArgument
 
@@ -118,7 +119,7 @@ def container_status(container: Container) -> cri.ContainerStatus:
         image_id=container.image_digest,
         labels=member.config.labels,
         annotations=member.config.annotations,
-        mounts=[fill(cri.Mount(), mount) for mount in member.config.mounts],
+        mounts=[fill(cri.Mount(), mount) for mount in known(member.config.mounts, container.mount_points)],
         log_path=member.log_path,
         user=cri.ContainerUser(linux=cri.LinuxContainerUser(uid=uid, gid=gid, supplemental_groups=groups)),
         resources=cri.ContainerResources(

@@ -16,7 +16,7 @@ class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.pods: PodService = engine.pods
-        self.streaming = StreamingServer(engine)
+        self.streaming = StreamingServer()
 
 
 Unary = Callable[[Context, Any], Coroutine[Any, Any, Any]]

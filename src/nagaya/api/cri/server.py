@@ -46,9 +46,6 @@ UNSERVED = {
     "RestorePod": _CRIU,
     **dict.fromkeys(
         (
-            "Exec",
-            "Attach",
-            "PortForward",
             "UpdatePodSandboxResources",
             "ContainerStats",
             "ListContainerStats",
