@@ -7,6 +7,7 @@ import copy
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -246,6 +247,23 @@ def test_memory_limit_smaller_than_a_python(our_box: Bundle) -> None:
         our_box.spec["linux"]["namespaces"] = [{"type": kind} for kind in kinds]
         our_box.spec["linux"]["resources"]["memory"] = {"limit": 1 << 20}
         assert our_box.shell("grep -qE 'memory|^0::/' /proc/self/cgroup && echo alive") == "alive\n"
+
+
+def test_exec_into_a_memory_limit_smaller_than_a_python(our_box: Bundle) -> None:
+    """Neither must the interpreter that joins: it enters the cgroup of memory when it has prepared all."""
+    our_box.spec["linux"]["resources"]["memory"] = {"limit": 1 << 20}
+    our_box.start()
+    for _ in range(3):
+        assert our_box.ok("exec", our_box.id, "echo", "alive") == "alive\n"
+    calls = our_box.base / "calls"
+    trace = ["strace", "-f", "-y", "-e", "trace=write,sendmsg", "-o", str(calls)]
+    subprocess.run([*trace, *our_box.argv("exec", our_box.id, "true")], check=True, stdin=subprocess.DEVNULL)
+    lines = calls.read_text().splitlines()
+    (joined,) = (n for n, line in enumerate(lines) if re.search(r"write\(\d+<[^>]*/memory/[^>]*tasks>", line))
+    (ready,) = (n for n, line in enumerate(lines) if "ready" in line)
+    assert ready < joined
+    (early,) = (n for n, line in enumerate(lines) if re.search(r"write\(\d+<[^>]*/freezer/[^>]*tasks>", line))
+    assert early < ready
 
 
 def test_joining_a_user_namespace(our_box: Bundle) -> None:

@@ -28,7 +28,17 @@ _OTHERS = frozenset(
 _COMMAND = "nagaya.runtime.command"
 _CONTAINER = "nagaya.runtime.container"
 # modules that bring all they import with them, besides the verbs; and what is there before
-_GROUPS = {"nagaya.runtime.init": _CONTAINER, "nagaya.runtime.hosting": _CONTAINER}
+_INIT = "nagaya.runtime.init"
+_GROUPS = {
+    _INIT: _CONTAINER,
+    "nagaya.runtime.steps.making": _INIT,
+    "nagaya.runtime.steps.joining": _INIT,
+    "nagaya.runtime.serving": _CONTAINER,
+    "nagaya.runtime.lifecycle": _CONTAINER,
+    "nagaya.runtime.cgroups.v1": _COMMAND,
+    "nagaya.runtime.cgroups.v2": _COMMAND,
+    "nagaya.linux.seccomp": _CONTAINER,
+}
 
 
 def write(package: str, file: str) -> None:

@@ -10,44 +10,13 @@ from __future__ import annotations
 from time import monotonic_ns
 
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError
-from nagaya.linux import cgroup as cgroup_files
 from nagaya.linux import os, pids
 from nagaya.oci import runtime as oci
 from nagaya.runtime import channel, plan
 from nagaya.runtime import state as store
-from nagaya.runtime.launching import (
-    Launch,
-    abandon,
-    await_exec,
-    compile_filter,
-    map_owners,
-    place,
-    prepare,
-    receive_last_pid,
-    serve_last_filter,
-    spawn,
-    tell,
-    write_pid_file,
-)
-from nagaya.runtime.lifecycle import (
-    SIGKILL,
-    delete,
-    kill,
-    list_states,
-    manager_of,
-    oci_state,
-    pause,
-    poststart,
-    ps,
-    resume,
-    start,
-    state,
-    stats,
-    status_of,
-    update,
-)
+from nagaya.runtime.launching import Launch, compile_filter, spawn
+from nagaya.runtime.state import oci_state
 from nagaya.runtime.steps.context import Context
-from nagaya.runtime.steps.rootfs import open_source
 from nagaya.runtime.trace import Trace
 
 TYPE_CHECKING = False
@@ -56,29 +25,14 @@ if TYPE_CHECKING:
 
     from nagaya.runtime import cgroups
 
-# the whole interface of a container, for the supervisor's builder; `nagaya-oci` takes what a verb needs
-__all__ = [
-    "Launched",
-    "Trace",
-    "create",
-    "delete",
-    "exec_process",
-    "kill",
-    "list_states",
-    "pause",
-    "prime",
-    "ps",
-    "resume",
-    "run",
-    "start",
-    "state",
-    "stats",
-    "update",
-]
-
 # Below this limit the first process prepares itself outside the memory cgroup: a forked Python
 # charges one to two megabytes to it
 _TINY_MEMORY = 32 << 20
+
+
+_SIGKILL = 9
+# where there is a cgroup2 to be born in: the only one, or systemd's beside v1
+_CGROUP2 = ("/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/unified/cgroup.controllers")
 
 
 class Launched:
@@ -94,8 +48,9 @@ class Launched:
 
 def prime() -> None:
     """Import now what is imported when it is first needed: for a process that forks many builders."""
-    from nagaya.linux import cgroup, seccomp  # noqa: F401
-    from nagaya.runtime import cgroups
+    from nagaya.linux import seccomp, tty  # noqa: F401
+    from nagaya.runtime import cgroups, filter, hooks, init, lifecycle, serving  # noqa: F401
+    from nagaya.runtime.steps import joining, making  # noqa: F401
 
     try:
         cgroups.manager("/prime", container_id="prime")
@@ -194,6 +149,9 @@ def _make(
             fds.append(context.fifo)
         context.asks_sources = job.userns and os.geteuid() == 0
         if context.asks_sources:
+            from nagaya.runtime.serving import map_owners
+            from nagaya.runtime.steps.rootfs import open_source
+
             begin = monotonic_ns()
             for step in job.steps:
                 if isinstance(step, plan.Mount) and step.bind and not step.inside:
@@ -215,13 +173,17 @@ def _make(
         launch.seccomp = compile_filter(linux.get("seccomp"), trace)
         hook_table: dict[str, Any] = spec.get("hooks") or {}
         into = -1
-        if cgroup_driver == "cgroupfs":
+        if cgroup_driver == "cgroupfs" and any(map(os.exists, _CGROUP2)):
             manager = new_manager(record, linux, cgroup_driver, rootless)
             store.save(path, record)
             into = _birthplace(manager, job, linux, trace)
             fds.extend([into] if into >= 0 else [])
         born = spawn(launch, hook_table.get("startContainer") or [], into)
         # from here on there are two of us, and two CPUs: what only the host's side needs comes now
+        from nagaya.runtime import lifecycle, serving
+
+        if job.stage:
+            serving.receive_pid(launch)
         if manager is None:
             manager = new_manager(record, linux, cgroup_driver, rootless)
         if not job.late:
@@ -234,23 +196,23 @@ def _make(
             record["cgroup"] = manager.to_state() if manager.paths else None
             store.save(path, record)
         _place(launch, manager, linux, fds, born)
-        prepare(launch, record, hook_table)
+        serving.prepare(launch, record, hook_table)
         if pid_file and not job.late:
-            write_pid_file(pid_file, launch.pid)
+            serving.write_pid_file(pid_file, launch.pid)
         manager.settle()
         begin = monotonic_ns()
-        tell(launch, channel.GO)
+        serving.tell(launch, channel.GO)
         trace.add("hand-over", "", begin)
         if job.late:
-            receive_last_pid(launch)
+            serving.receive_last_pid(launch)
             note_process(record, launch.pid)
             store.save(path, record)
             if pid_file:
-                write_pid_file(pid_file, launch.pid)
-        serve_last_filter(launch)
+                serving.write_pid_file(pid_file, launch.pid)
+        serving.serve_last_filter(launch)
         if not waits:
-            await_exec(launch)
-            poststart(record)
+            serving.await_exec(launch)
+            lifecycle.poststart(record)
     except BaseException:
         _undo(launch, manager, path)
         raise
@@ -338,6 +300,8 @@ def _place(
 ) -> None:
     """Open the files by which the first process joins its cgroups, each in its time; none when it was
     born there."""
+    from nagaya.runtime.serving import place
+
     if born or not manager.paths:
         place(launch, manager.paths, [], -1, [])
         return
@@ -359,6 +323,8 @@ def _place(
 def _own_memory_fd() -> int:
     """The file by which a process joins the cgroup we are in now: the memory controller's on v1, the
     only one on v2; -1 on a v1 host without that controller."""
+    from nagaya.linux import cgroup as cgroup_files
+
     found, own = cgroup_files.layout(), cgroup_files.own()
     if found.version == 2:
         path = found.unified + cgroup_files.relative_to_mount(own.get("", "/"), found.unified_root)
@@ -373,6 +339,8 @@ def _own_memory_fd() -> int:
 def _undo(launch: Launch | None, manager: cgroups.Manager | None, path: str) -> None:
     """Leave nothing of a failed launch."""
     if launch is not None:
+        from nagaya.runtime.serving import abandon
+
         abandon(launch)
     try:
         # one that is not fresh was refused for it is another container's; one without paths may have none
@@ -405,9 +373,11 @@ def exec_process(
     cgroup: {controller or "": a cgroup below the container's}. The process that joins drops all it
     holds before anything of it is visible inside. Raises FailedPrecondition, CommandNotFound, ...
     """
+    from nagaya.runtime import lifecycle
+
     trace = trace or Trace()
     record = store.load(root, identifier)
-    status = status_of(root, record)
+    status = lifecycle.status_of(root, record)
     if status == "stopped":
         raise FailedPrecondition("cannot exec in a stopped container", subject=identifier)
     if status == "paused" and not ignore_paused:
@@ -433,10 +403,11 @@ def exec_process(
         context.preserve_fds = preserve_fds
         context.userns = job.userns
         context.state = oci_state(record, status, record["pid"])
-        manager = manager_of(record)
+        manager = lifecycle.manager_of(record)
         paths = _exec_paths(manager.paths if manager is not None else {}, cgroup or {})
-        context.join_fds = _exec_fds(manager, record["pid"], paths)
-        fds.extend(context.join_fds)
+        tiny = _has_tiny_memory(spec.get("linux") or {})
+        context.join_fds, context.memory_fds = _exec_fds(manager, record["pid"], paths, tiny)
+        fds.extend([*context.join_fds, *context.memory_fds])
         into = _exec_birthplace(manager, paths)
         fds.extend([into] if into >= 0 else [])
         launch = Launch(context, ours, job, trace)
@@ -446,16 +417,20 @@ def exec_process(
         if job.scheduling is not None and job.scheduling.affinity[0]:
             trace.note(f"nsexec: affinity: {sum(1 << cpu for cpu in job.scheduling.affinity[0]):#x}")
         spawn(launch, [], into)
-        prepare(launch, record, {})
-        tell(launch, channel.GO)
+        from nagaya.runtime import serving  # beside the other side, which loads its own
+
+        serving.prepare(launch, record, {})
+        serving.tell(launch, channel.GO)
         if job.late:
-            receive_last_pid(launch)
+            serving.receive_last_pid(launch)
         if pid_file:
-            write_pid_file(pid_file, launch.pid)
-        serve_last_filter(launch)
-        await_exec(launch)
+            serving.write_pid_file(pid_file, launch.pid)
+        serving.serve_last_filter(launch)
+        serving.await_exec(launch)
     except BaseException:
         if launch is not None:
+            from nagaya.runtime.serving import abandon
+
             abandon(launch)
         raise
     finally:
@@ -481,16 +456,22 @@ def _exec_paths(own: dict[str, str], below: dict[str, str]) -> dict[str, str]:
     return paths
 
 
-def _exec_fds(manager: cgroups.Manager | None, pid: int, paths: dict[str, str]) -> list[int]:
-    """Files of these cgroups, that a joining process writes to. pid: the container's first process."""
+def _exec_fds(
+    manager: cgroups.Manager | None, pid: int, paths: dict[str, str], tiny: bool
+) -> tuple[list[int], list[int]]:
+    """Files of these cgroups, that a joining process writes to: at once; right before the exec, for a tiny
+    limit of memory that would be charged with the interpreter. pid: the container's first process."""
     if manager is None:
-        return []
-    if paths == manager.paths:
-        return manager.join_fds_beside(pid)
+        return [], []
+    if paths == manager.paths and not (tiny and manager.version == 1):
+        return manager.join_fds_beside(pid), []
     from nagaya.runtime import cgroups
 
     try:
-        return cgroups.from_state({**manager.to_state(), "paths": paths}).join_fds()
+        target = cgroups.from_state({**manager.to_state(), "paths": paths})
+        if tiny and manager.version == 1:
+            return target.join_fds(memory=False), target.join_fds(memory=True)
+        return target.join_fds(), []
     except KernelError as error:
         error.step = f"error adding pid to cgroups: open {error.subject}/cgroup.procs"
         raise
@@ -500,6 +481,8 @@ def _exec_birthplace(manager: cgroups.Manager | None, paths: dict[str, str]) -> 
     """As `_birthplace`, in the hybrid layout's cgroup2: the container's, where it has not the one below."""
     if manager is None or manager.version == 2:
         return -1
+    from nagaya.linux import cgroup as cgroup_files
+
     for path in (paths.get(""), manager.paths.get("")):
         if path and os.isdir(path):
             return cgroup_files.open_directory(path)
@@ -508,5 +491,5 @@ def _exec_birthplace(manager: cgroups.Manager | None, paths: dict[str, str]) -> 
 
 def kill_launched(launched: Launched) -> None:
     """Undo an exec that could not be handed over."""
-    pids.pidfd_send_signal(launched.pidfd, SIGKILL)
+    pids.pidfd_send_signal(launched.pidfd, _SIGKILL)
     os.waitpid(launched.pid, 0)

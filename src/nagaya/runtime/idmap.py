@@ -12,7 +12,7 @@ from nagaya.errors import InvalidArgument, KernelError
 from nagaya.linux import mounts as m
 from nagaya.linux import namespaces as ns
 from nagaya.linux import os
-from nagaya.runtime import launching
+from nagaya.runtime import serving
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _namespace(uids: list[Any], gids: list[Any]) -> int:
     os.close(reader)
     os.close(pidfd)
     try:
-        launching.map_ids(pid, uids, gids)
+        serving.map_ids(pid, uids, gids)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(writer)

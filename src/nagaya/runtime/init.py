@@ -14,52 +14,34 @@ from time import monotonic_ns
 
 from nagaya.errors import InternalError, KernelError, NagayaError
 from nagaya.linux import namespaces as ns
-from nagaya.linux import os, process, tty
-from nagaya.runtime import channel, hooks, plan
-from nagaya.runtime.steps import PERFORM, identity
+from nagaya.linux import os, process
+from nagaya.runtime import channel, plan
+from nagaya.runtime.steps import identity
 from nagaya.runtime.steps.context import Context
 from nagaya.runtime.steps.namespaces import write_join
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
-
-class Seccomp:
-    """A compiled filter: `load` is linux.seccomp's, imported by the parent only when there is one."""
-
-    __slots__ = ("agent", "early_clone", "flags", "program")
-
-    def __init__(self, program: bytes, flags: int, early_clone: bool, agent: tuple[str, str]) -> None:
-        self.program = program
-        self.flags = flags
-        self.early_clone = early_clone  # the filter refuses what the last clone needs
-        self.agent = agent  # (listenerPath, listenerMetadata) of a filter with a listener, else ("", "")
-
-    def comes_last(self, no_new_privileges: bool) -> bool:
-        """Is it loaded right before the exec, after the parent's last GO?"""
-        return no_new_privileges or self.early_clone
-
-    def load(self, context: Context) -> None:
-        """Install it, and wait until the parent has handed a listener to the agent. Raises KernelError."""
-        from nagaya.linux import seccomp
-
-        listener = seccomp.load(self.program, self.flags)
-        if listener >= 0:
-            context.channel.write(channel.LISTENER, listener)
-            if not os.read(context.channel.fileno(), 64):
-                os._exit(1)
-            os.close(listener)
+    from nagaya.runtime.filter import Seccomp
 
 
 def main(
-    context: Context, job: plan.Plan, seccomp: Seccomp | None, hook_list: list[dict[str, Any]]
+    context: Context,
+    job: plan.Plan,
+    seccomp: Seccomp | None,
+    hook_list: list[dict[str, Any]],
+    table: dict[type[plan.Step], Callable[..., None]],
 ) -> NoReturn:
-    """Run the plan and exec; never returns. hook_list: the startContainer hooks."""
+    """Run the plan and exec; never returns. hook_list: the startContainer hooks. table: what carries out a
+    step (steps.making or steps.joining)."""
     # what is not imported by now must never be: the files would be the image's (CVE-2019-14271)
     sys.meta_path.clear()
     try:
-        _prepare(context, job, seccomp, hook_list)
+        perform(context, job, table)
+        _become(context, job, seccomp, hook_list)
     except NagayaError as error:
         _report(context, error)
     except OSError as error:
@@ -79,14 +61,16 @@ def _report(context: Context, error: NagayaError) -> None:
         pass  # the parent is gone: nobody is left to tell
 
 
-def perform(context: Context, steps: list[plan.Step]) -> None:
-    """Carry out steps; record each; name it in what it raises."""
-    for step in steps:
+def perform(context: Context, job: plan.Plan, table: dict[type[plan.Step], Callable[..., None]]) -> None:
+    """Carry out the steps; record each; name it in what it raises."""
+    process.reset_signals()
+    identity.score(context, job.process.get("oomScoreAdj"))
+    for step in job.steps:
         if isinstance(step, plan.Identity):
             continue
         begin = monotonic_ns()
         try:
-            PERFORM[type(step)](context, step)
+            table[type(step)](context, step)
         except NagayaError as error:
             if isinstance(step, plan.Mount):
                 error.step = f"{_mounting(step)}: {error.step}" if error.step else _mounting(step)
@@ -115,7 +99,7 @@ def _quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _prepare(
+def _become(
     context: Context, job: plan.Plan, seccomp: Seccomp | None, hook_list: list[dict[str, Any]]
 ) -> NoReturn:
     settings: dict[str, Any] = job.process
@@ -124,10 +108,6 @@ def _prepare(
     # an agent is told of the process that stays; who loads a filter before the last clone does not
     late = seccomp is not None and not seccomp.early_clone and not seccomp.agent[0]
     last = seccomp is not None and seccomp.comes_last(bool(settings.get("noNewPrivileges")))
-
-    process.reset_signals()
-    identity.score(context, settings.get("oomScoreAdj"))
-    perform(context, job.steps)
 
     begin = monotonic_ns()
     mask = user.get("umask")
@@ -208,6 +188,8 @@ def _prepare(
     if last and seccomp is not None:
         seccomp.load(context)
     if hook_list:
+        from nagaya.runtime import hooks
+
         # runc gives them the program's environment where they have none of their own
         state = {**context.state, "status": "created"}
         hooks.run("startContainer", hook_list, state, environment=environment)
@@ -223,6 +205,8 @@ def _prepare(
 
 
 def _terminal() -> None:
+    from nagaya.linux import tty  # loaded by steps.devices, which made it
+
     tty.set_controlling(0)
 
 

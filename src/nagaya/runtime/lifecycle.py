@@ -11,6 +11,7 @@ import errno
 from nagaya.errors import FailedPrecondition, KernelError, NagayaError, NotFound
 from nagaya.linux import os, pids
 from nagaya.runtime import state as store
+from nagaya.runtime.state import oci_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,19 +47,6 @@ def _require_manager(record: dict[str, Any]) -> cgroups.Manager:
     if manager is None:
         raise FailedPrecondition("container has no cgroup", subject=record["id"])
     return manager
-
-
-def oci_state(record: dict[str, Any], status: str, pid: int) -> dict[str, Any]:
-    """The state document of the runtime-spec (runtime.md), which hooks get on stdin."""
-    spec = record["config"]
-    return {
-        "ociVersion": spec["ociVersion"],
-        "id": record["id"],
-        "status": status,
-        "pid": pid,
-        "bundle": record["bundle"],
-        "annotations": spec.get("annotations") or {},
-    }
 
 
 def state_of(root: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -130,6 +130,19 @@ def alive(record: dict[str, Any]) -> bool:
     return fields is not None and fields[0] not in "ZX" and fields[1] == record.get("start_time")
 
 
+def oci_state(record: dict[str, Any], status: str, pid: int) -> dict[str, Any]:
+    """The state document of the runtime-spec (runtime.md), which hooks get on stdin."""
+    spec = record["config"]
+    return {
+        "ociVersion": spec["ociVersion"],
+        "id": record["id"],
+        "status": status,
+        "pid": pid,
+        "bundle": record["bundle"],
+        "annotations": spec.get("annotations") or {},
+    }
+
+
 def now() -> str:
     """The time as Go's RFC3339Nano prints it in UTC, for `created`."""
     nanoseconds = time_ns()

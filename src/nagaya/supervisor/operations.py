@@ -13,7 +13,7 @@ from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
 from nagaya.errors import AlreadyExists, InvalidArgument, KernelError
 from nagaya.linux import mounts, namespaces
 from nagaya.oci.runtime import makes_pid_namespace
-from nagaya.runtime import container
+from nagaya.runtime import container, lifecycle
 from nagaya.runtime.options import Parsed
 from nagaya.runtime.trace import Trace
 from nagaya.supervisor import foreign, pods
@@ -133,49 +133,49 @@ def _exec(request: Request, job: Job) -> dict[str, Any]:
 
 
 def _start(request: Request, job: Job) -> dict[str, Any]:
-    container.start(*_need(request, "root", "id"))
+    lifecycle.start(*_need(request, "root", "id"))
     return {}
 
 
 def _kill(request: Request, job: Job) -> dict[str, Any]:
     """root, id, signal; all."""
     root, identifier, signal = _need(request, "root", "id", "signal")
-    container.kill(root, identifier, signal, all=bool(request.get("all")))
+    lifecycle.kill(root, identifier, signal, all=bool(request.get("all")))
     return {}
 
 
 def _delete(request: Request, job: Job) -> dict[str, Any]:
     """root, id; force."""
     root, identifier = _need(request, "root", "id")
-    container.delete(root, identifier, force=bool(request.get("force")))
+    lifecycle.delete(root, identifier, force=bool(request.get("force")))
     return {}
 
 
 def _pause(request: Request, job: Job) -> dict[str, Any]:
-    container.pause(*_need(request, "root", "id"))
+    lifecycle.pause(*_need(request, "root", "id"))
     return {}
 
 
 def _resume(request: Request, job: Job) -> dict[str, Any]:
-    container.resume(*_need(request, "root", "id"))
+    lifecycle.resume(*_need(request, "root", "id"))
     return {}
 
 
 def _update(request: Request, job: Job) -> dict[str, Any]:
-    container.update(*_need(request, "root", "id", "resources"))
+    lifecycle.update(*_need(request, "root", "id", "resources"))
     return {}
 
 
 def _ps(request: Request, job: Job) -> dict[str, Any]:
-    return {"pids": container.ps(*_need(request, "root", "id"))}
+    return {"pids": lifecycle.ps(*_need(request, "root", "id"))}
 
 
 def _stats(request: Request, job: Job) -> dict[str, Any]:
-    return dict(container.stats(*_need(request, "root", "id")))
+    return dict(lifecycle.stats(*_need(request, "root", "id")))
 
 
 def _state(request: Request, job: Job) -> dict[str, Any]:
-    return dict(container.state(*_need(request, "root", "id")))
+    return dict(lifecycle.state(*_need(request, "root", "id")))
 
 
 def _netns(request: Request, job: Job) -> dict[str, Any]:

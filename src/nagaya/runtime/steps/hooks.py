@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.runtime import channel, hooks
+from nagaya.runtime import channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,4 +17,6 @@ def host_hooks(context: Context, _step: plan.HostHooks) -> None:
 
 def container_hooks(context: Context, step: plan.Hooks) -> None:
     """createContainer: in the namespaces of the container, in its root directory."""
+    from nagaya.runtime import hooks  # few have any: loaded where there are
+
     hooks.run(step.kind, step.hooks, {**context.state, "status": step.status}, directory=context.rootfd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nagaya.errors import NagayaError
 from nagaya.runtime import container
+from nagaya.runtime.trace import Trace
 from nagaya.runtime.verbs import launch
 
 TYPE_CHECKING = False
@@ -22,12 +23,14 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     bundle, spec = launch.bundle_of(options)
     launch.check_console(bool((spec.get("process") or {}).get("terminal")), options, True)
     keywords = launch.arguments_for(settings, options, spec)
-    trace = container.Trace()
+    trace = Trace()
     launched = container.create(settings.root, positional[0], bundle, spec, trace=trace, **keywords)
     launch.warn(settings, trace)
     try:
         launch.hand_out(options, launched, detached=True)
     except NagayaError:
-        container.delete(settings.root, positional[0], force=True)
+        from nagaya.runtime import lifecycle
+
+        lifecycle.delete(settings.root, positional[0], force=True)
         raise
     return 0

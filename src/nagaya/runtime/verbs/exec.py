@@ -6,6 +6,7 @@ from nagaya.errors import InvalidArgument, NagayaError
 from nagaya.runtime import container
 from nagaya.runtime import state as store
 from nagaya.runtime.arguments import FLAG, LIST, NUMBER, TEXT, Option
+from nagaya.runtime.trace import Trace
 from nagaya.runtime.verbs import launch
 
 TYPE_CHECKING = False
@@ -48,7 +49,7 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     detached: bool = options["detach"]
     terminal = bool(process.get("terminal"))
     launch.check_console(terminal, options, detached)
-    trace = container.Trace()
+    trace = Trace()
     front = None
     if not detached:
         launch.become_subreaper()

@@ -9,7 +9,7 @@ import select
 from _struct import pack
 
 from nagaya.errors import InvalidArgument, KernelError, NagayaError, NotFound
-from nagaya.linux import os, pids, process, tty
+from nagaya.linux import os, pids, process
 from nagaya.linux.json import loads
 from nagaya.runtime import container
 from nagaya.runtime.arguments import FLAG, NUMBER, TEXT, Option
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nagaya.runtime.command import Settings
+    from nagaya.runtime.trace import Trace
 
 _SPEC_LIMIT = 16 << 20
 _BUFFER = 1 << 16
@@ -114,6 +115,8 @@ def hand_out(options: dict[str, Any], launched: container.Launched, *, detached:
     if options["pidfd-socket"]:
         _send(options["pidfd-socket"], "pidfd socket", "runc-pidfd", launched.pidfd)
     if detached and launched.console >= 0:
+        from nagaya.linux import tty
+
         name = f"/dev/pts/{tty.slave_number(launched.console)}"
         _send(options["console-socket"], "console socket", name, launched.console)
 
@@ -157,7 +160,7 @@ _RUNC_WORDS = {
 }
 
 
-def warn(settings: Settings, trace: container.Trace) -> None:
+def warn(settings: Settings, trace: Trace) -> None:
     """Pass on what the launch warned of."""
     for text in trace.warnings:
         settings.log.message("warning", text)
@@ -193,6 +196,8 @@ class Foreground:
         master = launched.console
         settings = b""
         if master >= 0:
+            from nagaya.linux import tty
+
             try:
                 settings = tty.make_raw(0)
                 tty.set_size(master, *tty.get_size(0))
@@ -217,6 +222,8 @@ class Foreground:
         while True:
             ready = dict(poll.poll())
             if self._read in ready:
+                from nagaya.linux import tty
+
                 for number in os.read(self._read, 256):
                     if number == 28 and master >= 0:
                         try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from nagaya.errors import NagayaError
-from nagaya.runtime import container, criu
+from nagaya.runtime import criu, lifecycle
 from nagaya.runtime.arguments import FLAG, TEXT, Option
-from nagaya.runtime.launching import write_pid_file
+from nagaya.runtime.serving import write_pid_file
 from nagaya.runtime.verbs import checkpoint, launch
 
 TYPE_CHECKING = False
@@ -46,11 +46,11 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
         if options["pid-file"]:
             write_pid_file(options["pid-file"], launched.pid)
     except NagayaError:
-        container.delete(settings.root, identifier, force=True)
+        lifecycle.delete(settings.root, identifier, force=True)
         raise
     if front is None:
         return 0
     code = front.wait(launched)
-    for text in container.delete(settings.root, identifier, force=True):
+    for text in lifecycle.delete(settings.root, identifier, force=True):
         settings.log.message("warning", text)
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nagaya.errors import NagayaError
 from nagaya.runtime import container
 from nagaya.runtime.arguments import FLAG, Option
+from nagaya.runtime.trace import Trace
 from nagaya.runtime.verbs import launch
 
 TYPE_CHECKING = False
@@ -31,7 +32,7 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     detached: bool = options["detach"]
     launch.check_console(terminal, options, detached)
     keywords = launch.arguments_for(settings, options, spec)
-    trace = container.Trace()
+    trace = Trace()
     front = None
     if not detached:
         if not options["no-subreaper"]:
@@ -44,12 +45,16 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     try:
         launch.hand_out(options, launched, detached=detached)
     except NagayaError:
-        container.delete(settings.root, identifier, force=True)
+        from nagaya.runtime import lifecycle
+
+        lifecycle.delete(settings.root, identifier, force=True)
         raise
     if front is None:
         return 0
+    from nagaya.runtime import lifecycle
+
     code = front.wait(launched)
     if not options["keep"]:
-        for text in container.delete(settings.root, identifier, force=True):
+        for text in lifecycle.delete(settings.root, identifier, force=True):
             settings.log.message("warning", text)
     return code
