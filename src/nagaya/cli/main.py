@@ -82,7 +82,7 @@ NOUNS = {
         "list": "network_ls",
         "remove": "network_rm",
     },
-    "system": {"df": "df", "events": "events", "info": "info"},
+    "system": {"check": "system_check", "df": "df", "events": "events", "info": "info"},
     "volume": {
         "create": "volume_create",
         "inspect": "inspect",

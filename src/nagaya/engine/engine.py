@@ -12,7 +12,18 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from nagaya.engine import archives, attachments, logs, nettable, networks, pods, recovery, top, volumes
+from nagaya.engine import (
+    archives,
+    attachments,
+    checking,
+    logs,
+    nettable,
+    networks,
+    pods,
+    recovery,
+    top,
+    volumes,
+)
 from nagaya.engine.changes import Change
 from nagaya.engine.containers import Containers
 from nagaya.engine.copying import PathStat
@@ -31,6 +42,7 @@ from nagaya.engine.model import (
     Event,
     Exec,
     ExecConfig,
+    Finding,
     ImageSummary,
     LogLine,
     Network,
@@ -373,6 +385,9 @@ class Engine:
 
     def events(self, since: int = 0, until: int = 0) -> AsyncIterator[Event]:
         return self._world.bus.subscribe(since, until, hidden=HIDDEN)
+
+    async def check(self, *, repair: bool = False) -> Sequence[Finding]:
+        return await checking.check(self._world, repair=repair)
 
     def info(self) -> Mapping[str, object]:
         settings = self._world.settings

@@ -431,6 +431,17 @@ class VolumeSummary(msgspec.Struct, frozen=True):
     options: dict[str, str] = {}
 
 
+class Finding(msgspec.Struct, frozen=True):
+    """A difference between ledger and host (checking.py). note: why its repair failed."""
+
+    kind: str
+    subject: str
+    problem: str
+    repairable: bool
+    repaired: bool = False
+    note: str = ""
+
+
 class LogLine(msgspec.Struct, frozen=True):
     stream: Literal["stdout", "stderr"]
     time_ns: int

@@ -20,6 +20,7 @@ from nagaya.engine.model import (
     Event,
     Exec,
     ExecConfig,
+    Finding,
     ImageSummary,
     LogLine,
     Network,
@@ -177,6 +178,10 @@ class EngineService(Protocol):
 
     # the daemon
     def events(self, since: int = 0, until: int = 0) -> AsyncIterator[Event]: ...
+    async def check(self, *, repair: bool = False) -> Sequence[Finding]:
+        """Where ledger and host differ, after a repair what was found before it."""
+        ...
+
     def info(self) -> Mapping[str, object]:
         """Facts for /info: root, driver, cgroup driver and version, runtimes, counts, security options."""
         ...

@@ -50,6 +50,10 @@ class VolumeLife:
             if any(p.type == "volume" and p.source == name for p in slot.container.mount_points)
         ]
 
+    def in_use(self) -> set[str]:
+        """The volumes that somebody has mounted, or is about to make a container with."""
+        return {name for name, users in self._users.items() if users} | set(self._wanted) | set(self._going)
+
     @asynccontextmanager
     async def wanted(self, mounts: Iterable[MountSpec]) -> AsyncIterator[None]:
         """While a container with these mounts is made, its volumes are in use; one that is just being

@@ -32,7 +32,7 @@ def check_name(name: str) -> str:
             f"create {name}: volume name is too short, names should be at least two alphanumeric characters",
             subject="volume",
         )
-    if _NAME.fullmatch(name) is None or len(name) > 255:
+    if not is_name(name):
         raise InvalidArgument(
             f'create {name}: "{name}" includes invalid characters for a local volume name, only '
             '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute '
@@ -40,6 +40,11 @@ def check_name(name: str) -> str:
             subject="volume",
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Has the text the form of a volume's name?"""
+    return _NAME.fullmatch(name) is not None and len(name) <= 255
 
 
 def check_options(name: str, options: Mapping[str, str]) -> None:

@@ -177,6 +177,11 @@ def family_of(address: str) -> str:
     return "ip6" if ":" in address else "ip"
 
 
+def _joined(part: Any) -> str:
+    """A key or value of a map's element, as we write it."""
+    return " . ".join(map(str, part["concat"])) if isinstance(part, dict) else str(part)
+
+
 def _objects(listing: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
     return [entry[kind] for entry in listing.get("nftables", ()) if kind in entry]
 
@@ -325,6 +330,23 @@ class Firewall:
     def intact(self) -> bool:
         """Are all our chains there with as many rules as we made? False after `nft flush ruleset`."""
         return all(self._intact(family) for family in self._families())
+
+    def differences(self, published: Iterable[Published]) -> list[tuple[str, str]]:
+        """(what, how it differs) between our tables and what these ports would make."""
+        if not self.intact():
+            return [(f"table {self._table}", "chains or rules of ours are not as they were made")]
+        wanted = {(family_of(a), *element(a, port)) for a, ports in published for port in ports}
+        present = {(family, *one) for family in self._families() for one in self._elements(family)}
+        return [
+            (f"table {family} {self._table}", f"{name}: {key} : {value} is {how}")
+            for how, some in (("missing", wanted - present), ("nobody's", present - wanted))
+            for family, name, key, value in sorted(some)
+        ]
+
+    def _elements(self, family: str) -> Iterator[Element]:
+        for entry in _objects(self._list(f"table {family} {self._table}"), "map"):
+            for key, value in entry.get("elem", ()):
+                yield entry["name"], _joined(key), _joined(value)
 
     def _intact(self, family: str) -> bool:
         try:

@@ -142,6 +142,23 @@ class NetworkService:
             self._reconcile()
             return True
 
+    def differences(self) -> list[tuple[str, str]]:
+        """(what, how it differs from what we made) of bridges, tables and published ports."""
+        with self._lock:
+            if not self._ready:
+                return []
+            bridges = [net.bridge for net in self._in_kernel() if net.bridge is not None]
+            found = [(b.name, "the bridge is gone") for b in bridges if not b.exists()]
+            published = [one for e in self._published.values() for one in _targets(e)]
+            return found + self._firewall.differences(published)
+
+    def restore(self) -> None:
+        """Make all of it anew, in one transaction: what is as it should be is not disturbed."""
+        with self._lock:
+            if self._ready:
+                self._ensure(self._ready)
+                self._reconcile()
+
     def teardown(self) -> None:
         """Remove the bridges, their ports, the tables and the tagged rules. For uninstalling, and tests: a
         daemon that ends leaves them to the containers that live on."""

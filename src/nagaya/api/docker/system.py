@@ -172,6 +172,26 @@ _DISK: Mapping[str, Callable[[EngineService, Request], Awaitable[dict[str, Any]]
 }
 
 
+async def check(engine: EngineService, request: Request) -> Response:
+    """GET /nagaya/check, and POST to repair: our own, for `nagaya system check`."""
+    found = await engine.check(repair=request.method == "POST")
+    return json_response(
+        {
+            "Findings": [
+                {
+                    "Kind": finding.kind,
+                    "Subject": finding.subject,
+                    "Problem": finding.problem,
+                    "Repairable": finding.repairable,
+                    "Repaired": finding.repaired,
+                    "Note": finding.note,
+                }
+                for finding in found
+            ]
+        }
+    )
+
+
 async def auth(engine: EngineService, request: Request) -> Response:
     """POST /auth"""
     raise Unimplemented(
@@ -188,4 +208,6 @@ ROUTES = (
     Route("GET", "/events", events),
     Route("GET", "/system/df", disk_usage),
     Route("POST", "/auth", auth),
+    Route("GET", "/nagaya/check", check),
+    Route("POST", "/nagaya/check", check),
 )
