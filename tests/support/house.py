@@ -16,6 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -59,12 +60,7 @@ class House:
             path.write_text(config)
             self.extra += ["--config", str(path)]
         # a process that keeps the network namespace while the daemon comes and goes
-        self.netns = subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"],
-            stdout=subprocess.PIPE,
-        )
-        assert self.netns.stdout is not None
-        assert self.netns.stdout.readline() == b"up\n"
+        self.netns = self._network()
         self.daemon: subprocess.Popen[bytes] | None = None
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "NAGAYA_"))},
@@ -72,6 +68,22 @@ class House:
             "NAGAYA_HOST": f"unix://{self.socket}",
             "HOME": str(self.base),
         }
+
+    def _network(self) -> subprocess.Popen[bytes]:
+        made = subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"],
+            stdout=subprocess.PIPE,
+        )
+        assert made.stdout is not None
+        assert made.stdout.readline() == b"up\n"
+        return made
+
+    def _remove_cgroups(self) -> None:
+        for parent in Path("/sys/fs/cgroup").glob(f"*/{self.cgroup_parent}"):
+            for path in sorted(parent.rglob("*"), reverse=True):
+                if path.is_dir():
+                    path.rmdir()
+            parent.rmdir()
 
     def __enter__(self) -> House:
         try:
@@ -193,6 +205,26 @@ class House:
         self.daemon.wait(10)
         self.daemon = None
 
+    def reboot(self) -> None:
+        """Everything of this boot goes: processes, mounts, interfaces, cgroups, the run directory. The
+        daemon is not started again."""
+        keeper = self.supervisor_pid()
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        self.kill_daemon()
+        for pid in (keeper, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in (keeper, *map(int, children)):
+            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 10, f"the end of {pid}")  # type: ignore[misc]
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for mount in reversed([m for m in mounts if m.startswith(f"{self.base}/")]):
+            subprocess.run(["umount", "--lazy", mount], check=True)
+        self.netns.kill()
+        self.netns.wait()
+        self.netns = self._network()
+        self._remove_cgroups()
+        shutil.rmtree(self.run_dir)
+
     def stop_daemon(self) -> None:
         """SIGTERM, as an init system does it; containers go on."""
         if self.daemon is not None:
@@ -251,11 +283,7 @@ class House:
                 self.daemon.wait()
             self.netns.kill()
             self.netns.wait()
-            for parent in Path("/sys/fs/cgroup").glob(f"*/{self.cgroup_parent}"):
-                for path in sorted(parent.rglob("*"), reverse=True):
-                    if path.is_dir():
-                        path.rmdir()
-                parent.rmdir()
+            self._remove_cgroups()
             if not any(str(self.base) in m for m in Path("/proc/self/mountinfo").read_text().splitlines()):
                 shutil.rmtree(self.base, ignore_errors=not check)
         assert not leaks, leaks

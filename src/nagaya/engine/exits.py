@@ -51,8 +51,8 @@ class Exits:
         self._waiting: dict[str, asyncio.Task[Any]] = {}
         self._writer: asyncio.Task[Any] | None = None
 
-    async def container_exited(self, slot: Slot, exit: Exit) -> None:
-        """Handle the end of a container's first process."""
+    async def container_exited(self, slot: Slot, exit: Exit, *, may_restart: bool = True) -> None:
+        """Handle the end of a container's first process. may_restart False: the caller decides of that."""
         world = self._world
         async with slot.lock:
             container = slot.container
@@ -64,7 +64,8 @@ class Exits:
             container.finished = exit.time_ns or time.time_ns()
             container.pid = 0
             self._unwatch(slot)
-            delay = restart.after_exit(container, self._delays.get(container.id, 0.0))
+            former = self._delays.get(container.id, 0.0)
+            delay = restart.after_exit(container, former) if may_restart else None
             container.state = "exited" if delay is None else "restarting"
             # before the cgroup goes; a read of cgroupfs waits for no disk
             container.oom_killed = oom.killed(launch.cgroups_path(world, container))
@@ -141,8 +142,9 @@ class Exits:
                 container.restart_count += 1
                 try:
                     await self._start(slot)
-                except Exception:
-                    # the state tells it; a broken start is not tried for ever
+                except Exception as error:
+                    # a broken start is not tried for ever
+                    log.error("container %s was not restarted: %s", container.id[:12], error)
                     container.state = "exited" if self._world.roster.get(container.id) else "dead"
 
         self._waiting[container.id] = self._world.task(later(), f"restart {container.id[:12]}")

@@ -42,6 +42,12 @@ def joined_container(mode: str) -> str:
     return mode.partition(":")[2] if mode.startswith("container:") else ""
 
 
+def peers_of(config: ContainerConfig) -> list[str]:
+    """The references of containers whose namespaces it joins."""
+    modes = (config.network_mode, config.pid_mode, config.ipc_mode)
+    return [reference for mode in modes if (reference := joined_container(mode))]
+
+
 def namespaces(
     container: Container, peers: Mapping[str, Container], netns: str
 ) -> tuple[dict[str, str], frozenset[str]]:

@@ -9,9 +9,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
+from collections.abc import Sequence
 
 from nagaya.engine import (
     creation,
@@ -75,7 +77,7 @@ async def recover(world: World, containers: Containers, changes: NetworkChanges)
     await world.job(_settle_network, world, alive - {slot.container.id for slot, _ in ended})
     await changes.heal(changed)
     for slot, exit in ended:
-        await containers.exits.container_exited(slot, exit)
+        await containers.exits.container_exited(slot, exit, may_restart=False)
     # after the exits: what they cleaned up is no leftover
     running = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
     running |= world.pods.living()
@@ -90,17 +92,25 @@ async def recover(world: World, containers: Containers, changes: NetworkChanges)
             await world.supervisor.unhold(token)
     await world.job(_put_all, world)
 
-    for slot in list(world.roster):
+    starting: dict[str, asyncio.Task[None]] = {}
+    for slot in sorted(world.roster, key=lambda slot: slot.container.created):
         container = slot.container
         if container.state == "running":
             containers.watch(slot)
         if container.state not in ("running", "paused", "restarting") and restart.at_daemon_start(
             container, was_up=container.id in was_up
         ):
-            world.task(_start(containers, slot), f"start {container.id[:12]}")
+            peers = launch.peers_of(container.config)
+            before = [starting[peer] for peer in peers if peer in starting]
+            starting[container.id] = world.task(
+                _start(containers, slot, before), f"start {container.id[:12]}"
+            )
 
 
-async def _start(containers: Containers, slot: Slot) -> None:
+async def _start(containers: Containers, slot: Slot, before: Sequence[asyncio.Task[None]]) -> None:
+    """Start a container after the daemon's own start; before: those whose namespaces it joins."""
+    if before:
+        await asyncio.wait(before)
     async with slot.lock:
         if slot.container.state in ("running", "paused", "restarting", "removing", "dead"):
             return

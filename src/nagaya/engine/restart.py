@@ -45,6 +45,9 @@ def at_daemon_start(container: Container, *, was_up: bool) -> bool:
         case "unless-stopped":
             return container.state != "created" and not container.has_been_manually_stopped
         case "on-failure":
-            return was_up and container.exit_code != 0 and not container.has_been_manually_stopped
+            most = container.config.restart.maximum_retry_count
+            left = not most or container.restart_count < most
+            failed = container.exit_code != 0 and not container.has_been_manually_stopped
+            return was_up and failed and left
         case _:
             return False

@@ -94,13 +94,10 @@ class Starts:
         self._monitors.begin(slot)
 
     def _peers(self, container: Container) -> dict[str, Container]:
-        found: dict[str, Container] = {}
-        config = container.config
-        for mode in (config.network_mode, config.pid_mode, config.ipc_mode):
-            reference = launch.joined_container(mode)
-            if reference:
-                found[reference] = self._world.roster.find(reference).container
-        return found
+        return {
+            reference: self._world.roster.find(reference).container
+            for reference in launch.peers_of(container.config)
+        }
 
     async def _prepare(
         self, container: Container, peers: Mapping[str, Container], steps: list[Step]
