@@ -20,19 +20,22 @@ class Failed(Exception):
 
 @dataclass
 class Peer:
-    """One contestant: `run` does the work once and raises Failed when it did not work."""
+    """One contestant: `run` does the work once and raises Failed when it did not work. `prepare`, before it,
+    is not timed."""
 
     name: str
     run: Callable[[], None]
     times: list[float] = field(default_factory=list)
     failure: str = ""
+    prepare: Callable[[], None] = lambda: None
 
     def turn(self, *, timed: bool = True) -> None:
         """Run once, unless an earlier run has failed; keep the time in milliseconds."""
         if self.failure:
             return
-        begin = time.perf_counter_ns()
         try:
+            self.prepare()
+            begin = time.perf_counter_ns()
             self.run()
         except Failed as error:
             self.failure = str(error)
@@ -52,9 +55,7 @@ class Contest:
 
     def play(self, rounds: int, warmups: int = 2) -> None:
         """Let all peers take turns, `warmups` untimed and `rounds` timed ones."""
-        for number in range(warmups + rounds):
-            for peer in self.peers:
-                peer.turn(timed=number >= warmups)
+        play([self], rounds, warmups)
 
     def result(self) -> dict[str, Any]:
         """Medians, spread and ratios as plain data."""
@@ -78,6 +79,14 @@ class Contest:
                 )
             rows.append(row)
         return {"title": self.title, "rows": rows}
+
+
+def play(contests: Sequence[Contest], rounds: int, warmups: int = 2) -> None:
+    """Let the peers of all contests take turns; at its turn, a peer goes through the contests one by one."""
+    for number in range(warmups + rounds):
+        for place in range(len(contests[0].peers)):
+            for contest in contests:
+                contest.peers[place].turn(timed=number >= warmups)
 
 
 _COLUMNS = {
@@ -106,6 +115,25 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         notes = [f"Left out: {row['peer']}: {row['left_out']}" for row in result["rows"] if "left_out" in row]
         lines += ["", *notes] if notes else []
     return "\n".join(lines)
+
+
+def matrix(results: Sequence[dict[str, Any]]) -> str:
+    """The results as one Markdown table: a line for each contest, a column for each peer, with the ratio of
+    ours to theirs; what was left out is said below it."""
+    names = list(dict.fromkeys(row["peer"] for result in results for row in result["rows"]))
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
+    notes: dict[str, None] = {}
+    for result in results:
+        cells = dict.fromkeys(names, "")
+        for row in result["rows"]:
+            if "left_out" in row:
+                notes[f"Left out: {row['peer']}: {row['left_out']}"] = None
+                continue
+            cells[row["peer"]] = f"{row.get('median_ms', row.get('peak_mb')):.1f}"
+            if "ours_over_theirs" in row:
+                cells[row["peer"]] += f" ({row['ours_over_theirs']:.2f})"
+        lines.append(f"| {result['title']} | {' | '.join(cells.values())} |")
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def dump(results: Sequence[dict[str, Any]], machine: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ alike: the cgroup2 tree of a hybrid machine is unmounted there, because crun 1.8
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import io
 import json
@@ -24,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from measure import Failed
+from measure import Failed, Peer, dump
 
 BIN = Path(sys.prefix) / "bin"
 IMAGE = "docker.io/nagtb/busybox:latest"  # the peers'; ours is built in, from the same busybox
@@ -136,6 +137,45 @@ def _version(argv: Sequence[str]) -> str:
     except (Failed, OSError):
         return ""
     return next((word for word in words if word[0].isdigit()), words[-1])
+
+
+def attempt(name: str, make: Callable[[], Callable[[], None]]) -> Peer:
+    """A peer; when it cannot be made, one that is left out with the reason."""
+    try:
+        return Peer(name, make())
+    except Failed as failed:
+        return Peer(name, lambda: None, failure=str(failed))
+
+
+def say(text: str) -> None:
+    """What goes on, to the terminal."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Where a benchmark's results go."""
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument(
+        "--output", type=Path, help="file for the JSON (default benchmarks/results/NAME-DATE)"
+    )
+
+
+def publish(
+    name: str,
+    results: Sequence[dict[str, Any]],
+    about: Mapping[str, Any],
+    options: argparse.Namespace,
+    table: Callable[[Sequence[dict[str, Any]]], str],
+) -> int:
+    """Print the results, and keep the JSON in benchmarks/results; exit code 1 when ours were left out."""
+    text = dump(results, dict(about))
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    output = options.output or Path(__file__).parent / "results" / f"{name}-{stamp}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text + "\n")
+    print(text if options.format == "json" else f"{header(about)}\n\n{table(results).strip()}")
+    say(str(output))
+    return int(any("left_out" in result["rows"][0] for result in results))  # the first row is ours
 
 
 def need(program: str) -> str:

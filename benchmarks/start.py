@@ -17,18 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import stage
-from measure import Contest, Failed, Peer, dump, table
-from stage import BIN, IMAGE, OUR_IMAGE, Client, Command, Daemons, need
-
-_RESULTS = Path(__file__).parent / "results"
-
-
-def attempt(name: str, make: Callable[[], Callable[[], None]]) -> Peer:
-    """A peer; when it cannot be made, one that is left out with the reason."""
-    try:
-        return Peer(name, make())
-    except Failed as failed:
-        return Peer(name, lambda: None, failure=str(failed))
+from measure import Contest, Failed, Peer, table
+from stage import BIN, IMAGE, OUR_IMAGE, Client, Command, Daemons, attempt, need, say
 
 
 def runtimes(base: Path, root: Path, title: str, configure: Callable[[dict[str, Any]], None]) -> Contest:
@@ -229,33 +219,17 @@ def compete(base: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         daemons.stop()
 
 
-def say(text: str) -> None:
-    """What goes on, to the terminal."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Measure, print, and keep the JSON in benchmarks/results."""
     parser = argparse.ArgumentParser(prog="./dev bench start", description=__doc__)
     parser.add_argument("--rounds", type=int, default=30, help="timed turns of each peer (default 30)")
     parser.add_argument("--together", type=int, default=16, help="lives at once (default 16)")
     parser.add_argument("--idle", type=int, default=100, help="idle containers; 0 leaves memory out")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    parser.add_argument(
-        "--output", type=Path, help="file for the JSON (default benchmarks/results/start-DATE)"
-    )
+    stage.add_options(parser)
     options = parser.parse_args()
     base = stage.enter()
     about = stage.machine()
-    results = compete(base, options)
-    text = dump(results, about)
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    output = options.output or _RESULTS / f"start-{stamp}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text + "\n")
-    print(text if options.format == "json" else f"{stage.header(about)}\n{table(results)}")
-    say(str(output))
-    return int(any("left_out" in result["rows"][0] for result in results))  # the first row is ours
+    return stage.publish("start", compete(base, options), about, options, table)
 
 
 if __name__ == "__main__":

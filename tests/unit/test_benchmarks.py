@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import measure
+import runtime
 import stage
 
 
@@ -23,6 +25,50 @@ def test_peers_take_turns_and_warm_up() -> None:
     contest.play(3, warmups=1)
     assert order == list("abababab")
     assert [len(one.times) for one in peers] == [3, 3]
+
+
+def test_lives_are_interleaved_and_what_is_prepared_is_not_timed() -> None:
+    order: list[str] = []
+    contests = []
+    for verb in ("create", "delete"):
+        peers = [peer(name, lambda word=f"{verb} {name}": order.append(word)) for name in "ab"]  # type: ignore[misc]
+        contests.append(measure.Contest(verb, peers))
+    waited = contests[1].peers[1]
+    waited.prepare = lambda: time.sleep(0.05)
+    measure.play(contests, 1, warmups=1)
+    assert order == ["create a", "delete a", "create b", "delete b"] * 2
+    assert waited.times[0] < 40
+
+    def never() -> None:
+        raise measure.Failed("still there")
+
+    waited.prepare = never
+    measure.play(contests, 1, warmups=0)
+    assert waited.failure == "still there" and waited.times == []
+
+
+def test_one_table_of_all_contests() -> None:
+    ran = measure.Contest("`run`", [peer("ours", lambda: None, 6), peer("b", lambda: None, 12)])
+    gone = measure.Peer("b", lambda: None, failure="exit code 1")
+    results = [ran.result(), measure.Contest("`kill`", [peer("ours", lambda: None, 8.04), gone]).result()]
+    results.append({"title": "memory", "rows": [{"peer": "ours", "peak_mb": 9}]})
+    assert measure.matrix(results).split("\n") == [
+        "| | ours | b |",
+        "|---|--:|--:|",
+        "| `run` | 6.0 | 12.0 (0.50) |",
+        "| `kill` | 8.0 |  |",
+        "| memory | 9.0 |  |",
+        "",
+        "Left out: b: exit code 1",
+    ]
+
+
+def test_a_runtime_that_is_not_there_is_left_out_of_every_contest() -> None:
+    played = runtime.contests({"nagaya-oci": "not built", "runc": "not installed"})
+    assert [contest.title for contest in played] == [f"`{verb}`, ms" for verb in runtime.VERBS]
+    measure.play(played, 1)
+    results = [*(contest.result() for contest in played), runtime.memory({"runc": "not installed"})]
+    assert all("left_out" in row for result in results for row in result["rows"])
 
 
 def test_a_failed_run_takes_its_peer_out_with_all_its_times() -> None:
