@@ -13,6 +13,8 @@ settings.load_profile("nagaya")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # one of several workers begins with what takes longest and is nothing but waiting for it
+    items.sort(key=lambda item: item.get_closest_marker("vm") is None)
     if os.geteuid() == 0:
         return
     for item in items:

@@ -17,6 +17,8 @@ from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 BUSYBOX = "/bin/busybox"
+# an emulated machine, on a host that has other work, is that much slower, and never wrong for it
+PATIENCE = 10.0 if "NAGAYA_TEST_VM" in os.environ else 1.0
 _APPLETS = (
     "sh true false sleep cat ls id env pwd tty stat mount hostname grep sed touch mkdir ln readlink rm ps"
     " kill echo dd stty sync test head wc nproc mknod"
@@ -87,7 +89,7 @@ def base_spec() -> dict[str, Any]:
 
 def wait_until(condition: Callable[[], object], timeout: float = 20.0, what: str = "condition") -> None:
     """Poll until the condition is true; AssertionError after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
         time.sleep(0.01)
@@ -151,7 +153,9 @@ class Bundle:
         out, err = self.base / "stdout", self.base / "stderr"
         options.setdefault("stdin", subprocess.DEVNULL)
         with out.open("w") as o, err.open("w") as e:
-            done = subprocess.run(self.argv(*arguments), stdout=o, stderr=e, timeout=timeout, **options)
+            done = subprocess.run(
+                self.argv(*arguments), stdout=o, stderr=e, timeout=timeout * PATIENCE, **options
+            )
         return subprocess.CompletedProcess(done.args, done.returncode, out.read_text(), err.read_text())
 
     def ok(self, *arguments: str, **options: Any) -> str:

@@ -14,11 +14,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from bundles import PATIENCE
 from house import python_main
 
 DOCKER_NEW = "/usr/local/bin/docker"
 DOCKER_OLD = "/usr/bin/docker"
-TIMEOUT = 60.0
+TIMEOUT = 60.0 * PATIENCE
 
 
 class Server(Protocol):

@@ -5,6 +5,7 @@ Format: cpio's "newc", Documentation/driver-api/early-userspace/buffer-format.rs
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
@@ -17,14 +18,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST_ROOT = "/nagaya"
-GUEST_PACKAGES = f"{GUEST_ROOT}/packages"
+GUEST_PACKAGES = f"{GUEST_ROOT}/site-packages"
 _EMPTY = ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "etc", "bin", "sbin")
-# pytest, and what it imports; it asks for pluggy's version
-_PACKAGES = ("pytest", "_pytest", "py.py", "pluggy*", "iniconfig", "packaging", "pygments")
+# pytest and the daemon, and what they import; pytest asks for pluggy's version
+_PACKAGES = """
+    pytest _pytest py.py pluggy* iniconfig packaging pygments msgspec h11 urllib3 isal backports jeepney
+""".split()
 # util-linux's and procps' know more options than busybox'; the peers, where they are installed
 _PROGRAMS = ("mount", "umount", "ps", "runc", "crun", "criu", "tar")
-# what criu needs of the kernel, and Debian's has as modules
-_MODULES = ("nf_tables", "unix_diag", "tcp_diag", "udp_diag", "af_packet_diag", "netlink_diag", "veth", "tun")
+# what criu, and the daemon's snapshots and networks, need of the kernel, and Debian's has as modules
+_MODULES = """
+    nf_tables unix_diag tcp_diag udp_diag af_packet_diag netlink_diag veth tun
+    overlay bridge nft_chain_nat nft_nat nft_masq nft_ct nft_fib_ipv4
+""".split()
 # parts of the standard library that no test needs
 _NOT_NEEDED = re.compile(
     r"/(config-[^/]*|test|idlelib|lib2to3|tkinter|ensurepip|pydoc_data|distutils|turtledemo|"
@@ -94,32 +100,45 @@ def programs() -> dict[str, str]:
     return {"/bin/busybox": "/bin/busybox"} | {path: host for path, host in found.items() if host}
 
 
-def modules(kernel: Path) -> list[Path]:
-    """The kernel's modules that are loaded, after those that they depend on; none where they are not beside
-    the kernel, uncompressed."""
+def modules(kernel: Path) -> dict[str, bytes]:
+    """The kernel's modules that are loaded, {name: content}, after those that they depend on; none where
+    they are not beside the kernel."""
     version = kernel.name.partition("-")[2]
-    every = {path.stem: path for path in kernel.parent.parent.glob(f"lib/modules/{version}/**/*.ko")}
-    found: list[Path] = []
+    every = {
+        path.name.partition(".")[0]: path
+        for path in kernel.parent.parent.glob(f"lib/modules/{version}/kernel/**/*.ko*")
+    }
+    found: dict[str, bytes] = {}
 
     def add(name: str) -> None:
-        if (path := every.get(name)) and path not in found:
+        if (path := every.get(name)) and name not in found:
+            data = path.read_bytes()
+            data = lzma.decompress(data) if path.suffix == ".xz" else data
             # modinfo(8) reads the same section
-            depends = re.search(rb"\0depends=([^\0]*)\0", path.read_bytes())
+            depends = re.search(rb"\0depends=([^\0]*)\0", data)
             for below in (depends[1].decode() if depends else "").split(","):
                 add(below)
-            found.append(path)
+            found[name] = data
 
     for name in _MODULES:
         add(name)
     return found
 
 
-def _needed(interpreter: str, library: str) -> Iterator[str]:
+def _needed(interpreter: str, library: str, packages: list[Path]) -> Iterator[str]:
     yield interpreter
     yield from programs().values()
     # what they load is needed only if these are imported
-    for module in Path(library, "lib-dynload").glob("*.so"):
-        yield str(module)
+    for directory in (Path(library, "lib-dynload"), *packages):
+        for module in directory.glob("**/*.so"):
+            yield str(module)
+
+
+def _opened_by_name() -> Iterator[str]:
+    """Libraries that ctypes opens."""
+    for line in subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout.splitlines():
+        if line.split()[:1] == ["libnftables.so.1"]:
+            yield line.split()[-1]
 
 
 def build(command: str, kernel: Path) -> bytes:
@@ -136,20 +155,21 @@ def build(command: str, kernel: Path) -> bytes:
     archive.put("/etc/passwd", stat.S_IFREG | 0o644, b"root:x:0:0:root:/root:/bin/sh\n")
     archive.put("/etc/group", stat.S_IFREG | 0o644, b"root:x:0:\n")
     interpreter, library = os.path.realpath(sys.executable), sysconfig.get_path("stdlib")
-    needed = list(_needed(interpreter, library))
-    for path, file in programs().items():
-        archive.put(path, stat.S_IFREG | 0o755, Path(file).read_bytes())
+    site = Path(sysconfig.get_path("purelib"))
+    packages = [path for name in _PACKAGES for path in site.glob(name)]
+    needed = [*_needed(interpreter, library, packages), *_opened_by_name()]
+    for place, file in programs().items():
+        archive.put(place, stat.S_IFREG | 0o755, Path(file).read_bytes())
     # /lib and /usr/lib are two directories here, one on most hosts: a library is found by either name
-    for file in (interpreter, *libraries(needed)):
+    for file in (interpreter, *_opened_by_name(), *libraries(needed)):
         archive.put(file, stat.S_IFREG | 0o755, Path(file).read_bytes())
     archive.tree(library, library)
-    packages = Path(sysconfig.get_path("purelib"))
-    for found in (path for name in _PACKAGES for path in packages.glob(name)):
-        archive.tree(str(found), f"{GUEST_PACKAGES}/{found.name}")
+    for path in packages:
+        archive.tree(str(path), f"{GUEST_PACKAGES}/{path.name}")
     for name in ("src/nagaya", "scripts", "tests/support", "tests/runtime", "tests/vm"):
         archive.tree(str(ROOT / name), f"{GUEST_ROOT}/{name}")
-    for index, module in enumerate(modules(kernel)):
-        archive.put(f"/modules/{index:02}-{module.name}", stat.S_IFREG | 0o644, module.read_bytes())
+    for index, (name, content) in enumerate(modules(kernel).items()):
+        archive.put(f"/modules/{index:02}-{name}.ko", stat.S_IFREG | 0o644, content)
     # not tests/conftest.py: it is about hosts without root, and asks for more packages
     archive.copy(str(ROOT / "pyproject.toml"), f"{GUEST_ROOT}/pyproject.toml")
     archive.put("/bin/python3", stat.S_IFLNK | 0o777, interpreter.encode())

@@ -2,45 +2,93 @@
 
 from __future__ import annotations
 
-import errno
+from _thread import allocate_lock, start_new_thread
 
-from nagaya.errors import KernelError
 from nagaya.linux import mounts as m
-from nagaya.linux import os
+from nagaya.linux import namespaces, os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_OVERLAY_STRING = 255  # fsconfig(2) takes no longer strings
+# the first Linux whose overlay takes its layers one by one; fsconfig(2) has no room for all in one string
+_ONE_BY_ONE = (6, 7)
 
 
-def mount_overlay(overlay: dict[str, Any]) -> int:
-    """A detached overlay mount (overlayfs.rst): lower directories from top to bottom."""
-    lower: list[str] = overlay["lower"]
-    upper, work = overlay.get("upper") or "", overlay.get("work") or ""
-    options: list[str] = overlay.get("options") or []
+def mount_overlay(overlay: dict[str, Any], *, alone: bool = False) -> int:
+    """A detached overlay mount (overlayfs.rst): lower directories from top to bottom.
+
+    alone: the caller's mount namespace is its own, and private. Raises KernelError.
+    """
+    if takes_layers_one_by_one(os.uname().release):
+        return _by_fsconfig(overlay)
+    return _by_mount(overlay) if alone else _elsewhere(overlay)
+
+
+def takes_layers_one_by_one(release: str) -> bool:
+    """Does the overlay of this release of Linux know lowerdir+ (pure)?"""
+    numbers = [int(digits) for word in release.split(".")[:2] if (digits := word.partition("-")[0]).isdigit()]
+    return tuple(numbers) >= _ONE_BY_ONE
+
+
+def _by_fsconfig(overlay: dict[str, Any]) -> int:
     fd = m.fsopen("overlay")
     try:
-        try:
-            for layer in lower:
-                m.fsconfig_string(fd, "lowerdir+", layer)
-        except KernelError as error:
-            if (
-                error.errno != errno.EINVAL
-                or len(joined := ":".join(_escape(p) for p in lower)) > _OVERLAY_STRING
-            ):
-                raise
-            m.fsconfig_string(fd, "lowerdir", joined)  # Linux < 6.5 has no lowerdir+
-        if upper:
-            m.fsconfig_string(fd, "upperdir", upper)
-            m.fsconfig_string(fd, "workdir", work)
-        m.fsconfig_options(fd, options)
+        for layer in overlay["lower"]:
+            m.fsconfig_string(fd, "lowerdir+", layer)
+        if overlay.get("upper"):
+            m.fsconfig_string(fd, "upperdir", overlay["upper"])
+            m.fsconfig_string(fd, "workdir", overlay["work"])
+        m.fsconfig_options(fd, overlay.get("options") or [])
         m.fsconfig_create(fd)
         return m.fsmount(fd)
     finally:
         os.close(fd)
 
 
-def _escape(path: str) -> str:
-    return path.replace("\\", "\\\\").replace(":", "\\:")
+def _by_mount(overlay: dict[str, Any]) -> int:
+    """By mount(2), over the topmost layer, and taken from there: nobody else must see this namespace."""
+    where: str = overlay["lower"][0]
+    opened: list[int] = []
+
+    def short(path: str) -> str:
+        # mount(2) takes a page of options: room for some 200 layers so, and nothing to escape
+        opened.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return f"/proc/self/fd/{opened[-1]}"
+
+    try:
+        words = ["lowerdir=" + ":".join(short(layer) for layer in overlay["lower"])]
+        if overlay.get("upper"):
+            words += [f"upperdir={short(overlay['upper'])}", f"workdir={short(overlay['work'])}"]
+        m.mount("overlay", where, "overlay", 0, ",".join([*words, *(overlay.get("options") or [])]))
+        try:
+            return m.open_tree(m.AT_FDCWD, where, m.OPEN_TREE_CLONE)
+        finally:
+            m.umount2(where, m.MNT_DETACH)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _elsewhere(overlay: dict[str, Any]) -> int:
+    """The same in a mount namespace that nobody sees: that of a thread that ends with it."""
+    done = allocate_lock()
+    made: list[int] = []
+    failed: list[BaseException] = []
+
+    def mount() -> None:
+        try:
+            namespaces.unshare(namespaces.CLONE_NEWNS)
+            m.mount(None, "/", None, m.MS_PRIVATE | m.MS_REC)
+            made.append(_by_mount(overlay))
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            done.release()
+
+    done.acquire()
+    start_new_thread(mount, ())
+    done.acquire()
+    if failed:
+        raise failed[0]
+    return made[0]

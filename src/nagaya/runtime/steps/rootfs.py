@@ -38,7 +38,7 @@ def root(context: Context, step: plan.Root) -> None:
         context.rootfd = os.open(step.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return
     if overlay is not None:
-        tree = mount_overlay(overlay)
+        tree = mount_overlay(overlay, alone=True)
         where = context.attach
     else:
         where = step.path

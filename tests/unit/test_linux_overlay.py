@@ -1,0 +1,87 @@
+"""Overlays: the way of new kernels and that of those before Linux 6.7 make the same mount."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nagaya.errors import KernelError
+from nagaya.linux import overlay as overlays
+from nagaya.linux import paths
+
+pytestmark = pytest.mark.root
+
+
+@pytest.mark.parametrize(
+    ("release", "new"),
+    [("6.18.44", True), ("6.7.0-rc1", True), ("7.0", True), ("6.1.0-56-cloud-amd64", False), ("6.6.9", False),
+     ("5.15.0-91-generic", False), ("6.7-rc1", True), ("6.10.1+", True)],
+)  # fmt: skip
+def test_which_kernels_take_layers_one_by_one(release: str, new: bool) -> None:
+    assert overlays.takes_layers_one_by_one(release) is new
+
+
+@pytest.fixture(params=["fsconfig", "mount"])
+def mount(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], int]:
+    """Both ways, on any kernel that has both."""
+    if request.param == "fsconfig" and not overlays.takes_layers_one_by_one(os.uname().release):
+        pytest.skip("this kernel has the old way only")
+    monkeypatch.setattr(overlays, "takes_layers_one_by_one", lambda _release: request.param == "fsconfig")
+    return overlays.mount_overlay
+
+
+def layers(base: Path, count: int) -> dict[str, Any]:
+    """That many lower directories, each with a file of its own and one that hides those below."""
+    lower = [base / f"{index:03} with a : and a ," for index in range(count)]
+    for index, path in enumerate(lower):
+        path.mkdir()
+        (path / f"file{index}").write_text(f"{index}")
+        (path / "same").write_text(f"{index}")
+    for name in ("upper", "work"):
+        (base / name).mkdir()
+    return {
+        "lower": [str(path) for path in lower],
+        "upper": str(base / "upper"),
+        "work": str(base / "work"),
+    }
+
+
+def test_many_layers(mount: Callable[[dict[str, Any]], int], tmp_path: Path) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    fds = set(os.listdir("/proc/self/fd"))
+    overlay = layers(tmp_path, 120)
+    tree = mount(overlay)
+    try:
+        assert paths.is_dir(tree)
+        names = {f"file{index}" for index in range(120)}
+        assert set(os.listdir(f"/proc/self/fd/{tree}")) == names | {"same"}
+        with open(os.open("same", os.O_RDONLY, dir_fd=tree)) as same:
+            assert same.read() == "0"
+        os.close(os.open("new", os.O_WRONLY | os.O_CREAT, dir_fd=tree))
+        assert os.listdir(overlay["upper"]) == ["new"]
+    finally:
+        os.close(tree)
+    assert Path("/proc/self/mountinfo").read_text() == before
+    assert set(os.listdir("/proc/self/fd")) == fds
+
+
+def test_one_without_a_top_is_read_only(mount: Callable[[dict[str, Any]], int], tmp_path: Path) -> None:
+    tree = mount({"lower": layers(tmp_path, 2)["lower"]})
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            os.open("new", os.O_WRONLY | os.O_CREAT, dir_fd=tree)
+    finally:
+        os.close(tree)
+
+
+def test_a_layer_that_is_missing(mount: Callable[[dict[str, Any]], int], tmp_path: Path) -> None:
+    overlay = layers(tmp_path, 2)
+    overlay["lower"].append(str(tmp_path / "nosuch"))
+    fds = set(os.listdir("/proc/self/fd"))
+    with pytest.raises((KernelError, OSError)):
+        mount(overlay)
+    assert set(os.listdir("/proc/self/fd")) == fds
