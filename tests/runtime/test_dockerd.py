@@ -167,10 +167,12 @@ KNOWN = re.compile(r"0::/|tmpfs on (/proc/acpi|/proc/scsi|/sys/firmware|/sys/fs/
 
 
 def seen(output: str) -> list[str]:
-    """The lines of SEES without what no two containers have in common."""
+    """The lines of SEES without what no two containers have in common, sorted: dockerd hands mounts over
+    in an order of the moment."""
     output = re.sub(r"(upper|lower|work)dir=[^,)]*", r"\1", re.sub(r"\b[0-9a-f]{64}\b", "ID", output))
     output = re.sub(r"\b[0-9a-f]{12}\b", "ID", re.sub(r"(10\.231\.77)\.\d+", r"\1.N", output))
-    return [line for line in re.sub(r"/proc/\d+/", "/proc/N/", output).splitlines() if not KNOWN.match(line)]
+    lines = re.sub(r"/proc/\d+/", "/proc/N/", output).splitlines()
+    return sorted(line for line in lines if not KNOWN.match(line))
 
 
 def difference(theirs: list[str], mine: list[str]) -> list[str]:
