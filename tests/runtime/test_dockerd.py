@@ -149,7 +149,7 @@ id; pwd; hostname; umask; env | sort
 grep -v -e '^Vm' -e ^Rss -e ctxt -e id: -e SigQ -e HugetlbPages /proc/self/status
 ulimit -a; cat /proc/self/oom_score_adj /proc/self/cgroup; mount
 ls -ln /dev /dev/pts | sed 's/[A-Z][a-z][a-z]  *[0-9]* [0-9:]*//'
-ls -l /proc/self/fd | sed 's/.* \([0-9]* ->\)/\1/; s/\[[0-9]*\]//'
+ls -l /proc/self/fd | sed 's/.*:[0-9][0-9] //; s/\[[0-9]*\]//'
 cd /proc/sys; ls net/ipv4 | wc -l; cat net/ipv4/ping_group_range net/ipv4/ip_unprivileged_port_start
 ip -o -4 addr | sed 's/@if[0-9]*//; s/^[0-9]*: //'
 for f in /proc/kcore /proc/keys /proc/timer_list /sys/firmware /proc/scsi; do
