@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from nagaya.engine import names, pods_files, pods_network, privileges
+from nagaya.engine import names, pods_cni, pods_files, pods_network, privileges
 from nagaya.engine.events import POD
 from nagaya.engine.pods_model import Pod, PodConfig
 from nagaya.engine.world import World
@@ -279,3 +279,5 @@ async def settle(world: World) -> None:
             except NagayaError as error:
                 log.error("what pod %s left stays for now: %s", pod.id[:12], error)
             await world.job(put, world, pod)
+    if any(pod.cni for pod in world.pods):
+        world.task(pods_cni.recover(world, list(world.pods)), "CNI after the start")

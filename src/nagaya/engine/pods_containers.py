@@ -29,17 +29,17 @@ from nagaya.engine.containers import Containers
 from nagaya.engine.execs import Execs
 from nagaya.engine.keeper import Exit
 from nagaya.engine.model import AttachRequest, Container, ExecConfig
-from nagaya.engine.pods import Pods
+from nagaya.engine.pods import Pods, put
 from nagaya.engine.pods_execs import Output
 from nagaya.engine.pods_model import LinuxResources, Pod, PodConfig, PodContainerConfig
 from nagaya.engine.pods_network import Condition
+from nagaya.engine.pods_stats import PodStats
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
 from nagaya.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
-    NagayaError,
     NotFound,
     NotModified,
 )
@@ -61,11 +61,17 @@ class PodService:
         self._containers = containers
         self._execs = execs
         self._pods = Pods(world)
+        self._stats = PodStats(world, containers)
 
     @property
     def world(self) -> World:
         """What all parts share."""
         return self._world
+
+    @property
+    def stats(self) -> PodStats:
+        """What pods and containers use."""
+        return self._stats
 
     # pods
 
@@ -303,15 +309,14 @@ class PodService:
         """A connection to a port on the pod's loopback. Raises OSError, NagayaError."""
         return await pods_network.dial(self._world, pod, port)
 
-    async def stats(self, container: Container) -> dict[str, object]:
-        """One reading of its cgroup, as `events --stats` names it; {} when it has just ended."""
-        if container.state not in ("running", "paused"):
-            return {}
-        try:
-            result = await self._containers.ask(container, "stats")
-        except NagayaError:
-            return {}
-        return result if isinstance(result, dict) else {}
+    # resources of a pod
+
+    async def update_pod(self, pod_id: str, overhead: LinuxResources, resources: LinuxResources) -> None:
+        """A kubelet has changed the pod's cgroup, which is its own: noted, for who asks."""
+        pod = self.pod(pod_id)
+        linux = msgspec.structs.replace(pod.config.linux, overhead=overhead, resources=resources)
+        pod.config = msgspec.structs.replace(pod.config, linux=linux)
+        await self._world.job(put, self._world, pod)
 
 
 def _usage(directory: str) -> tuple[int, int]:

@@ -11,10 +11,11 @@ import os
 import socket
 from typing import NamedTuple
 
-from nagaya.engine import files, names, networks
+from nagaya.engine import names, networks, pods_cni
 from nagaya.engine.pods_model import Pod
 from nagaya.engine.world import World
-from nagaya.errors import InvalidArgument
+from nagaya.errors import InvalidArgument, NagayaError
+from nagaya.network import cni
 from nagaya.network.model import EndpointPlan, Protocol, PublishedPort
 from nagaya.network.service import close_all
 
@@ -32,6 +33,14 @@ class Condition(NamedTuple):
 
 async def condition(world: World) -> Condition:
     """The state of the network for the next pod."""
+    try:
+        network = await pods_cni.network_of(world)
+        if network is not None:
+            await pods_cni.status(world, network)
+    except NagayaError as error:
+        return Condition(False, "NetworkPluginNotReady", str(error))
+    if network is not None:
+        return Condition(True, "CNI", f"network {network.name} of {network.source}")
     return Condition(True, "BuiltInBridge", f"no CNI configuration: pods are on {world.settings.bridge}")
 
 
@@ -91,23 +100,33 @@ async def disconnect_bridge(world: World, pod: Pod) -> None:
         await world.supervisor.unhold(networks.hold_token(pod.id))
 
 
-def make_directory(world: World, pod: Pod) -> None:
-    """The directory of its pins."""
-    files.make_directory(os.path.dirname(world.settings.netns(pod.id)), 0o711)
-
-
 async def choose(world: World, pod: Pod) -> None:
-    """Decide by what the pod will be connected, before anything is done."""
+    """Decide by what the pod will be connected, before anything is done. Raises InvalidArgument for a
+    broken configuration, Unavailable for a plugin that is not there."""
+    if pod.config.namespaces.network != "POD":
+        return
+    network = await pods_cni.network_of(world)
+    if network is not None:
+        for kind in network.types:
+            cni.find(kind, world.settings.cni_bin_dir)
+        pods_cni.attachment(world, pod)
+        pod.cni = pods_cni.encode(network)
 
 
 async def connect(world: World, pod: Pod, netlink_fd: int) -> tuple[str, ...]:
-    """Connect the pod as was decided; its addresses."""
-    return await connect_bridge(world, pod, netlink_fd)
+    """Connect the pod as was decided; its addresses. The netlink socket is closed."""
+    if not pod.cni:
+        return await connect_bridge(world, pod, netlink_fd)
+    os.close(netlink_fd)
+    return await pods_cni.add(world, pod)
 
 
 async def disconnect(world: World, pod: Pod) -> None:
     """Undo `connect`, also of half of it. May be repeated."""
-    await disconnect_bridge(world, pod)
+    if pod.cni:
+        await pods_cni.delete(world, pod)
+    else:
+        await disconnect_bridge(world, pod)
 
 
 async def dial(world: World, pod: Pod, port: int) -> socket.socket:

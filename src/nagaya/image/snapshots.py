@@ -154,12 +154,16 @@ class Snapshots:
 
     def usage(self, snapshot_id: str) -> int:
         """Bytes that the container has written (docker ps --size). Raises NotFound."""
+        return self.written(snapshot_id)[0]
+
+    def written(self, snapshot_id: str) -> tuple[int, int]:
+        """(bytes, files and directories) that the container has written. Raises NotFound."""
         try:
             fd = os.open(f"{self._path(snapshot_id)}/fs", _OPEN)
         except FileNotFoundError:
             raise NotFound(f"no such snapshot: {snapshot_id}", subject=snapshot_id) from None
         try:
-            return trees.usage(fd)[0]
+            return trees.usage(fd)
         finally:
             os.close(fd)
 

@@ -365,6 +365,10 @@ class ImageStore:
         """Bytes that the container has written. Raises NotFound."""
         return self._snapshots.usage(snapshot_id)
 
+    def written(self, snapshot_id: str) -> tuple[int, int]:
+        """(bytes, files and directories) that the container has written. Raises NotFound."""
+        return self._snapshots.written(snapshot_id)
+
     # rubbish
 
     def recover(self) -> None:

@@ -29,11 +29,16 @@ class Traffic:
 
 
 def link_counters(netlink: Netlink, name: str) -> tuple[Traffic, Traffic] | None:
-    """(received, sent) by the interface of that name; None when there is none. Raises KernelError."""
+    """(received, sent) by our interface of that name; None when there is none. Raises KernelError."""
     try:
         index = if_nametoindex(name)
     except OSError:
         return None
+    return counters_of(netlink, index, name)
+
+
+def counters_of(netlink: Netlink, index: int, name: str) -> tuple[Traffic, Traffic] | None:
+    """The same of the interface of that index in the socket's network namespace."""
     body = _MESSAGE.pack(AF_UNSPEC, index, 1 << (_IFLA_STATS_LINK_64 - 1))
     try:
         answer = netlink.get(_RTM_GETSTATS, body, f"netlink: get counters of {name}", name)

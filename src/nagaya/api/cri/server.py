@@ -19,7 +19,7 @@ from grpclib import GRPCError, Status
 from grpclib.const import Cardinality, Handler
 from grpclib.server import Server, Stream
 
-from nagaya.api.cri import commands, containers, events, images, pods, runtime, stats
+from nagaya.api.cri import commands, containers, events, images, metrics, pods, runtime, stats
 from nagaya.api.cri import runtime_pb2 as cri
 from nagaya.api.cri.context import Context, Lister, Unary, Watcher
 from nagaya.api.cri.wire import failure
@@ -35,30 +35,22 @@ UNARY: Mapping[str, Unary] = {
     **commands.UNARY,
     **images.UNARY,
     **stats.UNARY,
+    **metrics.UNARY,
 }
 WATCHERS: Mapping[str, Watcher] = events.WATCHERS
-LISTERS: Mapping[str, Lister] = {**pods.LISTERS, **containers.LISTERS, **images.LISTERS, **stats.LISTERS}
+LISTERS: Mapping[str, Lister] = {
+    **pods.LISTERS,
+    **containers.LISTERS,
+    **images.LISTERS,
+    **stats.LISTERS,
+    **metrics.LISTERS,
+}
 
 _CRIU = "checkpoints need CRIU, which nagaya does not use"
 UNSERVED = {
     "CheckpointContainer": _CRIU,
     "CheckpointPod": _CRIU,
     "RestorePod": _CRIU,
-    **dict.fromkeys(
-        (
-            "UpdatePodSandboxResources",
-            "ContainerStats",
-            "ListContainerStats",
-            "StreamContainerStats",
-            "PodSandboxStats",
-            "ListPodSandboxStats",
-            "StreamPodSandboxStats",
-            "ListMetricDescriptors",
-            "ListPodSandboxMetrics",
-            "StreamPodSandboxMetrics",
-        ),
-        "not offered yet",
-    ),
 }
 _BATCH = 256  # items in a message of a streamed list: far below the 16 MiB that clients take
 
