@@ -116,12 +116,29 @@ docker save $I | docker load
 docker network ls --format '{{.Name}} {{.Driver}} {{.Scope}}'
 docker network inspect -f '{{.Name}} {{.Driver}} {{.Internal}}' none
 docker network inspect nosuch
+docker network rm none
+docker network rm nosuch
+docker network create --label a=b --subnet 10.231.9.0/24 lan
+docker network create lan
+docker network create --subnet 10.231.9.0/24 other
+docker network ls --filter label=a=b --format '{{.Name}} {{.Driver}}'
+docker network inspect -f '{{(index .IPAM.Config 0).Subnet}} {{.Internal}} {{json .Labels}}' lan
+docker run -d --name plug --network lan --ip 10.231.9.7 $I sleep 600
+docker inspect -f '{{.NetworkSettings.Networks.lan.IPAddress}}' plug
+docker network rm lan
+docker network connect lan plug
+docker network disconnect lan plug
+docker network disconnect lan plug
+docker rm -f plug; docker network rm lan
 docker node ls
 docker service ls
 docker swarm leave
 docker plugin ls
 docker container prune -f
 docker volume prune -f
+docker network prune -f
+docker image prune -f
+docker system prune -f
 docker system df --format '{{.Type}} {{.TotalCount}} {{.Active}}'
 docker ps -a
 """.strip().splitlines()

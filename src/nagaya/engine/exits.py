@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -79,7 +80,7 @@ class Exits:
                 if container.oom_killed:
                     world.bus.container(container, "oom")
                 world.bus.container(container, "die", exitCode=str(container.exit_code))
-                if container.endpoints:
+                if container.endpoints or _pinned(world, container):
                     try:
                         await _clean_network(world, container)
                     except NagayaError as error:
@@ -171,14 +172,19 @@ class Exits:
 async def clean(world: World, container: Container, *, held: bool) -> None:
     """Take away what only a running container has: network, runtime state, cgroup. May be
     repeated. held: reserving sockets may be at the keeper although there is no endpoint."""
-    if container.endpoints or held:
+    if container.endpoints or held or _pinned(world, container):
         await _clean_network(world, container)
     await runtimes.of(world, container).delete(container.id)
     await world.volumes.unmount(container)
 
 
+def _pinned(world: World, container: Container) -> bool:
+    """Has it a namespace of the network's, be it unplugged from all its networks? RUN is no disk's."""
+    return os.path.lexists(world.settings.netns(container.id))
+
+
 async def _clean_network(world: World, container: Container) -> None:
-    if not container.endpoints and not wired(container):
+    if not container.endpoints and not wired(container) and not _pinned(world, container):
         return
     await world.job(networks.take_down, world, container.id)
     container.endpoints = ()

@@ -172,6 +172,11 @@ _DISK: Mapping[str, Callable[[EngineService, Request], Awaitable[dict[str, Any]]
 }
 
 
+async def prune_build_cache(engine: EngineService, request: Request) -> Response:
+    """POST /build/prune: there is no build cache; `docker system prune` asks for it with all else."""
+    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
+
+
 async def check(engine: EngineService, request: Request) -> Response:
     """GET /nagaya/check, and POST to repair: our own, for `nagaya system check`."""
     found = await engine.check(repair=request.method == "POST")
@@ -208,6 +213,7 @@ ROUTES = (
     Route("GET", "/events", events),
     Route("GET", "/system/df", disk_usage),
     Route("POST", "/auth", auth),
+    Route("POST", "/build/prune", prune_build_cache),
     Route("GET", "/nagaya/check", check),
     Route("POST", "/nagaya/check", check),
 )

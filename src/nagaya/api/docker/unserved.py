@@ -12,7 +12,6 @@ from nagaya.errors import Unimplemented
 
 UNSERVED = (
     ("POST", "/build", "building images"),
-    ("POST", "/build/prune", "building images"),
     ("POST", "/build/cancel", "building images"),
     ("POST", "/session", "building images with BuildKit"),
     ("POST", "/grpc", "building images with BuildKit"),
