@@ -1,4 +1,4 @@
-"""kill -9 at every step of a pull and of a load: what is here afterwards is whole, and nothing else."""
+"""kill -9 at every step of a pull, a load, a commit: what is here afterwards is whole, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from parcels import config, docker_archive, packed, pieces, saved
 
 from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.ledger import Ledger
+from nagaya.image.making import Recipe
 from nagaya.image.store import ImageStore
 
 pytestmark = pytest.mark.root
@@ -169,6 +170,51 @@ def test_kill_at_every_step_of_a_load(tmp_path: Path) -> None:
     ledger.close()
     found = enumerate_steps(lambda victims, n: kill_load_at(victims, n, tmp_path / str(n), archive, whole))
     assert found.count(False) > 100 and found[0], found
+
+
+def kill_commit_at(victims: Victims, number: int, root: Path, snapshot: str) -> bool | None:
+    """The same for a commit: the base and its container stay as they are."""
+    ended = victims("commit", root, snapshot, number)
+    if ended == 0:
+        return None
+    assert ended == -signal.SIGKILL, number
+    ledger = Ledger(f"{root}/ledger.db")
+    try:
+        store = ImageStore(str(root), LedgerCatalog(ledger), quick())
+        store.recover()
+        assert list((root / "content/ingest").iterdir()) == [], number
+        listed = len(store.list())
+        # three blobs and a layer for each image, and the snapshot
+        assert len(files(root)) == (9 if listed == 2 else 5), (number, files(root))
+        image = store.commit(
+            snapshot, store.resolve("base:1").id, frozenset(), Recipe({}, "2024-01-02T03:04:05Z"), "new:1"
+        )
+        top = store.prepare("look", image.id)["lower"][0]
+        assert Path(top, "new").read_text() == "new" and not Path(top, "a").is_file()
+    finally:
+        ledger.close()
+    subprocess.run(["rm", "-rf", str(root)], check=True)
+    return listed == 2
+
+
+def test_kill_at_every_step_of_a_commit(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    ledger = Ledger(f"{first}/ledger.db")
+    store = ImageStore(str(first), LedgerCatalog(ledger), quick())
+    store.load(pieces(packed(docker_archive(gzip.decompress(sample()[0]), tags=["base:1"]))))
+    upper = Path(store.prepare("container", store.resolve("base:1").id)["upper"])
+    (upper / "new").write_text("new")
+    os.mknod(upper / "a", stat.S_IFCHR, os.makedev(0, 0))
+    ledger.close()
+
+    def at(victims: Victims, number: int) -> bool | None:
+        root = tmp_path / str(number)
+        subprocess.run(["cp", "-a", str(first), str(root)], check=True)
+        return kill_commit_at(victims, number, root, "container")
+
+    found = enumerate_steps(at)
+    assert found.count(False) > 25 and found[0], found
 
 
 @pytest.mark.parametrize("step", [3, 20, 60, 85, 110])

@@ -26,6 +26,7 @@ from parcels import pieces
 from nagaya.daemon.main import main as daemon
 from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.ledger import Ledger
+from nagaya.image.making import Recipe
 from nagaya.image.store import ImageStore
 from nagaya.linux import sync
 
@@ -93,7 +94,15 @@ def load(root: str, archive: str, at: int) -> None:
     store.load(pieces(Path(archive)))
 
 
-JOBS = {"pull": pull, "load": load}
+def commit(root: str, snapshot: str, at: int) -> None:
+    """Commit a snapshot of base:1 in a store with a ledger, and die at a step."""
+    store = ImageStore(root, LedgerCatalog(Ledger(f"{root}/ledger.db")), quick())
+    base = store.resolve("base:1").id
+    Steps(at).arm()
+    store.commit(snapshot, base, frozenset(), Recipe({"Cmd": ["x"]}, "2024-01-02T03:04:05Z"), "new:1")
+
+
+JOBS = {"pull": pull, "load": load, "commit": commit}
 
 
 def serve() -> None:

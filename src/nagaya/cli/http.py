@@ -14,7 +14,7 @@ from nagaya.linux import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
 _HEAD_LIMIT = 1 << 20
@@ -45,6 +45,14 @@ def target(path: str, query: Mapping[str, object] | None = None) -> str:
             continue
         pairs.append(f"{key}={quote('1' if value is True else str(value)).replace('+', '%2B')}")
     return path + ("?" + "&".join(pairs) if pairs else "")
+
+
+def named(path: str, query: Mapping[str, object], name: str, values: Sequence[str]) -> str:
+    """The request target with a variable that may come several times."""
+    whole = target(path, query)
+    joint = "&" if "?" in whole else "?"
+    more = "&".join(f"{name}={quote(value).replace('+', '%2B')}" for value in values)
+    return f"{whole}{joint}{more}" if more else whole
 
 
 class Stream:

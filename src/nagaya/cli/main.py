@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 VERBS = (
     "attach",
+    "commit",
     "create",
     "diff",
     "events",
@@ -31,6 +32,7 @@ VERBS = (
     "export",
     "history",
     "images",
+    "import",
     "info",
     "inspect",
     "kill",
@@ -58,7 +60,9 @@ VERBS = (
     "wait",
 )
 
-_OF_IMAGES = ("history", "load", "pull", "push", "save", "tag")
+# verbs that are no names of modules, or words of Python's
+_MODULES = {"exec": "execute", "import": "import_"}
+_OF_IMAGES = ("history", "import", "load", "pull", "push", "save", "tag")
 
 # docker's nouns: `nagaya container ls` is `nagaya ps`
 NOUNS = {
@@ -195,7 +199,7 @@ def _run(name: str, title: str, rest: list[str], asked: Given) -> int:
 
 
 def _load(name: str) -> ModuleType:
-    return __import__(f"nagaya.cli.verbs.{name.replace('exec', 'execute')}", fromlist=["run"])
+    return __import__(f"nagaya.cli.verbs.{_MODULES.get(name, name)}", fromlist=["run"])
 
 
 def _words(verb: ModuleType, title: str, rest: list[str]) -> Given | None:

@@ -19,6 +19,7 @@ from nagaya.engine.model import Container
 from nagaya.engine.view import View, open_view
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition
+from nagaya.image import members
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ async def read(world: World, ref: str, path: str) -> tuple[copying.PathStat, Arc
     async with AsyncExitStack() as held:
         _, view = await held.enter_async_context(_view(world, ref))
         found = await world.slow_job(lambda: copying.look(view, path, ref))
-        return found, Archive(world, held.pop_all(), copying.joined(copying.pack(view, path, found)))
+        return found, Archive(world, held.pop_all(), members.joined(copying.pack(view, path, found)))
 
 
 async def export(world: World, ref: str) -> Archive:
@@ -72,7 +73,7 @@ async def export(world: World, ref: str) -> Archive:
     if container.state in ("removing", "dead"):
         raise FailedPrecondition(f"container {container.id} is marked for removal")
     world.bus.container(container, "export")
-    pieces = copying.joined(copying.pack_root(await world.job(_layers, world, container.id)))
+    pieces = members.joined(copying.pack_root(await world.job(_layers, world, container.id)))
     return Archive(world, AsyncExitStack(), pieces)
 
 

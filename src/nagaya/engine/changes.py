@@ -25,6 +25,10 @@ _OURS = frozenset(
 )
 
 
+PLACES = frozenset(path.lstrip("/") for path in _OURS)
+"""The same, relative to the root: what a commit leaves out as long as it is empty."""
+
+
 class Change(NamedTuple):
     """One path, and what happened to it."""
 

@@ -18,14 +18,13 @@ from typing import NamedTuple
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.view import View, clean
 from nagaya.errors import (
-    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     KernelError,
     NotFound,
     PermissionDenied,
 )
-from nagaya.image import streams, trees
+from nagaya.image import members, streams, trees
 from nagaya.image.tar import (
     BLOCK_DEVICE,
     CHARACTER,
@@ -94,13 +93,13 @@ def pack(view: View, path: str, found: PathStat) -> Iterator[bytes]:
     if not stat.S_ISDIR(found.info.st_mode):
         fd, last = view.parent(path)
         try:
-            yield from _member(fd, last, found.name, links)
+            yield from members.member(fd, last, found.name, links)
         finally:
             os.close(fd)
     elif _is_ours(view, path):
         yield from _tree(view, clean(path), found.name, links)
     else:  # one of the kernel's file systems, or a tmpfs: left empty
-        yield _header(_info(found.info, found.name, tarfile.DIRTYPE))
+        yield members.header(members.info_of(found.info, found.name, tarfile.DIRTYPE))
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -119,9 +118,9 @@ def pack_root(layers: LayeredRoot) -> Iterator[bytes]:
             for name, holder, info in sorted(layers.entries(fds)):
                 shown = f"{path}/{name}".lstrip("/")
                 if not stat.S_ISDIR(info.st_mode):
-                    yield from _member(fds[holder], name, shown, links)
+                    yield from members.member(fds[holder], name, shown, links)
                     continue
-                yield _header(_info(info, shown, tarfile.DIRTYPE))
+                yield members.header(members.info_of(info, shown, tarfile.DIRTYPE))
                 if len(os.fsencode(shown)) < _LONGEST:
                     deeper.append(shown)
             pending += reversed(deeper)
@@ -140,19 +139,6 @@ def _is_ours(view: View, path: str) -> bool:
     return True
 
 
-def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of some size: each costs a hop between threads."""
-    held: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size >= _PIECE:
-            yield b"".join(held)
-            held, size = [], 0
-    yield b"".join(held)
-
-
 def _tree(view: View, path: str, name: str, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
     """A directory and all below it, in order, as deep as it goes with a few open fds."""
     top = view.directory(path)
@@ -169,12 +155,12 @@ def _tree(view: View, path: str, name: str, links: dict[tuple[int, int], str]) -
                 fd = paths.openat2(top, current, os.O_RDONLY | os.O_DIRECTORY, 0, _HERE)
             except KernelError as error:
                 if error.errno == errno.EXDEV:  # one of the kernel's file systems, or a tmpfs: left empty
-                    yield _header(_info(before, shown, tarfile.DIRTYPE))
+                    yield members.header(members.info_of(before, shown, tarfile.DIRTYPE))
                 elif error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # gone meanwhile
                     raise
                 continue
             try:
-                yield _header(_info(os.fstat(fd), shown, tarfile.DIRTYPE))
+                yield members.header(members.info_of(os.fstat(fd), shown, tarfile.DIRTYPE))
                 deeper = []
                 for entry in sorted(os.listdir(fd)):
                     try:
@@ -185,75 +171,12 @@ def _tree(view: View, path: str, name: str, links: dict[tuple[int, int], str]) -
                         if len(os.fsencode(f"{current}/{entry}")) < _LONGEST:
                             deeper.append((f"{current}/{entry}", info))
                         continue
-                    yield from _member(fd, entry, f"{shown.rstrip('/')}/{entry}", links)
+                    yield from members.member(fd, entry, f"{shown.rstrip('/')}/{entry}", links)
                 pending += reversed(deeper)
             finally:
                 os.close(fd)
     finally:
         os.close(top)
-
-
-def _member(directory: int, name: str, shown: str, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
-    """One file that is no directory; nothing when it is gone, or a socket."""
-    try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if stat.S_ISREG(status.st_mode):
-            yield from _regular(directory, name, shown, links)
-        elif stat.S_ISLNK(status.st_mode):
-            info = _info(status, shown, tarfile.SYMTYPE)
-            info.linkname = os.readlink(name, dir_fd=directory)
-            yield _header(info)
-        elif not stat.S_ISSOCK(status.st_mode):
-            kind = {stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE}
-            info = _info(status, shown, kind.get(stat.S_IFMT(status.st_mode), tarfile.FIFOTYPE))
-            info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
-            yield _header(info)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.EINVAL):
-            raise
-
-
-def _regular(directory: int, name: str, shown: str, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
-    # O_NONBLOCK: it may have become a FIFO since it was looked at
-    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=directory)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return
-        info = _info(status, shown, tarfile.REGTYPE)
-        key = (status.st_dev, status.st_ino)
-        if status.st_nlink > 1 and key in links:
-            info.type, info.linkname = tarfile.LNKTYPE, links[key]
-            yield _header(info)
-            return
-        links[key] = shown
-        info.size = left = status.st_size
-        with suppress(OSError):
-            value = os.getxattr(fd, _CAPABILITY)
-            info.pax_headers = {f"SCHILY.xattr.{_CAPABILITY}": value.decode("utf-8", "surrogateescape")}
-        yield _header(info)
-        while left:
-            piece = os.read(fd, min(left, _PIECE))
-            if not piece:
-                raise DataLoss(f"{shown} became shorter while it was read", subject=shown)
-            left -= len(piece)
-            yield piece
-        yield bytes(-status.st_size % tarfile.BLOCKSIZE)
-    finally:
-        os.close(fd)
-
-
-def _info(status: os.stat_result, name: str, kind: bytes) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type = kind
-    info.mode = stat.S_IMODE(status.st_mode)
-    info.uid, info.gid = status.st_uid, status.st_gid
-    info.mtime = status.st_mtime_ns // 10**9
-    return info
-
-
-def _header(info: tarfile.TarInfo) -> bytes:
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 # into the container

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
 
 from nagaya.engine import (
     archives,
@@ -33,6 +34,7 @@ from nagaya.engine.exits import clean
 from nagaya.engine.health import Monitors
 from nagaya.engine.images import Images
 from nagaya.engine.keeper import Exit
+from nagaya.engine.making import Making
 from nagaya.engine.model import (
     Attachment,
     AttachRequest,
@@ -78,6 +80,7 @@ class Engine:
         self._containers = Containers(world, self._monitors)
         self._prune = Prune(world, self._containers)
         self._images = Images(world)
+        self._making = Making(world, self._containers, self._images)
         self._pods = PodService(world, self._containers, self._execs)
         self._changes = NetworkChanges(world)
         self._early: list[Exit] | None = []  # exits that come while recovery works
@@ -349,8 +352,31 @@ class Engine:
     ) -> AsyncIterator[PullProgress]:
         return self._images.pull(reference, platform, auth, all_tags=all_tags)
 
+    async def describe_image(self, reference: str, auth: RegistryAuth | None) -> Mapping[str, Any]:
+        return await self._images.describe(reference, auth)
+
     def push_image(self, reference: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
         return self._images.push(reference, auth)
+
+    async def commit_container(
+        self,
+        ref: str,
+        name: str,
+        changes: Sequence[str],
+        config: Mapping[str, Any] | None,
+        *,
+        author: str = "",
+        comment: str = "",
+        pause: bool = True,
+    ) -> str:
+        return await self._making.commit(
+            ref, name, changes, config, author=author, comment=comment, pause=pause
+        )
+
+    async def import_image(
+        self, body: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str, platform: str
+    ) -> str:
+        return await self._making.import_files(body, name, changes, message, platform)
 
     def load_images(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:
         return self._images.load(body)

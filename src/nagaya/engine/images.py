@@ -20,6 +20,7 @@ from nagaya.engine.model import ImageSummary, PullProgress, RegistryAuth
 from nagaya.engine.world import World
 from nagaya.errors import DataLoss, FailedPrecondition, NotFound
 from nagaya.image import auth as auths
+from nagaya.image.making import Recipe
 from nagaya.image.pull import Progress, Report
 from nagaya.image.removal import Removed, Use
 from nagaya.image.store import Image
@@ -60,6 +61,18 @@ class Images:
 
         return self._reported(run, f"pull of {name[:200]}")
 
+    async def describe(self, name: str, auth: RegistryAuth | None) -> Mapping[str, Any]:
+        """What a registry has under a name, as GET /distribution/{name}/json answers it."""
+        credentials = _credentials(auth)
+        found, platforms = await self._world.pull_job(lambda: self._world.images.describe(name, credentials))
+        return {
+            "Descriptor": {"mediaType": found.media_type, "digest": found.digest, "size": found.size},
+            "Platforms": [
+                {key: value for key, value in msgspec.structs.asdict(platform).items() if value}
+                for platform in platforms
+            ],
+        }
+
     def push(self, name: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
         """Push a tag, or without one all of the repository; one report at a time. Closing the iterator
         ends it."""
@@ -82,6 +95,21 @@ class Images:
                 self._loop.call_soon_threadsafe(self._tell, "load", image.id, image.id, _labels(image))
 
         return self._reported(run, "load of an archive")
+
+    async def import_files(self, body: AsyncIterator[bytes], recipe: Recipe, name: str) -> str:
+        """The id of an image of one layer, of an archive. Cancelled, it ends."""
+        cancel = threading.Event()
+
+        def run() -> Image:
+            return self._world.images.import_files(_pieces(body, self._loop), recipe, name, cancel)
+
+        work: asyncio.Task[Image] = self._world.task(self._world.pull_job(run), "import of an archive")
+        try:
+            image = await asyncio.shield(work)
+        finally:
+            cancel.set()
+        self._tell("import", image.id, image.id, _labels(image))
+        return image.id
 
     def save(self, names: Sequence[str]) -> Archive:
         """The tar stream of these images, to be closed by `aclose`. Its first piece raises NotFound."""

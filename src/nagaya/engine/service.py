@@ -7,7 +7,7 @@ classes of `nagaya.errors`; messages are dockerd's where dockerd has one ("No su
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from nagaya.engine.changes import Change
 from nagaya.engine.copying import PathStat
@@ -145,8 +145,33 @@ class EngineService(Protocol):
     def pull_image(
         self, reference: str, platform: str, auth: RegistryAuth | None, *, all_tags: bool = False
     ) -> AsyncIterator[PullProgress]: ...
+    async def describe_image(self, reference: str, auth: RegistryAuth | None) -> Mapping[str, Any]:
+        """What a registry has under a name: the body of GET /distribution/{name}/json."""
+        ...
+
     def push_image(self, reference: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
         """Push a tag, or without one all tags of the repository."""
+        ...
+
+    async def commit_container(
+        self,
+        ref: str,
+        name: str,
+        changes: Sequence[str],
+        config: Mapping[str, Any] | None,
+        *,
+        author: str = "",
+        comment: str = "",
+        pause: bool = True,
+    ) -> str:
+        """The id of an image of the container. config: as image-spec's `config`, None for its own; changes:
+        Dockerfile instructions. Raises NotFound, InvalidArgument, FailedPrecondition."""
+        ...
+
+    async def import_image(
+        self, body: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str, platform: str
+    ) -> str:
+        """The id of an image of one layer, of an archive of files. Raises InvalidArgument."""
         ...
 
     def load_images(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:

@@ -170,6 +170,22 @@ class Puller:
         with watched(check, transport.cut):
             return Registry(Session(repository, self._config, transport, auth, check)).tags()
 
+    def describe(
+        self, reference: Reference, auth: RegistryAuth | None, check: Callable[[], None]
+    ) -> tuple[Descriptor, Sequence[Platform]]:
+        """What the registry has under that name, and for which platforms. Raises what `Registry` raises,
+        InvalidArgument and Unimplemented for documents that are no images."""
+        transport = Transport(self._config, self.schemes)
+        registry = Registry(Session(reference, self._config, transport, auth, check))
+        with watched(check, transport.cut):
+            top = registry.manifest(reference.target)
+            document = manifest.decode(top.data, top.media_type)
+            if isinstance(document, Index):
+                platforms = [entry.platform for entry in document.manifests if entry.platform]
+            else:
+                platforms = [imageconfig.decode(_whole(registry, document.config, check)).platform]
+        return Descriptor(top.digest, len(top.data), document.media_type), platforms
+
     # documents
 
     def _choose(
@@ -198,18 +214,7 @@ class Puller:
                 return self._content.read(descriptor.digest, manifest.MAX_MANIFEST)
             except DataLoss:
                 self._content.delete(descriptor.digest)  # damaged here: this pull repairs it
-        data = b""
-        for piece in registry.blob(descriptor):
-            check()
-            data += piece
-            if len(data) > descriptor.size:
-                break
-        if len(data) != descriptor.size:
-            raise DataLoss(
-                f"the image configuration has {'more than' if len(data) > descriptor.size else 'only'} "
-                f"{min(len(data), descriptor.size)} bytes, its descriptor says {descriptor.size}",
-                subject=descriptor.digest,
-            )
+        data = _whole(registry, descriptor, check)
         self._content.put(data, descriptor.digest)
         return data
 
@@ -408,6 +413,25 @@ class Puller:
 
 class _StaleError(DataLoss):
     """A resumed blob turned out wrong; another try starts from nothing."""
+
+
+def _whole(registry: Registry, descriptor: Descriptor, check: Callable[[], None]) -> bytes:
+    """A configuration document, of the size that its descriptor says."""
+    data = b""
+    for piece in registry.blob(descriptor):
+        check()
+        data += piece
+        if len(data) > descriptor.size:
+            break
+    if len(data) != descriptor.size:
+        raise DataLoss(
+            f"the image configuration has {'more than' if len(data) > descriptor.size else 'only'} "
+            f"{min(len(data), descriptor.size)} bytes, its descriptor says {descriptor.size}",
+            subject=descriptor.digest,
+        )
+    if not digests.matches(data, descriptor.digest):
+        raise DataLoss("content does not match its digest", subject=descriptor.digest)
+    return data
 
 
 def _told(pieces: Iterator[bytes], complete: threading.Event, report: Callable[..., None]) -> Iterator[bytes]:

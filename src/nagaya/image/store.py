@@ -12,12 +12,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from nagaya.errors import DataLoss, InvalidArgument, NagayaError, NotFound
-from nagaya.image import builtin, load, removal, save
+from nagaya.image import builtin, load, making, removal, save, streams
 from nagaya.image.auth import RegistryAuth
 from nagaya.image.catalog import Catalog, ImageRow, NameRow
 from nagaya.image.pull import Progress, Puller, Report
@@ -29,6 +30,8 @@ from nagaya.image.transport import RegistryConfig
 from nagaya.oci import digest as digests
 from nagaya.oci import imageconfig, manifest, platform, reference
 from nagaya.oci.imageconfig import ContainerDefaults, ImageConfig
+from nagaya.oci.manifest import Descriptor
+from nagaya.oci.platform import Platform
 from nagaya.oci.reference import Reference
 
 log = logging.getLogger(__name__)
@@ -207,6 +210,10 @@ class ImageStore:
             changes[0] = msgspec.structs.replace(changes[0], id=image.id, tags=tags)
         return changes
 
+    def describe(self, name: str, auth: RegistryAuth | None = None) -> tuple[Descriptor, Sequence[Platform]]:
+        """What a registry has under a name, and for which platforms: see `Puller.describe`."""
+        return self._puller.describe(reference.parse_tagged(name), auth, lambda: None)
+
     # push
 
     def push(
@@ -273,15 +280,36 @@ class ImageStore:
         loaded = load.load(self._shelf, pieces, report, lambda: check_cancel(cancel))
         return [self._image(image_id) for image_id in dict.fromkeys(loaded)]
 
+    # new images
+
+    def commit(
+        self, snapshot_id: str, base: str, ours: frozenset[str], recipe: making.Recipe, name: str = ""
+    ) -> Image:
+        """An image of what a container has written above its image: see `making.commit`. name: without a
+        digest, "" for none."""
+        return self._image(
+            making.commit(self._shelf, snapshot_id, base, ours, recipe, _new_name(name), lambda: None)
+        )
+
+    def import_files(
+        self,
+        pieces: Iterable[bytes],
+        recipe: making.Recipe,
+        name: str = "",
+        cancel: threading.Event | None = None,
+    ) -> Image:
+        """An image of one layer, of an archive (plain, gzip, zstd): see `making.import_files`."""
+        archive = streams.pieces(pieces)
+        check = partial(check_cancel, cancel)
+        return self._image(making.import_files(self._shelf, archive, recipe, _new_name(name), check))
+
     # change
 
     def tag(self, text: str, target: str) -> Image:
         """Give the image another name. Raises NotFound, InvalidArgument."""
-        name = reference.parse_tagged(target)
-        if name.digest:
-            raise InvalidArgument("refusing to create a tag with a digest reference", subject=target)
+        name = _new_name(target)
         image = self.resolve(text)
-        self._catalog.put_name(NameRow(name.canonical, image.id))
+        self._catalog.put_name(NameRow(name, image.id))
         return self._image(image.id)
 
     def remove(self, text: str, uses: Sequence[Use], *, force: bool = False) -> Sequence[Removed]:
@@ -478,6 +506,16 @@ class ImageStore:
             self._shelf.unpacking.stored(layer, layer, lambda: None)
             names = [f"{builtin.NAME}:latest", f"{builtin.NAME}@{top}"]
             self._shelf.put_image(config, top, [layer], [config, top, layer], names)
+
+
+def _new_name(text: str) -> str:
+    """The canonical form of a name that an image is to get. Raises InvalidArgument."""
+    if not text:
+        return ""
+    name = reference.parse_tagged(text)
+    if name.digest:
+        raise InvalidArgument("refusing to create a tag with a digest reference", subject=text)
+    return name.canonical
 
 
 def _is_builtin(named: Reference) -> bool:

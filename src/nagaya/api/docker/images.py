@@ -10,6 +10,7 @@ from nagaya.api.docker.errors import message_of
 from nagaya.api.docker.respond import json_line, json_response, primed
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.image import (
+    decode_config,
     error_document,
     inspect,
     progress_document,
@@ -28,9 +29,9 @@ from nagaya.errors import InvalidArgument, Unimplemented
 async def create(engine: EngineService, request: Request) -> Answer:
     """POST /images/create: pull, all tags when none is named. Errors before the first progress are an
     HTTP status, later ones the stream's last line. The client's going away ends the pull."""
-    await request.body()
     if request.get("fromSrc"):
-        raise Unimplemented("importing an image (POST /images/create?fromSrc) is not supported yet")
+        return await import_files(engine, request)
+    await request.body()
     image, tag = request.get("fromImage"), request.get("tag")
     if not image:
         raise InvalidArgument("invalid reference format: no image named (fromImage)", subject="fromImage")
@@ -49,6 +50,46 @@ async def create(engine: EngineService, request: Request) -> Answer:
     return Stream(await primed(items()), render_error=_last_line)
 
 
+async def import_files(engine: EngineService, request: Request) -> Stream:
+    """POST /images/create?fromSrc=-: an archive of files becomes an image. Errors are an HTTP status."""
+    source = request.get("fromSrc")
+    if source != "-":
+        raise Unimplemented(
+            f"importing from a URL is not supported: download {source[:200]!r} and import it from stdin"
+        )
+    repository, tag = request.get("repo"), request.get("tag")
+    name = pull_reference(repository, tag) if repository else ""
+    image_id = await engine.import_image(
+        request.chunks(),
+        name,
+        [change for change in request.query.get("changes", ()) if change],
+        request.get("message"),
+        request.get("platform"),
+    )
+
+    async def items() -> AsyncIterator[bytes]:
+        yield json_line({"status": image_id})
+
+    return Stream(items())
+
+
+async def commit(engine: EngineService, request: Request) -> Response:
+    """POST /commit"""
+    body = await request.body()
+    given = decode_config(body)
+    repository, tag = request.get("repo"), request.get("tag")
+    image_id = await engine.commit_container(
+        request.get("container"),
+        pull_reference(repository, tag) if repository else "",
+        [change for change in request.query.get("changes", ()) if change],
+        given,
+        author=request.get("author"),
+        comment=request.get("comment"),
+        pause=request.flag("pause", True),
+    )
+    return json_response({"Id": image_id}, 201)
+
+
 async def push(engine: EngineService, request: Request) -> Stream:
     """POST /images/{name}/push: a tag, or all of the repository. The client's going away ends it."""
     await request.body()
@@ -62,6 +103,12 @@ async def push(engine: EngineService, request: Request) -> Stream:
             yield json_line(progress_document(progress))
 
     return Stream(items(), render_error=_last_line)
+
+
+async def distribution(engine: EngineService, request: Request) -> Response:
+    """GET /distribution/{name}/json: what the registry has, without pulling it."""
+    auth = registry_auth(request.header(b"x-registry-auth"))
+    return json_response(await engine.describe_image(request.params["name"], auth))
 
 
 async def load(engine: EngineService, request: Request) -> Stream:
@@ -144,6 +191,8 @@ async def remove(engine: EngineService, request: Request) -> Response:
 
 ROUTES = (
     Route("POST", "/images/create", create, cancel=True),
+    Route("POST", "/commit", commit),
+    Route("GET", "/distribution/{name:path}/json", distribution),
     Route("GET", "/images/json", listing),
     Route("POST", "/images/load", load, cancel=True),
     Route("POST", "/images/{name:path}/push", push, cancel=True),

@@ -15,11 +15,9 @@ UNSERVED = (
     ("POST", "/build/cancel", "building images"),
     ("POST", "/session", "building images with BuildKit"),
     ("POST", "/grpc", "building images with BuildKit"),
-    ("POST", "/commit", "making an image from a container"),
     ("GET", "/containers/{id}/checkpoints", "checkpoints"),
     ("POST", "/containers/{id}/checkpoints", "checkpoints"),
     ("GET", "/images/search", "searching a registry"),
-    ("GET", "/distribution/{name:path}/json", "asking a registry about an image"),
     ("PUT", "/volumes/{name}", "updating cluster volumes"),
 )
 

@@ -6,7 +6,7 @@ import os
 
 from nagaya.cli.files import write_to
 from nagaya.cli.flags import Flag
-from nagaya.cli.http import quote, target
+from nagaya.cli.http import named
 from nagaya.errors import InvalidArgument
 
 TYPE_CHECKING = False
@@ -24,6 +24,6 @@ def run(given: Given, client: Client) -> int:
     """Write the archive; a file that was not written to its end is not left behind."""
     if not given["output"] and os.isatty(1):
         raise InvalidArgument("cowardly refusing to save to a terminal. Use the -o flag or redirect")
-    path = target("/images/get") + "?" + "&".join(f"names={quote(name)}" for name in given.args)
+    path = named("/images/get", {}, "names", given.args)
     write_to(given["output"], client.send("GET", path).chunks())
     return 0

@@ -18,6 +18,7 @@ from nagaya.api.docker.types.structs import AuthBody
 from nagaya.api.docker.types.times import ZERO, rfc3339_nano
 from nagaya.engine.model import ImageSummary, PullProgress, RegistryAuth
 from nagaya.errors import InvalidArgument, NotFound
+from nagaya.oci.imageconfig import ContainerDefaults
 
 Json = dict[str, Any]
 
@@ -228,6 +229,23 @@ def _named(images: Iterable[ImageSummary], ref: str) -> ImageSummary:
             return image
     shown = ref if ":" in ref.rpartition("/")[2] else ref + ":latest"
     raise NotFound(f"No such image: {shown}", subject=ref)
+
+
+_CONFIG = frozenset(
+    "User ExposedPorts Env Entrypoint Cmd Volumes WorkingDir Labels StopSignal Healthcheck OnBuild".split()
+)
+
+
+def decode_config(body: bytes) -> Json | None:
+    """A container's configuration, of which an image is to get what images have; None when there is none.
+    Raises InvalidArgument."""
+    try:
+        document = msgspec.json.decode(body.strip() or b"null", type=dict[str, Any] | None)
+        found = {key: value for key, value in (document or {}).items() if key in _CONFIG}
+        msgspec.convert(found, ContainerDefaults)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidArgument(f"invalid configuration: {error}", subject="body") from None
+    return found if any(found.values()) else None
 
 
 def pull_reference(image: str, tag: str) -> str:

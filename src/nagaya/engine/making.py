@@ -1,0 +1,117 @@
+"""Images made here: of a container (`docker commit`), of an archive of files (`docker import`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from nagaya.engine.changes import PLACES
+from nagaya.engine.containers import Containers
+from nagaya.engine.images import Images
+from nagaya.engine.model import Container, ContainerConfig
+from nagaya.engine.world import World
+from nagaya.errors import FailedPrecondition, NagayaError
+from nagaya.image.making import Recipe
+from nagaya.oci import changes as instructions
+from nagaya.oci import platform as platforms
+
+
+class Making:
+    """Lives on the event loop."""
+
+    def __init__(self, world: World, containers: Containers, images: Images) -> None:
+        self._world = world
+        self._containers = containers
+        self._images = images
+
+    async def commit(
+        self,
+        ref: str,
+        name: str,
+        changes: Sequence[str],
+        given: Mapping[str, Any] | None,
+        *,
+        author: str = "",
+        comment: str = "",
+        pause: bool = True,
+    ) -> str:
+        """The id of an image of the container, frozen meanwhile when it runs (pause).
+
+        given: its configuration, None for the container's. Raises NotFound, InvalidArgument,
+        FailedPrecondition."""
+        slot = self._world.roster.find(ref)
+        container = slot.container
+        own = configuration(container.config)
+        config = instructions.merge(instructions.apply(own if given is None else given, changes), own)
+        frozen = pause and container.state == "running"
+        if frozen:
+            with suppress(FailedPrecondition):  # it has ended meanwhile, or another client was quicker
+                await self._containers.pause(container.id)
+        try:
+            async with slot.lock:
+                if self._world.roster.get(container.id) is None or container.state in ("removing", "dead"):
+                    raise FailedPrecondition(
+                        f"You cannot commit container {container.id} which is being removed"
+                    )
+                recipe = Recipe(config, _now(), " ".join(_command(container)), author, comment)
+                image = await self._world.slow_job(
+                    lambda: self._world.images.commit(
+                        container.id, container.image_digest, PLACES, recipe, name
+                    )
+                )
+        finally:
+            if frozen:
+                with suppress(NagayaError):  # it was removed, or another client was quicker
+                    await self._containers.unpause(container.id)
+        self._world.bus.container(container, "commit", comment=comment, imageID=image.id, imageRef=name)
+        return image.id
+
+    async def import_files(
+        self, body: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str, platform: str
+    ) -> str:
+        """The id of an image of one layer, an archive (plain, gzip, zstd). Raises InvalidArgument and what
+        unpacking does. Cancelled, it leaves nothing."""
+        config = instructions.apply({}, changes)
+        wanted = platforms.parse(platform) if platform else None
+        recipe = Recipe(config, _now(), comment=message or "Imported from -", platform=wanted)
+        return await self._images.import_files(body, recipe, name)
+
+
+def configuration(config: ContainerConfig) -> dict[str, Any]:
+    """What of a container's configuration becomes an image's (image-spec, config.md, `config`)."""
+    found: dict[str, Any] = {
+        "User": config.user,
+        "ExposedPorts": {port: {} for port in config.exposed_ports},
+        "Env": list(config.env),
+        "Entrypoint": None if config.entrypoint is None else list(config.entrypoint),
+        "Cmd": None if config.command is None else list(config.command),
+        "Volumes": {path: {} for path in config.image_volumes},
+        "WorkingDir": config.working_dir,
+        "Labels": dict(config.labels),
+        "StopSignal": config.stop_signal,
+    }
+    if config.health is not None:
+        health = config.health
+        found["Healthcheck"] = {
+            key: value
+            for key, value in {
+                "Test": list(health.test),
+                "Interval": health.interval,
+                "Timeout": health.timeout,
+                "StartPeriod": health.start_period,
+                "StartInterval": health.start_interval,
+                "Retries": health.retries,
+            }.items()
+            if value
+        }
+    return found
+
+
+def _command(container: Container) -> tuple[str, ...]:
+    return container.config.command or ()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,122 @@
+"""What a container has written becomes a layer archive (OCI image-spec, layer.md, "Applying Changesets").
+
+The upper directory of an overlay says it in overlayfs' way (a character device 0:0 is a name that is
+gone, trusted.overlay.opaque a directory that hides what was below); an archive says it by names:
+`.wh.NAME`, `.wh..wh..opq`. Sockets are left out, as by dockerd.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+
+from nagaya.errors import FailedPrecondition, KernelError
+from nagaya.image import members
+from nagaya.image.members import Links
+from nagaya.linux import paths
+
+_OPAQUE = "trusted.overlay.opaque"
+_HERE = paths.RESOLVE_BENEATH | paths.RESOLVE_NO_SYMLINKS | paths.RESOLVE_NO_XDEV
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_LONGEST = 4096  # bytes of a path
+
+
+def archive(upper: int, ours: frozenset[str], check: Callable[[], None]) -> Iterator[bytes]:
+    """The layer of the open upper directory; no bytes at all when it has no changes.
+
+    ours: paths ("etc/hosts") that were made to be mounted on, and are no change as long as they are
+    empty. check may raise to stop. Raises FailedPrecondition, KernelError, DataLoss (a file that shrinks
+    meanwhile).
+    """
+    links: Links = {}
+    pending = [""]
+    begun = False
+    while pending:
+        path = pending.pop()
+        check()
+        fd = _open(upper, path)
+        try:
+            if path:
+                yield _folder(fd, path)
+            elif _is_opaque(fd):
+                yield _gone(".wh..wh..opq")
+                begun = True
+            deeper = []
+            for name in sorted(os.listdir(fd)):
+                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                shown = f"{path}/{name}".lstrip("/")
+                if shown in ours and _untouched(upper, fd, name, info, ours, shown):
+                    continue
+                begun = True
+                if stat.S_ISDIR(info.st_mode):
+                    deeper.append(shown)
+                elif stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
+                    yield _gone(f"{path}/.wh.{name}".lstrip("/"))
+                else:
+                    yield from members.member(fd, name, shown, links, _kept)
+            pending += reversed(deeper)
+        finally:
+            os.close(fd)
+    if begun:
+        yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _kept(name: str) -> bool:
+    """Attributes that a layer brings back (image.layers): not overlayfs' own, nor the host's labels."""
+    wanted = name == "security.capability" or name.startswith(("user.", "system.posix_acl_"))
+    return wanted and not name.startswith("user.overlay.")
+
+
+def _open(upper: int, path: str) -> int:
+    if len(os.fsencode(path)) >= _LONGEST:
+        raise FailedPrecondition(f"/{path[:80]}...: a path of more than {_LONGEST} bytes", step="make layer")
+    try:
+        return paths.openat2(upper, path or ".", _DIRECTORY, 0, _HERE)
+    except KernelError as error:
+        raise KernelError(
+            error.message, subject=f"/{path}", step=f"make layer of /{path}", errno=error.errno
+        ) from None
+
+
+def _folder(fd: int, path: str) -> bytes:
+    info = members.info_of(os.fstat(fd), path, tarfile.DIRTYPE)
+    members.add_xattrs(info, fd, _kept)
+    head = members.header(info)
+    return head + _gone(f"{path}/.wh..wh..opq") if _is_opaque(fd) else head
+
+
+def _gone(name: str) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.mode = 0o600
+    return members.header(info)
+
+
+def _is_opaque(fd: int) -> bool:
+    try:
+        return os.getxattr(fd, _OPAQUE) == b"y"
+    except OSError:
+        return False
+
+
+def _untouched(
+    upper: int, directory: int, name: str, info: os.stat_result, ours: frozenset[str], shown: str
+) -> bool:
+    """Is it as it was made to be mounted on: an empty file, or a directory with nothing else in it?"""
+    if stat.S_ISREG(info.st_mode):
+        return info.st_size == 0
+    if not stat.S_ISDIR(info.st_mode):
+        return False
+    fd = _open(upper, shown)
+    try:
+        if _is_opaque(fd):
+            return False
+        for inner in os.listdir(fd):
+            path = f"{shown}/{inner}"
+            status = os.stat(inner, dir_fd=fd, follow_symlinks=False)
+            if path not in ours or not _untouched(upper, fd, inner, status, ours, path):
+                return False
+        return True
+    finally:
+        os.close(fd)
