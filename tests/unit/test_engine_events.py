@@ -14,9 +14,8 @@ from typing import Any, cast
 import pytest
 
 from nagaya.engine import events, logs
-from nagaya.engine.model import Container, ContainerConfig, Event, LogConfig, LogLine
+from nagaya.engine.model import Container, ContainerConfig, Event, LogLine
 from nagaya.engine.roster import Roster
-from nagaya.engine.settings import Settings
 from nagaya.engine.world import World
 from nagaya.errors import AlreadyExists, InvalidArgument, NotFound
 
@@ -240,32 +239,6 @@ def test_following_crosses_a_rotation(tmp_path: Path, monkeypatch: pytest.Monkey
         return [line.data.decode() async for line in lines]
 
     assert asyncio.run(asyncio.wait_for(main(), 20)) == ["a\n", "b\n", "c\n", "d\n", "e\n"]
-
-
-def test_log_options() -> None:
-    settings = Settings("/r", "/n", log_max_size=7, log_max_file=2)
-    found = logs.log_settings(settings, A, LogConfig())
-    assert found == {
-        "driver": "json-file",
-        "path": f"/r/containers/{A}/{A}-json.log",
-        "max_size": 7,
-        "max_file": 2,
-    }
-    found = logs.log_settings(settings, A, LogConfig(options={"max-size": "10m", "max-file": "3"}))
-    assert found is not None
-    assert (found["max_size"], found["max_file"]) == (10 << 20, 3)
-    assert logs.log_settings(settings, A, LogConfig("none")) is None
-    for bad in (
-        LogConfig("syslog"),
-        LogConfig(options={"max-size": "x"}),
-        LogConfig(options={"max-size": "k"}),
-        LogConfig(options={"max-size": ""}),
-        LogConfig(options={"max-file": "0"}),
-        LogConfig(options={"max-file": "\u00b2"}),
-        LogConfig(options={"nonsense": "1"}),
-    ):
-        with pytest.raises(InvalidArgument):
-            logs.log_settings(settings, A, bad)
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01T00:00:00Z", "2026-01-02T03:04:05.xZ"])

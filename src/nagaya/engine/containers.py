@@ -24,6 +24,7 @@ from nagaya.engine import (
     signals,
 )
 from nagaya.engine.exits import Exits
+from nagaya.engine.forwarding import Forwarders
 from nagaya.engine.health import Monitors
 from nagaya.engine.model import (
     Container,
@@ -49,16 +50,20 @@ _LIVE = ("running", "paused", "restarting")
 class Containers:
     """Transitions of containers. Lives on the event loop."""
 
-    def __init__(self, world: World, monitors: Monitors) -> None:
+    def __init__(self, world: World, monitors: Monitors, forwarders: Forwarders) -> None:
         self._world = world
         self._monitors = monitors
+        self._forwarders = forwarders
         self._remove = partial(remove_slot, world)
-        self._starts = Starts(world, monitors, self._remove)
+        self._starts = Starts(world, monitors, forwarders, self._remove)
         self._exits = Exits(world, self._starts.start, self._remove, monitors.end)
 
     def watch(self, slot: Slot) -> None:
-        """Go on with the health checks of a container that an earlier daemon started."""
-        self._monitors.begin(slot)
+        """Go on with what an earlier daemon did for a container: health checks, sending its log on."""
+        if slot.container.state == "running":
+            self._monitors.begin(slot)
+        if slot.container.state != "created":
+            self._forwarders.begin(slot)
 
     @property
     def exits(self) -> Exits:

@@ -21,6 +21,8 @@ from nagaya.engine import (
     filling,
     health,
     limits,
+    logoptions,
+    logtargets,
     merge,
     names,
     privileges,
@@ -28,7 +30,6 @@ from nagaya.engine import (
     volumes,
 )
 from nagaya.engine.layered import LayeredRoot
-from nagaya.engine.logs import log_settings
 from nagaya.engine.model import Container, ContainerConfig, CreateRequest, MountSpec
 from nagaya.engine.volume_life import check_driver
 from nagaya.engine.world import World
@@ -66,7 +67,7 @@ def check(world: World, config: ContainerConfig) -> tuple[ContainerConfig, list[
     privileges.rlimits(config.ulimits)
     if config.health is not None:
         health.check(config.health)
-    log_settings(settings, "", config.log)
+    warnings += logoptions.check(config.log, journal=os.path.exists(logtargets.JOURNAL))
     if config.hostname:
         resolv.check_hostname(config.hostname)
     if config.domainname:
@@ -181,7 +182,6 @@ def make(world: World, container_id: str, name: str, request: CreateRequest) -> 
     arguments = merge.argv(config)
     settings, journal = world.settings, world.journal
     directory = settings.container_dir(container_id)
-    log = log_settings(settings, container_id, config.log)
     container = Container(
         id=container_id,
         name=name,
@@ -190,7 +190,7 @@ def make(world: World, container_id: str, name: str, request: CreateRequest) -> 
         created=time.time_ns(),
         path=arguments[0],
         args=arguments[1:],
-        log_path=str(log["path"]) if log else "",
+        log_path=logoptions.path(settings, container_id, config.log),
         hostname=hostname,
         env=merge.environment(config.env, hostname="", tty=False),
         working_dir=config.working_dir,

@@ -31,6 +31,7 @@ from nagaya.engine.copying import PathStat
 from nagaya.engine.events import HIDDEN
 from nagaya.engine.execs import Execs
 from nagaya.engine.exits import clean
+from nagaya.engine.forwarding import Forwarders
 from nagaya.engine.health import Monitors
 from nagaya.engine.images import Images
 from nagaya.engine.keeper import Exit
@@ -77,7 +78,8 @@ class Engine:
         self._world = world
         self._execs = Execs(world)
         self._monitors = Monitors(world, self._execs)
-        self._containers = Containers(world, self._monitors)
+        self._forwarders = Forwarders(world)
+        self._containers = Containers(world, self._monitors, self._forwarders)
         self._prune = Prune(world, self._containers)
         self._images = Images(world)
         self._making = Making(world, self._containers, self._images)
@@ -110,6 +112,7 @@ class Engine:
         if self._guard is not None:
             self._guard.cancel()
         self._monitors.close()
+        self._forwarders.close()
         self._containers.exits.stop_restarting()
         await self._world.close()
 

@@ -10,9 +10,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nagaya.engine import cdi, devices, files, privileges, propagation, spec, staging, user, volumes
+from nagaya.engine import (
+    cdi,
+    devices,
+    files,
+    logoptions,
+    privileges,
+    propagation,
+    spec,
+    staging,
+    user,
+    volumes,
+)
 from nagaya.engine.layered import LayeredRoot
-from nagaya.engine.logs import log_settings
 from nagaya.engine.model import Container, ContainerConfig, ExecConfig
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, KernelError
@@ -300,7 +310,7 @@ def prepare(
     files.make_directory(bundle, 0o700)
     files.write(f"{bundle}/config.json", _encode(document).decode(), 0o600)
     stdio = "pty" if config.tty else "pipes"
-    log = log_settings(settings, container.id, config.log)
+    log = logoptions.for_io(settings, container)
     return Launch(bundle, document, profile.filter, rootfs, stdio, log)
 
 

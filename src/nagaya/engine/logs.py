@@ -15,16 +15,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
-from nagaya.engine.model import Container, LogConfig, LogLine
-from nagaya.engine.settings import Settings
+from nagaya.engine.model import Container, LogLine
 from nagaya.engine.world import World
-from nagaya.errors import InvalidArgument
 
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _BATCH = 1 << 18
 _POLL = 0.1
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -38,53 +35,10 @@ class _Record(msgspec.Struct):
     log: str = ""
     stream: Literal["stdout", "stderr"] = "stdout"
     time: str = ""
+    attrs: dict[str, str] | None = None
 
 
 _decode = msgspec.json.Decoder(_Record).decode
-
-
-def _size(text: str) -> int:
-    bare = text.strip().lower().removesuffix("b") if len(text) > 1 else text
-    number, unit = (bare[:-1], bare[-1:]) if bare[-1:] in ("k", "m", "g") else (bare, "")
-    if not number.isdigit() or not number.isascii():
-        raise InvalidArgument(f"invalid size: '{text}'", subject="max-size")
-    return int(number) * _UNITS[unit]
-
-
-def log_settings(settings: Settings, container_id: str, config: LogConfig) -> dict[str, Any] | None:
-    """What io is told about the log; None for the driver "none". Raises InvalidArgument."""
-    driver = config.driver or "json-file"
-    if driver == "none":
-        return None
-    if driver not in ("json-file", "local"):
-        raise InvalidArgument(f"logger: no log driver named '{driver}' is registered", subject="LogConfig")
-    options = dict(config.options)
-    size, count = settings.log_max_size, settings.log_max_file
-    if "max-size" in options:
-        size = _size(options.pop("max-size"))
-    if "max-file" in options:
-        text = options.pop("max-file")
-        if not (text.isascii() and text[:6].isdigit()) or int(text[:6]) < 1:
-            raise InvalidArgument("max-file cannot be less than 1", subject="LogConfig")
-        count = int(text[:6])
-    for name in options:
-        if name not in (
-            "labels",
-            "labels-regex",
-            "env",
-            "env-regex",
-            "tag",
-            "compress",
-            "mode",
-            "max-buffer-size",
-        ):
-            raise InvalidArgument(f"unknown log opt '{name}' for {driver} log driver", subject="LogConfig")
-    return {
-        "driver": "json-file",
-        "path": f"{settings.container_dir(container_id)}/{container_id}-json.log",
-        "max_size": size,
-        "max_file": count,
-    }
 
 
 def parse_time(text: str) -> int:
@@ -118,7 +72,12 @@ def _lines(data: bytes, clock: _Clock) -> Iterator[LogLine]:
             record = _decode(raw)
         except msgspec.MsgspecError:
             continue  # a line cut short by a full disk: the next one is whole again
-        yield LogLine(record.stream, clock.read(record.time), record.log.encode("utf-8", "surrogatepass"))
+        yield LogLine(
+            record.stream,
+            clock.read(record.time),
+            record.log.encode("utf-8", "surrogatepass"),
+            record.attrs or {},
+        )
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -446,3 +446,4 @@ class LogLine(msgspec.Struct, frozen=True):
     stream: Literal["stdout", "stderr"]
     time_ns: int
     data: bytes
+    attributes: dict[str, str] = {}

@@ -95,8 +95,7 @@ async def recover(world: World, containers: Containers, changes: NetworkChanges)
     starting: dict[str, asyncio.Task[None]] = {}
     for slot in sorted(world.roster, key=lambda slot: slot.container.created):
         container = slot.container
-        if container.state == "running":
-            containers.watch(slot)
+        containers.watch(slot)
         if container.state not in ("running", "paused", "restarting") and restart.at_daemon_start(
             container, was_up=container.id in was_up
         ):

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 
-from nagaya.engine import attachments, launch, names, volumes
+from nagaya.engine import attachments, forwarding, launch, names, volumes
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition
@@ -68,7 +68,8 @@ def remove_files(world: World, container_id: str, anonymous: list[str]) -> None:
             volumes.remove(world.ledger, journal, world.settings.root, name)
         except FailedPrecondition as error:  # the container goes all the same
             log.error("volume %s stays: %s", name, error)
-    with world.ledger.write():
+    with world.ledger.write() as db:
+        forwarding.forget(db, container_id)
         world.ledger.delete_container(container_id)
         journal.settle("remove", container_id)
     journal.point("remove: done")

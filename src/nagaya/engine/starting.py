@@ -25,8 +25,10 @@ from nagaya.engine import (
 )
 from nagaya.engine.exits import Remove, clean, settle
 from nagaya.engine.failures import Failure, start_failure
+from nagaya.engine.forwarding import Forwarders
 from nagaya.engine.health import Monitors
 from nagaya.engine.launch import Launch
+from nagaya.engine.logtargets import Target
 from nagaya.engine.model import (
     Container,
     Endpoint,
@@ -44,9 +46,10 @@ log = logging.getLogger(__name__)
 class Starts:
     """Lives on the event loop."""
 
-    def __init__(self, world: World, monitors: Monitors, remove: Remove) -> None:
+    def __init__(self, world: World, monitors: Monitors, forwarders: Forwarders, remove: Remove) -> None:
         self._world = world
         self._monitors = monitors
+        self._forwarders = forwarders
         self._remove = remove
 
     async def start(self, slot: Slot) -> None:
@@ -56,12 +59,14 @@ class Starts:
         peers = self._peers(container)
         steps: list[Step] = []
         await settle(world, slot)
+        target: Target | None = None
         try:
+            target = await self._forwarders.prepare(container)
             await world.volumes.mount(container)
             plans, prepared = await self._prepare(container, peers, steps)
         except Exception as error:
             failure = start_failure(error, container.path)
-            await self._start_failed(slot, failure)
+            await self._start_failed(slot, failure, target)
             raise failure.error from error
         try:
             if plans:
@@ -74,7 +79,7 @@ class Starts:
             steps.append(_step("engine", "ask the supervisor", f"pid {started.pid}", mark))
         except Exception as error:
             failure = start_failure(error, container.path)
-            await self._start_failed(slot, failure)
+            await self._start_failed(slot, failure, target)
             raise failure.error from error
         steps += [Step("builder", str(n), str(d), int(s), int(t)) for n, d, s, t in started.trace]
         steps.sort(key=lambda s: s.start_ns)
@@ -92,6 +97,7 @@ class Starts:
             log.error("the start of container %s cannot be written: %s", container.id[:12], error)
         world.bus.container(container, "start")
         self._monitors.begin(slot)
+        self._forwarders.begin(slot, target)
 
     def _peers(self, container: Container) -> dict[str, Container]:
         return {
@@ -144,8 +150,10 @@ class Starts:
         steps += more
         return prepared
 
-    async def _start_failed(self, slot: Slot, failure: Failure) -> None:
+    async def _start_failed(self, slot: Slot, failure: Failure, target: Target | None) -> None:
         """Take away what the attempt left; keep exit code and message; `--rm` removes it."""
+        if target is not None:
+            target.close()
         world, container = self._world, slot.container
         container.exit_code = failure.exit_code
         container.error = failure.message

@@ -94,9 +94,10 @@ def timestamp(time_ns: int) -> str:
     return f"{_prefix}.{fraction:09d}".rstrip("0").rstrip(".") + "Z" if fraction else f"{_prefix}Z"
 
 
-def json_lines(segments: list[bytes], stream: str, time_ns: int) -> bytes:
-    """The records of the segments, as the json-file driver stores them."""
-    tail = f'","stream":"{stream}","time":"{timestamp(time_ns)}"}}\n'.encode()
+def json_lines(segments: list[bytes], stream: str, time_ns: int, attributes: str = "") -> bytes:
+    """The records of the segments, as the json-file driver stores them; attributes: of each, as JSON."""
+    more = f'"attrs":{attributes},' if attributes else ""
+    tail = f'","stream":"{stream}",{more}"time":"{timestamp(time_ns)}"}}\n'.encode()
     head = b'{"log":"'
     seam = b"\\n" + tail + head
     parts: list[bytes] = []

@@ -13,7 +13,7 @@ import time
 from errno import EIO, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
-from nagaya.supervisor.format import RECORDS
+from nagaya.supervisor.format import RECORDS, json_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,13 +26,18 @@ _RETRY = 1.0  # seconds until a file that could not be opened is tried again
 
 
 class LogFile:
-    """A log of both streams of a container. Errors are OSError; the caller counts what was lost."""
+    """A log of both streams of a container. settings: the path, "driver" (of RECORDS), "max_size",
+    "max_file", and for json-file "attributes" of every record, as JSON. Errors are OSError; the caller
+    counts what was lost."""
 
     __slots__ = ("_error", "_fd", "_left", "_retry", "_theirs", "max_file", "max_size", "path", "records")
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.path = str(settings["path"])
         self.records = RECORDS[settings.get("driver", "json-file")]
+        attributes = settings.get("attributes")
+        if attributes:
+            self.records = lambda segments, stream, time_ns: json_lines(segments, stream, time_ns, attributes)
         self._theirs = settings.get("driver") == "cri"  # a kubelet rotates it, by renaming
         self.max_size = 0 if self._theirs else int(settings.get("max_size") or DEFAULT_MAX_SIZE)
         self.max_file = max(1, int(settings.get("max_file") or DEFAULT_MAX_FILE))

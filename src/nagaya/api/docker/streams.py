@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from typing import cast
+from urllib.parse import quote_plus
 
 from nagaya.api.docker.errors import message_of
 from nagaya.api.docker.respond import (
@@ -24,7 +25,7 @@ from nagaya.api.docker.types.times import parse_timestamp, rfc3339_fixed
 from nagaya.api.http import websocket
 from nagaya.api.http.messages import Answer, Request, Stream
 from nagaya.api.http.router import Route
-from nagaya.engine.model import AttachRequest, Container, WaitResult
+from nagaya.engine.model import AttachRequest, Container, LogLine, WaitResult
 from nagaya.engine.service import EngineService, WaitCondition
 from nagaya.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
@@ -142,7 +143,7 @@ async def logs(engine: EngineService, request: Request) -> Answer:
         async for line in lines:
             data = line.data
             if details:
-                data = b" " + data
+                data = _details(line) + b" " + data
             if stamps:
                 data = rfc3339_fixed(line.time_ns).encode() + b" " + data
             yield data if tty else frame(2 if line.stream == "stderr" else 1, data)
@@ -152,6 +153,12 @@ async def logs(engine: EngineService, request: Request) -> Answer:
         return text if tty else frame(2, text)
 
     return Stream(items(), content_type=stream_type(request.version, tty), render_error=render_error)
+
+
+def _details(line: LogLine) -> bytes:
+    """The attributes of a line: sorted, each escaped as in a query."""
+    pairs = sorted(line.attributes.items())
+    return ",".join(f"{quote_plus(key)}={quote_plus(value)}" for key, value in pairs).encode()
 
 
 def _tail(text: str) -> int | None:

@@ -43,7 +43,7 @@ def inspect(container: Container, root: str, run: str = "", exec_ids: Iterable[s
         "ResolvConfPath": f"{home}/resolv.conf",
         "HostnamePath": f"{home}/hostname",
         "HostsPath": f"{home}/hosts",
-        "LogPath": container.log_path,
+        "LogPath": container.log_path if container.config.log.driver == "json-file" else "",
         "Name": "/" + container.name,
         "RestartCount": container.restart_count,
         "Driver": DRIVER,
