@@ -9,7 +9,7 @@ import pytest
 from nagaya.errors import FailedPrecondition, InvalidArgument
 from nagaya.linux import cgroup
 from nagaya.runtime import cgroups
-from nagaya.runtime.cgroups import devices, stats, v1, v2
+from nagaya.runtime.cgroups import devices, stats, v1, v1_limits, v2
 
 HYBRID = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -136,7 +136,7 @@ FULL: dict[str, Any] = {
 
 def test_v1_golden() -> None:
     network = {"classID": 0x100001, "priorities": [{"name": "eth0", "priority": 5}]}
-    assert v1.plan_v1({**FULL, "network": network}, devices=False) == [
+    assert v1_limits.plan_v1({**FULL, "network": network}, devices=False) == [
         ("cpu", "cpu.shares", "512"),
         ("cpu", "cpu.cfs_period_us", "20000"),
         ("cpu", "cpu.cfs_burst_us", "1000"),
@@ -188,15 +188,15 @@ def test_v2_golden() -> None:
 
 
 def test_nothing_asked_is_nothing_written() -> None:
-    assert v1.plan_v1({}, devices=False) == []
+    assert v1_limits.plan_v1({}, devices=False) == []
     assert v2.plan_v2({}) == []
     empty: dict[str, Any] = {"memory": {}, "cpu": {"shares": 0}, "pids": {}, "blockIO": None, "unified": {}}
-    assert v1.plan_v1(empty, devices=False) == v2.plan_v2(empty) == []
+    assert v1_limits.plan_v1(empty, devices=False) == v2.plan_v2(empty) == []
 
 
 def test_unlimited() -> None:
     resources = {"memory": {"limit": -1}, "pids": {"limit": -1}, "cpu": {"quota": -1}}
-    assert v1.plan_v1(resources, devices=False) == [
+    assert v1_limits.plan_v1(resources, devices=False) == [
         ("cpu", "cpu.cfs_quota_us", "-1"),
         ("memory", "memory.limit_in_bytes", "-1"),
         ("memory", "memory.memsw.limit_in_bytes", "-1"),
@@ -223,8 +223,8 @@ def test_unlimited() -> None:
 def test_memory_and_swap_are_written_in_an_order_the_kernel_takes(
     current: int, limit: int, swap: int, first: str
 ) -> None:
-    writes = v1.plan_v1({"memory": {"limit": limit, "swap": swap}}, devices=False)
-    ordered = v1.memory_order(writes, current)
+    writes = v1_limits.plan_v1({"memory": {"limit": limit, "swap": swap}}, devices=False)
+    ordered = v1_limits.memory_order(writes, current)
     assert sorted(ordered) == sorted(writes)
     assert ordered[0][1] == first
 
@@ -287,7 +287,7 @@ BAD_BOTH = [
 
 @pytest.mark.parametrize(("resources", "field"), BAD_BOTH)
 def test_bad_values_name_their_field(resources: dict[str, Any], field: str) -> None:
-    for plan in (lambda r: v1.plan_v1(r, devices=False), v2.plan_v2):
+    for plan in (lambda r: v1_limits.plan_v1(r, devices=False), v2.plan_v2):
         with pytest.raises(InvalidArgument) as caught:
             plan(resources)
         assert caught.value.subject.startswith(field)
@@ -303,7 +303,7 @@ def test_bad_values_name_their_field(resources: dict[str, Any], field: str) -> N
 )
 def test_bad_on_v1(resources: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        v1.plan_v1(resources, devices=False)
+        v1_limits.plan_v1(resources, devices=False)
     assert caught.value.subject == field
 
 

@@ -53,7 +53,8 @@ def prime() -> None:
     from nagaya.runtime.steps import joining, making  # noqa: F401
 
     try:
-        cgroups.manager("/prime", container_id="prime")
+        if cgroups.manager("/prime", container_id="prime").version == 1:
+            from nagaya.runtime.cgroups import v1_limits  # noqa: F401
     except NagayaError:
         pass  # no cgroups here: a start will say so
 

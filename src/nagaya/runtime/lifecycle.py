@@ -11,6 +11,7 @@ import errno
 from nagaya.errors import FailedPrecondition, KernelError, NagayaError, NotFound
 from nagaya.linux import os, pids
 from nagaya.runtime import state as store
+from nagaya.runtime.cgroups.freezer import is_frozen
 from nagaya.runtime.state import oci_state
 
 TYPE_CHECKING = False
@@ -27,10 +28,15 @@ def status_of(root: str, record: dict[str, Any]) -> str:
     """created, running, paused or stopped."""
     if not store.alive(record):
         return "stopped"
-    manager = manager_of(record)
-    if manager is not None and manager.frozen():
+    if _is_frozen(record):
         return "paused"
     return "created" if os.access(f"{root}/{record['id']}/{store.FIFO}", os.F_OK) else "running"
+
+
+def _is_frozen(record: dict[str, Any]) -> bool:
+    known: dict[str, Any] = record.get("cgroup") or {}
+    path: str = (known.get("paths") or {}).get("freezer" if known.get("version") == 1 else "") or ""
+    return bool(path) and is_frozen(known["version"], path)
 
 
 def manager_of(record: dict[str, Any]) -> cgroups.Manager | None:
@@ -159,10 +165,8 @@ def _signal_first(record: dict[str, Any], signal: int) -> None:
             raise FailedPrecondition(
                 f"unable to signal init: {error.message}", subject=record["id"], errno=error.errno
             ) from None
-        if signal == SIGKILL:
-            manager = manager_of(record)
-            if manager is not None and manager.frozen():
-                manager.thaw()  # a frozen process does not die (cgroup v1)
+        if signal == SIGKILL and _is_frozen(record):
+            _require_manager(record).thaw()  # a frozen process does not die (cgroup v1)
     finally:
         os.close(pidfd)
 

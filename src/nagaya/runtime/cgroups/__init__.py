@@ -10,7 +10,7 @@
 
 Which of v1 (also hybrid, whose cgroup2 has the processes and no limits) and v2 is used follows
 the mounts; the driver says whether we make the directories ("cgroupfs") or systemd does ("systemd").
-Decisions are pure (`v1.plan`, `v2.plan`, `paths`, `systemd.properties`), effects thin.
+Decisions are pure (`v1_limits.plan_v1`, `v2.plan_v2`, `paths`, `systemd.properties`), effects thin.
 The interpreter may have left the host's file system when `join` is called by a child: take
 `join_fds` before. See docs/adr/0003-seccomp-and-cgroups.md.
 """
@@ -18,14 +18,12 @@ The interpreter may have left the host's file system when `join` is called by a 
 from __future__ import annotations
 
 from nagaya.errors import InvalidArgument
-from nagaya.linux import cgroup
-from nagaya.runtime.cgroups.base import Manager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Manager", "from_state", "manager"]
+    from nagaya.runtime.cgroups.base import Manager as Manager
 
 DRIVERS = ("cgroupfs", "systemd")
 
@@ -39,6 +37,8 @@ def manager(cgroups_path: str, driver: str = "cgroupfs", *, container_id: str) -
     """
     if driver not in DRIVERS:
         raise InvalidArgument(f"cgroup driver must be cgroupfs or systemd, not {driver!r}", subject="driver")
+    from nagaya.linux import cgroup
+
     found = cgroup.layout()
     if driver == "systemd":
         from nagaya.runtime.cgroups import systemd  # rare, and it needs D-Bus

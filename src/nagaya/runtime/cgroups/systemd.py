@@ -15,7 +15,8 @@ from nagaya.linux import cgroup, os
 from nagaya.linux.namespaces import close_range
 from nagaya.runtime.cgroups import devices as device_rules
 from nagaya.runtime.cgroups import v1, v2
-from nagaya.runtime.cgroups.base import Manager, number, section, text
+from nagaya.runtime.cgroups.base import Manager
+from nagaya.runtime.cgroups.fields import number, section, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

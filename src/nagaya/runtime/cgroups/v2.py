@@ -11,18 +11,9 @@ import errno
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError
 from nagaya.linux import bpf, cgroup, os
 from nagaya.runtime.cgroups import devices as device_rules
-from nagaya.runtime.cgroups.base import (
-    Manager,
-    check_path,
-    device,
-    items,
-    number,
-    pids_max,
-    section,
-    text,
-    write_failed,
-)
-from nagaya.runtime.cgroups.v1 import huge_page, rdma_lines
+from nagaya.runtime.cgroups.base import Manager, check_path
+from nagaya.runtime.cgroups.fields import device, items, number, pids_max, section, text, write_failed
+from nagaya.runtime.cgroups.v1_limits import huge_page, rdma_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -365,11 +356,6 @@ class ManagerV2(Manager):
 
     def _freezer(self) -> tuple[str, str, str]:
         return self.path, "1", "0"
-
-    def _is_frozen(self, path: str) -> bool:
-        # cgroup.freeze says what was asked for, cgroup.events what is
-        events = cgroup.parse_pairs(cgroup.try_read(f"{path}/cgroup.events") or "")
-        return events.get("frozen", 0) == 1
 
     def _write_freezer(self, path: str, value: str) -> None:
         cgroup.write(f"{path}/cgroup.freeze", value)
