@@ -135,6 +135,7 @@ async def _view(world: World, ref: str) -> AsyncIterator[tuple[Container, View]]
         if slot.container.state not in ("running", "paused"):
             await held.enter_async_context(slot.lock)
             slot = world.roster.find(slot.container.id)  # it may have been removed meanwhile
+            await world.reach(p.source for p in slot.container.mount_points if p.type == "bind")
             await held.enter_async_context(world.volumes.mounted_for(slot.container))
         view = await _finished(asyncio.ensure_future(world.job(open_view, world, slot.container)))
         try:

@@ -80,6 +80,8 @@ class Containers:
         name = world.roster.reserve(request.name, container_id)
         try:
             async with world.volumes.wanted(request.config.mounts):
+                mounts = (*request.config.mounts, *request.inherited)
+                await world.reach(m.source for m in mounts if m.type == "bind" and m.source)
                 made = await world.job(creation.make, world, container_id, name, request)
                 if made.unfilled:
                     await self._fill(made)

@@ -62,6 +62,7 @@ class Starts:
         target: Target | None = None
         try:
             target = await self._forwarders.prepare(container)
+            await world.reach(p.source for p in container.mount_points if p.type == "bind")
             await world.volumes.mount(container)
             plans, prepared = await self._prepare(container, peers, steps)
         except Exception as error:

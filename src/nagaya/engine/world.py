@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ from nagaya.engine.roster import Roster
 from nagaya.engine.settings import Settings
 from nagaya.engine.supervisor import Supervisor
 from nagaya.engine.volume_life import VolumeLife
+from nagaya.errors import DeadlineExceeded
 from nagaya.image.store import ImageStore
 from nagaya.linux.caps import capget, to_names
 from nagaya.network.service import NetworkService
@@ -29,6 +31,7 @@ T = TypeVar("T")
 
 _QUICK_THREADS = 8
 _SLOW_THREADS = 4
+_REACH = 10.0  # seconds for a local file system to answer
 _PULL_THREADS = 64  # nearly all of them wait: for a registry, or for a place among the downloads
 
 
@@ -63,6 +66,7 @@ class World:
         self._slow = ThreadPoolExecutor(_SLOW_THREADS, "images")
         self._pulls = ThreadPoolExecutor(_PULL_THREADS, "pulls")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._looking: dict[str, asyncio.Future[bool]] = {}
 
     async def job(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work of a container's life in the quick pool. One job per phase: each costs a
@@ -80,6 +84,21 @@ class World:
         """Run a pull, where a registry that never answers delays nothing but other pulls, and them
         only by the dozens."""
         return await asyncio.get_running_loop().run_in_executor(self._pulls, work)
+
+    async def reach(self, paths: Iterable[str]) -> None:
+        """Look at paths of the host that may be on a file system whose server is gone: where a thread that
+        hangs delays nobody else, and only one a path. Raises DeadlineExceeded."""
+        for path in paths:
+            look = self._looking.get(path)
+            if look is None:
+                look = asyncio.ensure_future(self.pull_job(functools.partial(os.path.lexists, path)))
+                self._looking[path] = look
+                look.add_done_callback(lambda _, path=path: self._looking.pop(path, None))  # type: ignore[misc]
+            await asyncio.wait([look], timeout=_REACH)
+            if not look.done():
+                raise DeadlineExceeded(
+                    f"the file system of the mount source {path} does not answer", subject=path
+                )
 
     def task(self, work: Any, name: str) -> asyncio.Task[Any]:
         """A background task that is kept alive until it ends."""
