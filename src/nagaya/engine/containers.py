@@ -20,6 +20,7 @@ from nagaya.engine import (
     launch,
     limits,
     names,
+    networks,
     runtimes,
     signals,
 )
@@ -352,6 +353,7 @@ class Containers:
                 world.roster.release(new, container.id)
                 raise
             world.roster.release(old, container.id)
+            await world.job(networks.tell_names, world, container)
         world.bus.container(container, "rename", oldName=f"/{old}")
 
     async def update(self, ref: str, resources: Resources, restart: RestartPolicy | None) -> Sequence[str]:

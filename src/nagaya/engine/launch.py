@@ -14,7 +14,9 @@ from nagaya.engine import (
     cdi,
     devices,
     files,
+    links,
     logoptions,
+    nettable,
     privileges,
     propagation,
     spec,
@@ -107,19 +109,9 @@ def etc_files(
     owner = peers[reference] if reference else container
     directory = world.settings.container_dir(owner.id)
     if owner is container:
-        config, settings = container.config, world.settings
         files.write(f"{directory}/hostname", resolv.hostname_file(container.hostname))
         _write_hosts(world, container, gateway)
-        files.write(
-            f"{directory}/resolv.conf",
-            resolv.resolv_conf(
-                _host_resolv_conf(),
-                dns=config.dns or settings.dns,
-                search=config.dns_search or settings.dns_search,
-                options=config.dns_options or settings.dns_options,
-                own_network=config.network_mode != "host",
-            ),
-        )
+        _write_resolv_conf(world, container)
     return {f"/etc/{name}": f"{directory}/{name}" for name in ("resolv.conf", "hostname", "hosts")}
 
 
@@ -133,12 +125,46 @@ def _write_hosts(world: World, container: Container, gateway: str) -> None:
             domainname=config.domainname,
             extra=config.extra_hosts,
             gateway=gateway,
+            links=_linked(world, container),
         ),
     )
 
 
-def rewrite_hosts(world: World, container: Container) -> None:
-    """The hosts file of a running container whose networks have changed. Blocking."""
+def _linked(world: World, container: Container) -> list[tuple[str, str]]:
+    """(address, names) of the containers that `--link` names in the default bridge. Raises NotFound,
+    FailedPrecondition when one does not run."""
+    found = []
+    for link in container.config.links:
+        target, alias = links.parse(link)
+        peer = world.roster.find(target).container
+        place = next((e for e in peer.endpoints if e.network == "bridge" and e.address), None)
+        if place is None:
+            raise FailedPrecondition(
+                f"Cannot link to a non running container: /{peer.name} AS /{container.name}/{alias}"
+            )
+        names = dict.fromkeys((alias, peer.hostname, peer.name))
+        found.append((place.address, " ".join(names)))
+    return found
+
+
+def _write_resolv_conf(world: World, container: Container) -> None:
+    config, settings = container.config, world.settings
+    names = nettable.has_names(place.network for place in container.endpoints)
+    files.write(
+        f"{settings.container_dir(container.id)}/resolv.conf",
+        resolv.resolv_conf(
+            _host_resolv_conf(),
+            dns=(resolv.EMBEDDED,) if names else config.dns or settings.dns,
+            search=config.dns_search or settings.dns_search,
+            options=config.dns_options or settings.dns_options,
+            own_network=config.network_mode != "host",
+        ),
+    )
+
+
+def rewrite_etc(world: World, container: Container) -> None:
+    """The hosts and resolv.conf of a running container whose networks have changed. Blocking."""
+    _write_resolv_conf(world, container)
     gateway = next((e.gateway for e in container.endpoints if e.gateway), "")
     if not gateway:  # what was "host-gateway" at its start would be nothing now
         entries = tuple(e for e in container.config.extra_hosts if not e.endswith(":host-gateway"))

@@ -142,18 +142,25 @@ class NetworkChanges:
                 await world.job(world.ledger.put_container, container)
         networks.tell_of(world, network, "disconnect", container=container.id)
 
-    async def _enter(self, container: Container, *, ipv6: bool = False) -> int:
-        """An rtnetlink socket in the container's network namespace."""
-        reply = await self._world.supervisor.call(
-            {"op": "netns-enter", "path": netns_of(self._world, container), "ipv6": ipv6}
-        )
+    async def _enter(self, container: Container, network: Network | None = None) -> int:
+        """An rtnetlink socket in the container's network namespace; for the first network where containers
+        have names also a resolver."""
+        world = self._world
+        request: dict[str, object] = {"op": "netns-enter", "path": netns_of(world, container)}
+        if network is not None:
+            request["ipv6"] = network.asked.ipv6
+            resolver = network.name not in PREDEFINED and not world.names.has(container.id)
+            request["dns"] = resolver and networks.dns_token(container.id) not in world.supervisor.held
+        reply = await world.supervisor.call(request)
+        if len(reply.fds) > 1:
+            await networks.hold_resolver(world, container.id, reply.fds[1:])
         return reply.fds[0]
 
     async def _plug(
         self, slot: Slot, network: Network, future: tuple[Attachment, ...], attachment: Attachment
     ) -> None:
         world, container = self._world, slot.container
-        netlink = await self._enter(container, ipv6=network.asked.ipv6)
+        netlink = await self._enter(container, network)
         try:
             changed = await world.job(_plug, world, container, network, future, attachment, netlink)
         finally:
@@ -181,7 +188,7 @@ class NetworkChanges:
                 plans = await world.job(networks.plans, world.ledger, container_id)
                 await world.job(world.network.route, plans, netlink)
                 slot.container.endpoints = tuple(networks.endpoint(world, plan) for plan in plans)
-                await world.job(launch.rewrite_hosts, world, slot.container)
+                await world.job(launch.rewrite_etc, world, slot.container)
             finally:
                 os.close(netlink)
 
@@ -337,7 +344,8 @@ def _plug(
             journal.done(operation)
         raise
     journal.point("connect: done")
-    launch.rewrite_hosts(world, after)
+    networks.tell_names(world, after)
+    launch.rewrite_etc(world, after)
     return after
 
 
@@ -371,7 +379,8 @@ def _unplug(
         world.ledger.put_container(after)
         journal.done(operation)
     journal.point("disconnect: done")
-    launch.rewrite_hosts(world, after)
+    networks.tell_names(world, after)
+    launch.rewrite_etc(world, after)
     return after
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -54,6 +54,10 @@ class NetworkTable:
     def discard(self, network_id: str) -> None:
         """One whose row is gone."""
         self._networks.pop(network_id, None)
+
+    def by_id(self) -> dict[str, Network]:
+        """All of them by their ids."""
+        return dict(self._networks)
 
     def named(self, name: str) -> Network | None:
         """The network of that name."""
@@ -120,3 +124,8 @@ def attachments(container: Container) -> tuple[Attachment, ...]:
 def wired(container: Container) -> tuple[Attachment, ...]:
     """Those that need an interface."""
     return tuple(a for a in attachments(container) if a.network not in ("none", "host"))
+
+
+def has_names(network_names: Iterable[str]) -> bool:
+    """Do containers in these networks know one another by name? Only in users' networks."""
+    return any(name not in PREDEFINED for name in network_names)

@@ -18,13 +18,33 @@ from nagaya.engine import files, names
 from nagaya.engine.launch import joined_container
 from nagaya.engine.ledger import Ledger
 from nagaya.engine.model import Attachment, Container, Endpoint, Network, PortBinding
-from nagaya.engine.nettable import PREDEFINED, attachments, key_of, wired
+from nagaya.engine.nettable import PREDEFINED, attachments, has_names, key_of, wired
 from nagaya.engine.world import World
 from nagaya.errors import InvalidArgument, KernelError, NagayaError
 from nagaya.linux.mounts import MNT_DETACH, umount2
 from nagaya.network.local import Wanted
 from nagaya.network.model import DEFAULT, EndpointPlan, PublishedPort, Subnet
 from nagaya.network.service import close_all
+
+
+def dns_token(container_id: str) -> str:
+    """The keeper's token for the sockets of a container's resolver, which its child serves."""
+    return f"dns-{container_id}"
+
+
+async def hold_resolver(world: World, container_id: str, fds: Sequence[int]) -> None:
+    """Give the sockets to the keeper; ours are closed."""
+    try:
+        await world.supervisor.hold(dns_token(container_id), fds)
+    finally:
+        close_all(fds)
+
+
+def tell_names(world: World, container: Container) -> None:
+    """Let the resolver know the container as it is now. Blocking."""
+    if world.names.has(container.id) or has_names(e.network for e in container.endpoints):
+        servers = container.config.dns or world.settings.dns
+        world.names.put(container, world.nets.by_id(), servers)
 
 
 def hold_token(container_id: str) -> str:
@@ -253,6 +273,7 @@ def take_down(world: World, container_id: str) -> None:
     for made in plans(world.ledger, container_id):
         world.network.unpublish(made)
         world.network.disconnect(made)
+    world.names.drop(container_id)
     unpin(world.settings.netns(container_id))
     with world.ledger.write() as db:
         db.execute("DELETE FROM endpoints WHERE container=?", (container_id,))

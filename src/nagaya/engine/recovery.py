@@ -76,6 +76,7 @@ async def recover(world: World, containers: Containers, changes: NetworkChanges)
     alive |= world.pods.living()
     await world.job(_settle_network, world, alive - {slot.container.id for slot, _ in ended})
     await changes.heal(changed)
+    await world.job(_tell_names, world, alive)
     for slot, exit in ended:
         await containers.exits.container_exited(slot, exit, may_restart=False)
     # after the exits: what they cleaned up is no leftover
@@ -87,8 +88,8 @@ async def recover(world: World, containers: Containers, changes: NetworkChanges)
         if token not in slots and entry.exit is not None:
             await world.supervisor.release(token)  # an exec session of the former daemon
     for token in list(world.supervisor.held):
-        owner = token.removeprefix("ports-")
-        if token.startswith("ports-") and owner not in running:
+        kind, _, owner = token.partition("-")
+        if kind in ("ports", "dns") and owner not in running:
             await world.supervisor.unhold(token)
     await world.job(_put_all, world)
 
@@ -198,6 +199,13 @@ def _settle_network(world: World, alive: set[str]) -> None:
         log.warning("endpoint %s of a running container is gone", endpoint_id[:12])
     for owner in owners - alive:
         networks.take_down(world, owner)
+
+
+def _tell_names(world: World, alive: set[str]) -> None:
+    for slot in world.roster:
+        if slot.container.id in alive:
+            networks.tell_names(world, slot.container)
+    world.names.sweep()
 
 
 async def _sweep(world: World, running: set[str]) -> None:

@@ -38,7 +38,7 @@ from nagaya.engine.nettable import wired
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
 from nagaya.errors import NagayaError
-from nagaya.network.model import EndpointPlan
+from nagaya.network.model import DEFAULT, EndpointPlan
 
 log = logging.getLogger(__name__)
 
@@ -142,12 +142,16 @@ class Starts:
         request: dict[str, Any] = {"op": "netns", "pin": world.settings.netns(container.id)}
         if any(plan.address6 for plan in plans):
             request["ipv6"] = True
+        if any(plan.network != DEFAULT for plan in plans):
+            request["dns"] = True
         reply = await world.supervisor.call(request)
         steps.append(_step("builder", "pin network namespace", world.settings.netns(container.id), mark))
         world.journal.point("start: pinned")
         prepared, container.endpoints, more = await world.job(
             _wire, world, container, peers, plans, reply.fds[0]
         )
+        if len(reply.fds) > 1:
+            await networks.hold_resolver(world, container.id, reply.fds[1:])
         steps += more
         return prepared
 
@@ -202,6 +206,7 @@ def _wire(
     steps = [_step("network", "connect endpoint", f"{way_out.host_interface} {way_out.address}", mark)]
     mark = time.monotonic_ns()
     inside = msgspec.structs.replace(container, endpoints=endpoints)
+    networks.tell_names(world, inside)
     prepared = launch.prepare(world, inside, peers, world.settings.netns(container.id), way_out.gateway)
     world.journal.point("start: composed")
     steps.append(_step("engine", "compose config.json", f"{len(prepared.spec['mounts'])} mounts", mark))

@@ -14,6 +14,7 @@ from nagaya.engine.events import Bus
 from nagaya.engine.history import History
 from nagaya.engine.journal import Journal
 from nagaya.engine.ledger import Ledger
+from nagaya.engine.namefiles import NameFiles
 from nagaya.engine.nettable import NetworkTable
 from nagaya.engine.pods_table import PodTable
 from nagaya.engine.roster import Roster
@@ -52,6 +53,7 @@ class World:
         self.images = images
         self.network = network
         self.nets = NetworkTable()
+        self.names = NameFiles(settings.run)
         self.supervisor = supervisor
         self.bus = Bus(History(f"{settings.root}/events.jsonl"))
         self.roster = Roster()

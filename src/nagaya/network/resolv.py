@@ -19,6 +19,8 @@ SYSTEMD_RESOLV_CONF = "/run/systemd/resolve/resolv.conf"
 _SYSTEMD_STUB = "127.0.0.53"
 _PUBLIC = ("8.8.8.8", "8.8.4.4")  # what dockerd falls back to
 
+EMBEDDED = "127.0.0.11"  # our resolver, in networks where containers have names
+
 _OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._-]{0,127}")
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?")
@@ -102,8 +104,11 @@ def resolv_conf(
     lines = [f"nameserver {address}" for address in nameservers]
     if domains:
         lines.append(f"search {' '.join(domains)}")
-    if tuple(options) or theirs.options:
-        lines.append(f"options {' '.join(tuple(options) or theirs.options)}")
+    chosen = tuple(options) or theirs.options
+    if EMBEDDED in nameservers and not any(option.startswith("ndots:") for option in chosen):
+        chosen = (*chosen, "ndots:0")  # as dockerd: a bare name is a neighbour's before it is anything else
+    if chosen:
+        lines.append(f"options {' '.join(chosen)}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -145,8 +150,10 @@ def hosts(
     domainname: str = "",
     extra: Sequence[str] = (),
     gateway: str = "",
+    links: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """A container's /etc/hosts: localhost, the user's --add-host, and its own addresses under its name.
+    """A container's /etc/hosts: localhost, the user's --add-host, its links ((address, names) each), and its
+    own addresses under its name.
 
     Raises InvalidArgument.
     """
@@ -154,6 +161,7 @@ def hosts(
     for text in extra:
         name, address = parse_extra_host(text, gateway)
         lines.append(f"{address}\t{name}\n")
+    lines += [f"{address}\t{names}\n" for address, names in links]
     if hostname:
         check_hostname(hostname)
         names = hostname

@@ -31,6 +31,7 @@ from nagaya.supervisor.builders import Builders
 from nagaya.supervisor.children import IoProcess
 from nagaya.supervisor.entries import Entry, Slots, check_entry, is_pidfd, make_stdio, outputs
 from nagaya.supervisor.format import RECORDS
+from nagaya.supervisor.helper import Helper
 from nagaya.supervisor.link import Link
 from nagaya.wire.messages import FROM_IO, STDIO, TO_DAEMON, TO_KEEPER, VERSION, check, message
 
@@ -57,6 +58,7 @@ class Keeper:
         nofile: tuple[int, int],
         log_root: str = "",
         renew: Callable[[], None] | None = None,
+        run: str = "",
     ) -> None:
         self._listener = listener
         self._log_root = log_root
@@ -80,6 +82,7 @@ class Keeper:
         self._quit = False
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._io = IoProcess(self)
+        self._helper = Helper(self, run, self._held)
 
     # the loop
 
@@ -340,10 +343,12 @@ class Keeper:
 
     def _do_hold(self, link: Link, request: Message, fds: list[int]) -> None:
         self._held.setdefault(request["token"], []).extend(fds)
+        self._helper.hold(request["token"], fds)
         fds.clear()
 
     def _do_unhold(self, link: Link, request: Message, fds: list[int]) -> None:
         seqpacket.close_all(self._held.pop(request["token"], []))
+        self._helper.unhold(request["token"])
 
     def _do_watch(self, link: Link, request: Message, fds: list[int]) -> None:
         if len(fds) != 1 or not is_pidfd(fds[0]) or request["pid"] <= 0:
@@ -486,6 +491,8 @@ class Keeper:
                 self._exited(entry, status, now)
             elif pid == self._io.pid:
                 self._io.died()
+            elif pid == self._helper.pid:
+                self._helper.died()
             elif self._builders.busy or self._adopting or self._newborn:
                 self._early[pid] = (status, now)
 

@@ -121,7 +121,7 @@ def serve(run: str, operations: Mapping[str, Operation], log_root: str = "") -> 
     gc.collect()
     gc.freeze()
     try:
-        Keeper(listener, operations, nofile, log_root, renew).serve()
+        Keeper(listener, operations, nofile, log_root, renew, run).serve()
     finally:
         for name in (path, f"{run}/{PIDFILE}"):
             try:

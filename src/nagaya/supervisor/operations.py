@@ -8,7 +8,17 @@ operation are in its function's docstring.
 from __future__ import annotations
 
 import os
-from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from _socket import (
+    AF_INET,
+    AF_NETLINK,
+    SO_REUSEADDR,
+    SOCK_CLOEXEC,
+    SOCK_DGRAM,
+    SOCK_RAW,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
 
 from nagaya.errors import AlreadyExists, InvalidArgument, KernelError
 from nagaya.linux import mounts, namespaces
@@ -180,7 +190,8 @@ def _state(request: Request, job: Job) -> dict[str, Any]:
 
 def _netns(request: Request, job: Job) -> dict[str, Any]:
     """pin: make a network namespace with lo up, pin it there by a bind mount, and send an rtnetlink
-    socket opened inside with the reply (network_namespaces(7)). ipv6: interfaces will have IPv6."""
+    socket opened inside with the reply (network_namespaces(7)). ipv6: interfaces will have IPv6. dns: the
+    sockets of its resolver come along (UDP, TCP)."""
     (pin,) = _need(request, "pin")
     os.makedirs(os.path.dirname(pin), 0o711, exist_ok=True)
     try:
@@ -194,6 +205,8 @@ def _netns(request: Request, job: Job) -> dict[str, Any]:
         pods.raise_loopback()
         mounts.mount("/proc/self/ns/net", pin, None, mounts.MS_BIND)
         job.reply_fds.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE).detach())
+        if request.get("dns"):
+            job.reply_fds += _resolver_sockets()
     except BaseException:
         os.unlink(pin)
         raise
@@ -215,9 +228,22 @@ def _ipv6_of_interfaces_to_come(on: bool) -> None:
             pass  # a kernel without IPv6
 
 
+def _resolver_sockets() -> list[int]:
+    """127.0.0.11:53 by UDP and TCP, in this network namespace."""
+    made = []
+    for kind in (SOCK_DGRAM, SOCK_STREAM):
+        sock = socket(AF_INET, kind | SOCK_CLOEXEC, 0)
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.11", 53))
+        if kind == SOCK_STREAM:
+            sock.listen(16)
+        made.append(sock.detach())
+    return made
+
+
 def _netns_enter(request: Request, job: Job) -> dict[str, Any]:
-    """path: send an rtnetlink socket opened in that network namespace with the reply. ipv6: interfaces
-    to come will have IPv6."""
+    """path: send an rtnetlink socket opened in that network namespace with the reply. ipv6, dns: as for
+    netns."""
     (path,) = _need(request, "path")
     own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -226,6 +252,8 @@ def _netns_enter(request: Request, job: Job) -> dict[str, Any]:
         if request.get("ipv6"):
             _ipv6_of_interfaces_to_come(True)
         job.reply_fds.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE).detach())
+        if request.get("dns"):
+            job.reply_fds += _resolver_sockets()
     finally:
         namespaces.setns(own, namespaces.CLONE_NEWNET)
         os.close(there)

@@ -28,14 +28,14 @@ from nagaya.api.docker.types.structs import (
     LogConfigBody,
     NetworkingConfigBody,
 )
-from nagaya.engine import signals
+from nagaya.engine import links, signals
 from nagaya.engine.model import Attachment, ContainerConfig, CreateRequest, ExecConfig, HealthCheck, LogConfig
 from nagaya.errors import InvalidArgument
 
 DEFAULT_SHM_SIZE = 64 << 20
 _NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]*[a-zA-Z0-9_])?")
-_UNSUPPORTED_HOST = ("Links", "Cgroup")
+_UNSUPPORTED_HOST = ("Cgroup",)
 
 
 def container_name(name: str) -> str:
@@ -90,6 +90,8 @@ def container_config(body: CreateBody, online_cpus: int) -> ContainerConfig:
         publish_all=bool(host.PublishAllPorts),
         network_mode=network_mode,
         networks=_networks(body, network_mode),
+        # of a user's network they are the endpoint's; the client sends them twice
+        links=_links(host) if network_mode in ("default", "bridge") else (),
         resources=resources(host, online_cpus),
         restart=restart,
         auto_remove=bool(host.AutoRemove),
@@ -298,6 +300,12 @@ def _networks(body: CreateBody, mode: str) -> tuple[Attachment, ...]:
     where = "NetworkingConfig.EndpointsConfig"
     wishes = tuple(attachment(name, found[name], f"{where}.{name}.") for name in order)
     return () if wishes == (Attachment(own),) else wishes
+
+
+def _links(host: HostConfigBody) -> tuple[str, ...]:
+    for text in host.Links or ():
+        links.parse(text)
+    return tuple(host.Links or ())
 
 
 def _check_network(body: CreateBody, host: HostConfigBody, mode: str, exposed: bool, published: bool) -> None:

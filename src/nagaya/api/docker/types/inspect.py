@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from nagaya.api.docker.types.times import rfc3339_nano
+from nagaya.engine import links
 from nagaya.engine.model import (
     Attachment,
     Container,
@@ -52,7 +53,7 @@ def inspect(container: Container, root: str, run: str = "", exec_ids: Iterable[s
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": list(exec_ids) or None,
-        "HostConfig": host_config(container.config),
+        "HostConfig": host_config(container.config, container.name),
         "GraphDriver": {"Data": None, "Name": DRIVER},
         "Mounts": mount_points(container, root),
         "Config": config(container),
@@ -127,8 +128,8 @@ def config(container: Container) -> Json:
     return shown
 
 
-def host_config(wish: ContainerConfig) -> Json:
-    """The HostConfig object, all keys."""
+def host_config(wish: ContainerConfig, name: str = "") -> Json:
+    """The HostConfig object, all keys. name: the container's."""
     limits = wish.resources
     shown: Json = {
         "Binds": _binds(wish.mounts) or None,
@@ -154,7 +155,7 @@ def host_config(wish: ContainerConfig) -> Json:
         "GroupAdd": list(wish.group_add) or None,
         "IpcMode": wish.ipc_mode or "private",
         "Cgroup": "",
-        "Links": None,
+        "Links": [f"/{target}:/{name}/{alias}" for target, alias in map(links.parse, wish.links)] or None,
         "OomScoreAdj": wish.oom_score_adj,
         "PidMode": wish.pid_mode,
         "Privileged": wish.privileged,

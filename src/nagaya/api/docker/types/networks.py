@@ -7,6 +7,7 @@ import ipaddress
 import msgspec
 
 from nagaya.api.docker.types.structs import EndpointBody, Strings
+from nagaya.engine import links
 from nagaya.engine.model import Attachment, NetworkCreation
 from nagaya.errors import InvalidArgument, PermissionDenied
 from nagaya.linux.netlink import mac_bytes
@@ -106,7 +107,7 @@ def attachment(network: str, body: EndpointBody, where: str) -> Attachment:
         address6=_address(ipam.IPv6Address if ipam else None, 6),
         mac=_mac(body.MacAddress),
         aliases=_names(body.Aliases),
-        links=_names(body.Links),
+        links=_links(body.Links),
         gateway_priority=body.GwPriority or 0,
         driver_options=body.DriverOpts or {},
     )
@@ -134,6 +135,12 @@ def _mac(text: str | None) -> str:
     if raw[0] & 1 or not any(raw):
         raise InvalidArgument(f"invalid MAC address: {text}", subject="MacAddress")
     return ":".join(f"{byte:02x}" for byte in raw)
+
+
+def _links(texts: Strings) -> tuple[str, ...]:
+    for text in texts or ():
+        links.parse(text)
+    return tuple(texts or ())
 
 
 def _names(names: Strings) -> tuple[str, ...]:

@@ -1,0 +1,164 @@
+"""The keeper's child that serves sockets of containers' networks: the resolver. It is started when the first
+container needs it, again when it dies, and goes on while the daemon is away.
+
+What the keeper holds under a token "dns-CONTAINER" is its own; it reads the names from RUN/dns. It is nobody
+(uid and gid 65534, no capabilities, no new privileges): it parses what hostile containers send.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import os
+import sys
+import time
+from _socket import socket
+from select import EPOLLIN, EPOLLOUT, epoll
+
+from nagaya.linux import json, process, seqpacket
+from nagaya.network.dnszone import Zones
+from nagaya.supervisor.builder import close_others
+from nagaya.supervisor.link import Link
+from nagaya.supervisor.resolver import Resolver
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from nagaya.supervisor.keeper import Keeper
+
+PREFIX = "dns-"
+_NOBODY = 65534
+_SETTLED = 1.0  # seconds of life after which a death is not counted as a crash loop
+_MOST_DELAY = 1.0
+
+
+class Helper:
+    """The child as the keeper sees it."""
+
+    def __init__(self, keeper: Keeper, run: str, held: Mapping[str, list[int]]) -> None:
+        self.pid = 0
+        self._keeper = keeper
+        self._directory = f"{run}/dns"
+        self._held = held
+        self._link: Link | None = None
+        self._started = 0.0
+        self._quick_deaths = 0
+        self._restarting = False
+
+    def hold(self, token: str, fds: Sequence[int]) -> None:
+        """The keeper holds these now."""
+        if not token.startswith(PREFIX):
+            return
+        if self._link is not None:
+            self._link.send(json.dumps({"kind": "add", "token": token}).encode(), fds)
+        elif not self._restarting:
+            self._start()
+
+    def unhold(self, token: str) -> None:
+        """The keeper lets them go."""
+        if token.startswith(PREFIX) and self._link is not None:
+            self._link.send(json.dumps({"kind": "remove", "token": token}).encode())
+
+    def _start(self) -> None:
+        self._restarting = False
+        mine = {token: fds for token, fds in self._held.items() if token.startswith(PREFIX)}
+        if self.pid or not mine:
+            return
+        ours, theirs = seqpacket.pair()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            self._restarting = True
+            self._keeper.later(_MOST_DELAY, self._start)
+            return
+        if not pid:
+            self._become(theirs.detach(), mine)
+        theirs.close()
+        self.pid = pid
+        self._started = time.monotonic()
+        self._link = Link(ours, self._keeper.arm)
+        self._keeper.listen_to(self._link.fd, self._ready)
+
+    def _become(self, fd: int, mine: dict[str, list[int]]) -> None:
+        """In the child; never returns."""
+        status = 70
+        try:
+            work(fd, mine, self._directory)
+            status = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())  # the keeper's stderr is a file for this
+        finally:
+            os._exit(status)
+
+    def _ready(self, events: int) -> None:
+        link = self._link
+        if link is None:
+            return
+        if events & EPOLLOUT:
+            link.flush()
+        if events & ~EPOLLOUT:  # it says nothing: it has died, SIGCHLD follows
+            self._keeper.ignore(link.fd)
+
+    def died(self) -> None:
+        """It was reaped: start another."""
+        link, self._link, self.pid = self._link, None, 0
+        if link is not None:
+            self._keeper.ignore(link.fd)
+            link.close()
+        lived = time.monotonic() - self._started
+        self._quick_deaths = self._quick_deaths + 1 if lived < _SETTLED else 0
+        if self._quick_deaths < 3:
+            self._start()
+        else:
+            self._restarting = True
+            self._keeper.later(min(_MOST_DELAY, 0.01 * 2**self._quick_deaths), self._start)
+
+
+def work(fd: int, mine: dict[str, list[int]], directory: str) -> None:
+    """Be the child: a fresh fork of the keeper that has the descriptors by their numbers."""
+    close_others({fd, *(one for fds in mine.values() for one in fds)})
+    process.set_name("nagaya-net")
+    process.prctl(process.PR_SET_CHILD_SUBREAPER, 0)
+    _signal.set_wakeup_fd(-1)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)  # it ends with its keeper, not before
+    os.makedirs(directory, 0o710, exist_ok=True)
+    os.chown(directory, 0, _NOBODY)
+    zones = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
+    process.prctl(process.PR_SET_PDEATHSIG, 9)  # a change of user forgets it
+    keeper = socket(-1, -1, -1, fileno=fd)
+    poll = epoll()
+    poll.register(fd, EPOLLIN)
+    resolver = Resolver(poll, Zones(zones))
+    for token, fds in mine.items():
+        resolver.add(token, fds)
+    while True:
+        for ready, events in poll.poll(resolver.timeout()):
+            if ready == fd:
+                packet = seqpacket.receive(keeper)
+                if packet is None:
+                    continue
+                if not packet.data:
+                    return  # the keeper has gone, or is another program now
+                said = json.loads(packet.data)
+                if said["kind"] == "add":
+                    resolver.add(said["token"], packet.fds)
+                else:
+                    resolver.remove(said["token"])
+            else:
+                _guarded(resolver.handles, ready, events)
+        _guarded(resolver.expire)
+
+
+def _guarded(action: Callable[..., object], *arguments: int) -> None:
+    """A defect in one question must not take all others' answers with it."""
+    try:
+        action(*arguments)
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
