@@ -9,6 +9,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -195,6 +197,7 @@ def test_cve_2019_16884_something_else_over_proc_is_refused(box: Bundle, victim:
 
 @pytest.mark.parametrize("name", ["proc", "sys"])
 def test_cve_2019_19921_proc_at_a_symbolic_link_is_refused(box: Bundle, name: str) -> None:
+    """Also CVE-2023-27561 and CVE-2023-28642, where it was accepted again."""
     (box.rootfs / name).rmdir()
     (box.rootfs / name).symlink_to("tmp")
     done = box.run("true")
@@ -234,8 +237,91 @@ def test_cve_2025_52565_a_terminal_is_a_terminal(box: Bundle, victim: Path, kind
     assert box.leaks() == []
 
 
+def test_cve_2019_19921_proc_is_exchanged_meanwhile(
+    box: Bundle, victim: Path, swap: Callable[[Path, Path], None]
+) -> None:
+    """Also CVE-2023-27561 and CVE-2023-28642: a container that shares the root exchanges /proc and a link."""
+    (box.rootfs / "link").symlink_to(victim)
+    swap(box.rootfs / "proc", box.rootfs / "link")
+    codes = []
+    for number in range(15):
+        box.id = f"{box.tag}-{number}"
+        done = box.run("stat", "-f", "-c", "%t", "/proc")
+        # where it runs, what is masked and written lies on a procfs
+        assert done.returncode != 0 or done.stdout in ("9fa0\n", "1021994\n"), done
+        codes.append(done.returncode)
+        assert mounted(box.base, victim) == []
+    assert set(codes) <= {0, 1}
+
+
+def test_cve_2025_31133_the_null_device_is_exchanged_meanwhile(
+    box: Bundle, victim: Path, swap: Callable[[Path, Path], None]
+) -> None:
+    """Also CVE-2025-62161: another container has the same /dev, and exchanges what covers masked files."""
+    shared = box.base / "shared-dev"
+    shared.mkdir()
+    os.mknod(shared / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    (shared / "evil").symlink_to("/proc/version")
+    box.spec["mounts"] = [m for m in box.spec["mounts"] if not m["destination"].startswith("/dev")]
+    box.spec["mounts"].append(
+        {"destination": "/dev", "type": "bind", "source": str(shared), "options": ["rbind", "rw"]}
+    )
+    box.spec["linux"]["maskedPaths"] = ["/proc/cpuinfo"]
+    swap(shared / "null", shared / "evil")
+    codes = []
+    for number in range(15):
+        box.id = f"{box.tag}-{number}"
+        done = box.run("cat", "/proc/cpuinfo")
+        assert (done.returncode, done.stdout) == (0, "") or done.returncode == 1, done
+        codes.append(done.returncode)
+    assert set(codes) <= {0, 1}
+
+
+def test_cve_2025_52565_the_console_is_exchanged_meanwhile(
+    box: Bundle, victim: Path, swap: Callable[[Path, Path], None]
+) -> None:
+    """/dev/console of a shared /dev: file and link change places while a terminal is mounted there."""
+    shared = box.base / "shared-dev"
+    (shared / "pts").mkdir(parents=True)
+    (shared / "console").touch()
+    (shared / "evil").symlink_to("../../../../../../.." + str(victim / "ptmx"))
+    pts = next(m for m in box.spec["mounts"] if m["destination"] == "/dev/pts")
+    box.spec["mounts"] = [m for m in box.spec["mounts"] if not m["destination"].startswith("/dev")]
+    bind = {"destination": "/dev", "type": "bind", "source": str(shared), "options": ["rbind", "rw"]}
+    box.spec["mounts"] += [bind, pts]
+    box.spec["process"]["terminal"] = True
+    box.spec["process"]["args"] = ["sleep", "1000"]
+    box.save()
+    swap(shared / "console", shared / "evil")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(box.base / "socket"))
+        listener.listen(32)
+        for number in range(15):
+            box.id = f"{box.tag}-{number}"
+            create = (
+                "create",
+                "--bundle",
+                str(box.path),
+                "--console-socket",
+                str(box.base / "socket"),
+                box.id,
+            )
+            if box.call(*create).returncode == 0:
+                listener.accept()[0].close()
+                pid = box.state()["pid"]
+                seen = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+                # the terminal is mounted inside the root, or nowhere
+                assert [line for line in seen if "nagt-victim" in line.split()[4].rpartition("/")[0]] in (
+                    [],
+                    [line for line in seen if str(box.base) in line],
+                )
+            assert mounted(victim) == []
+            box.call("delete", "--force", box.id)
+
+
 def test_cve_2025_52881_sysctls_are_written_to_a_procfs_of_our_own(box: Bundle, victim: Path) -> None:
-    """A hook mounts the host's file over the container's /proc/sys; the write must not land there."""
+    """A hook mounts the host's file over the container's /proc/sys; the write must not land there. Labels go
+    the same way (CVE-2025-62596)."""
     target = Path(tempfile.mkdtemp(prefix="nagt-sys-"))
     (target / "file").write_text("untouched")
     place = f"{box.rootfs}/proc/sys/net/ipv4/ip_forward"
@@ -254,6 +340,7 @@ def test_cve_2025_52881_sysctls_are_written_to_a_procfs_of_our_own(box: Bundle, 
 
 @pytest.mark.parametrize("absolute", [True, False])
 def test_cve_2026_41579_dev_is_a_symbolic_link(box: Bundle, victim: Path, absolute: bool) -> None:
+    """Also crun's CVE-2026-47766."""
     (box.rootfs / "dev").rmdir()
     up = "../" * 12
     (box.rootfs / "dev").symlink_to(victim if absolute else f"{up}{str(victim).lstrip('/')}")
@@ -295,6 +382,45 @@ def test_cve_2021_30465_a_mount_target_is_exchanged_meanwhile(
     volume.rmdir()
 
 
+def test_cve_2019_18837_the_target_itself_is_a_link(box: Bundle, victim: Path) -> None:
+    for name, target in (("dir", victim), ("file", victim / "ptmx")):
+        (box.rootfs / name).symlink_to(target)
+    box.spec["mounts"] += [
+        {"destination": "/dir", "type": "tmpfs", "source": "tmpfs"},
+        {"destination": "/file", "type": "bind", "source": "/bin/busybox", "options": ["bind"]},
+    ]
+    box.run("true")
+    assert mounted(victim) == []
+
+
+def test_cve_2025_24965_a_file_is_made_below_a_link(box: Bundle, victim: Path) -> None:
+    """What the runtime makes in a root: the targets of mounts, their parents, links and nodes of /dev."""
+    shutil.rmtree(box.rootfs / "etc")
+    (box.rootfs / "etc").symlink_to(victim)
+    (box.rootfs / "run").symlink_to("../../../../../../.." + str(victim))
+    for destination in ("/etc/resolv.conf", "/etc/deep/hosts", "/run/secrets/one"):
+        box.spec["mounts"].append(
+            {"destination": destination, "type": "bind", "source": "/bin/busybox", "options": ["bind", "ro"]}
+        )
+    box.spec["linux"]["devices"] = [{"path": "/etc/node", "type": "c", "major": 1, "minor": 3}]
+    assert box.run("true").returncode in (0, 1)
+
+
+def test_cve_2025_54867_the_root_is_a_link(
+    box: Bundle, victim: Path, swap: Callable[[Path, Path], None]
+) -> None:
+    """It is opened once: of a link that changes meanwhile, one end is the root, and mounted upon."""
+    (box.path / "link").symlink_to(box.rootfs)
+    (box.path / "other").symlink_to(victim / "ptmx")
+    box.spec["root"]["path"] = "link"
+    assert "bin" in box.shell("ls /").split()
+    swap(box.path / "link", box.path / "other")
+    for number in range(10):
+        box.id = f"{box.tag}-{number}"
+        assert box.run("true").returncode in (0, 1)
+        assert mounted(box.base, victim) == []
+
+
 def test_cve_2024_45310_a_working_directory_is_made_inside(box: Bundle, victim: Path) -> None:
     (box.rootfs / "out").symlink_to(victim)
     box.spec["process"]["cwd"] = "/out/made"
@@ -305,6 +431,7 @@ def test_cve_2024_45310_a_working_directory_is_made_inside(box: Bundle, victim: 
 
 
 def test_cve_2022_29162_inheritable_capabilities_are_empty(box: Bundle) -> None:
+    """Also CVE-2022-27650 (crun), CVE-2022-24769 (moby), CVE-2022-27652 (CRI-O), CVE-2025-27612 (youki)."""
     caps = ["CAP_CHOWN", "CAP_NET_RAW"]
     box.spec["process"]["capabilities"] = dict.fromkeys(
         ("bounding", "effective", "permitted", "inheritable"), caps
@@ -314,6 +441,51 @@ def test_cve_2022_29162_inheritable_capabilities_are_empty(box: Bundle) -> None:
     box.start()
     for options in ([], ["--cap", "CAP_KILL"]):
         assert re.search(r"CapInh:\t0{16}", box.ok("exec", *options, box.id, "cat", "/proc/self/status"))
+
+
+@pytest.mark.parametrize("kind", ["uidMappings", "gidMappings"])
+def test_cve_2021_43784_a_mapping_is_three_numbers(box: Bundle, kind: str) -> None:
+    """No text of a mapping becomes another mapping, however long they are together."""
+    box.spec["linux"]["namespaces"].append({"type": "user"})
+    good = [{"containerID": 0, "hostID": 231000, "size": 65536}]
+    evil: list[object] = [
+        {"containerID": "0 0 4294967295\n1", "hostID": 231000, "size": 1},
+        {"containerID": 0, "hostID": 0x1_0000_0000, "size": 1},
+        {"containerID": -1, "hostID": 231000, "size": 1},
+        {"containerID": 0, "hostID": 231000, "size": True},
+    ]
+    for entries in (
+        *([entry] for entry in evil),
+        [good[0] | {"containerID": n, "size": 1} for n in range(5000)],
+    ):
+        box.spec["linux"] |= {"uidMappings": good, "gidMappings": good, kind: entries}
+        done = box.run("true")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done
+        assert box.leaks() == []
+
+
+def test_cve_2023_25809_a_users_cgroups_are_read_only_in_his_container(box: Bundle) -> None:
+    """He owns them on the host; his container has the host's /sys, as `spec --rootless` writes it."""
+    from nagaya.oci.runtime import example
+
+    user = 54322
+    owned = [h / box.tag for h in Path("/sys/fs/cgroup").iterdir() if (h / "cgroup.procs").exists()]
+    if not owned:
+        pytest.skip("cgroup v1 is not mounted")
+    box.spec = example(rootless_ids=(user, user))
+    box.spec["process"]["terminal"] = False
+    box.base.chmod(0o755)
+    for path in owned:
+        path.mkdir()
+        os.chown(path, user, user)
+    try:
+        script = f"for c in /sys/fs/cgroup/*/{box.tag}; do mkdir $c/below; done 2>&1; true"
+        lines = box.shell(script).splitlines()
+        assert sum("Read-only file system" in line for line in lines) == len(owned), lines
+        assert not any((path / "below").exists() for path in owned)
+    finally:
+        for path in owned:
+            path.rmdir()
 
 
 NO_IDS = ["root", "0x0", "-1", "+0", "4294967296", "2147483648", "0:", ":0", "1:root", " 0", "0 ", "1:-1"]
@@ -377,6 +549,32 @@ def test_cve_2021_41103_state_is_roots_alone(box: Bundle) -> None:
     for path in (box.state_root / box.id).rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
     assert (box.state_root / box.id).stat().st_mode & 0o7777 == 0o700
+
+
+def test_cve_2025_23266_hooks_have_an_environment_of_their_own(box: Bundle, tmp_path: Path) -> None:
+    """Also NVIDIA's CVE-2024-0132 and CVE-2025-23267: neither the image's environment nor the runtime's, and
+    no directory of the image, is where a hook of the host runs."""
+    box.spec["process"]["env"] += ["LD_PRELOAD=/evil.so", "PYTHONSTARTUP=/evil"]
+    kinds = ("prestart", "createRuntime", "poststart", "poststop")
+    box.spec["hooks"] = {
+        kind: [
+            {
+                "path": "/bin/sh",
+                "args": [
+                    "sh",
+                    "-c",
+                    f"tr '\\0' '\\n' </proc/self/environ >{tmp_path}/{kind}; pwd >>{tmp_path}/cwd",
+                ],
+                **({} if kind == "prestart" else {"env": ["ONE=two", "PATH=/usr/bin:/bin"]}),
+            }
+        ]
+        for kind in kinds
+    }
+    assert box.run("true", env={**os.environ, "LD_DEBUG_OUTPUT": "/tmp/x", "SECRET": "y"}).returncode == 0
+    for kind in kinds:
+        words = {line.partition("=")[0] for line in (tmp_path / kind).read_text().splitlines()}
+        assert words <= {"ONE", "PATH"}, kind
+    assert not any(str(box.rootfs) in line for line in (tmp_path / "cwd").read_text().splitlines())
 
 
 def test_cve_2019_14271_nothing_of_the_image_is_imported_or_run(box: Bundle) -> None:

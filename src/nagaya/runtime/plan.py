@@ -574,4 +574,7 @@ def _plan_mount(index: int, entry: dict[str, Any], plan: Plan, root: str) -> Mou
         )
     step.destination = destination
     step.inside = step.bind and step.source.startswith(root + "/")
+    if plan.userns and step.bind and destination == "/sys" and step.options.flags & m.MS_RDONLY:
+        # so are a user's own cgroups below it, as nothing is mounted over them (CVE-2023-25809)
+        step.options.rec_set |= m.MOUNT_ATTR_RDONLY
     return step

@@ -35,29 +35,33 @@ def root(context: Context, step: plan.Root) -> None:
     the directory itself, as a mount would be the host's."""
     overlay = step.overlay
     if not step.private:
-        context.rootfd = os.open(step.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        context.rootfd = _open_root(step.path)
         return
+    where = step.path if overlay is None else context.attach
+    # opened once: what the path leads to, links and all, is the root, and is what is mounted upon
+    spot = _open_root(where)
     if overlay is not None:
         tree = mount_overlay(overlay, alone=True)
-        where = context.attach
     else:
-        where = step.path
-        try:
-            tree = m.open_tree(m.AT_FDCWD, where, m.OPEN_TREE_CLONE | m.AT_RECURSIVE)
-        except KernelError as error:
-            if error.errno == errno.ENOENT:
-                raise InvalidArgument(
-                    f"rootfs {where!r} does not exist", subject="root.path", errno=2
-                ) from None
-            raise
-    if not paths.is_dir(tree):
-        raise InvalidArgument(f"rootfs {where!r} is not a directory", subject="root.path")
+        tree = m.open_tree(spot, "", m.OPEN_TREE_CLONE | m.AT_RECURSIVE | m.AT_EMPTY_PATH)
     if step.shared:
         _make_private(os.realpath(where))
-    m.move_mount(tree, m.AT_FDCWD, where)
+    m.move_mount(tree, spot)
+    os.close(spot)
     if step.shared:
         m.mount_setattr(tree, propagation=m.MS_SLAVE if step.slave else m.MS_PRIVATE)
     context.rootfd = tree
+
+
+def _open_root(path: str) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        reason = error.errno or 0
+    if reason not in (errno.ENOENT, errno.ENOTDIR):
+        raise KernelError(os.strerror(reason).lower(), subject=path, step=f"root: open {path}", errno=reason)
+    what = "does not exist" if reason == errno.ENOENT else "is not a directory"
+    raise InvalidArgument(f"rootfs {path!r} {what}", subject="root.path", errno=reason)
 
 
 def _make_private(path: str) -> None:
