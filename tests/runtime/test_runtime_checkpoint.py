@@ -104,11 +104,11 @@ def test_a_checkpoint_ends_and_deletes_the_container(our_box: Bundle, tmp_path: 
 def test_a_created_and_a_stopped_container_cannot_be_checkpointed(box: Bundle, tmp_path: Path) -> None:
     box.save()
     box.ok("create", "--bundle", str(box.path), box.id)
-    done = box.call("checkpoint", "--image-path", str(tmp_path), box.id)
+    done = box.call("checkpoint", "--image-path", str(tmp_path), box.id, cwd=tmp_path)
     assert done.returncode == 1 and "cannot be checkpointed in created state" in done.stderr
     box.ok("start", box.id)
     wait_until(lambda: box.status() == "stopped")
-    done = box.call("checkpoint", "--image-path", str(tmp_path), box.id)
+    done = box.call("checkpoint", "--image-path", str(tmp_path), box.id, cwd=tmp_path)
     assert done.returncode == 1 and "cannot be checkpointed in stopped state" in done.stderr
 
 

@@ -243,7 +243,7 @@ def _bad(field: str, message: str) -> InvalidArgument:
 
 def _action(name: Any, errno_ret: Any, field: str, errno_field: str) -> int:
     if not isinstance(name, str) or name not in ACTIONS:
-        raise _bad(field, f"unknown seccomp action {name!r}")
+        raise _bad(field, f"unknown seccomp action {name!r:.60}")
     action = ACTIONS[name]
     if action not in (RET_ERRNO, RET_TRACE):
         return action
@@ -251,7 +251,7 @@ def _action(name: Any, errno_ret: Any, field: str, errno_field: str) -> int:
         return action | _EPERM
     most = 4095 if action == RET_ERRNO else 0xFFFF
     if isinstance(errno_ret, bool) or not isinstance(errno_ret, int) or not 0 <= errno_ret <= most:
-        raise _bad(errno_field, f"must be a number from 0 to {most}, not {errno_ret!r}")
+        raise _bad(errno_field, f"must be a number from 0 to {most}, not {errno_ret!r:.60}")
     return action | errno_ret
 
 
@@ -259,7 +259,7 @@ def _word(value: Any, field: str) -> int:
     if value is None:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        raise _bad(field, f"must be an unsigned 64-bit number, not {value!r}")
+        raise _bad(field, f"must be an unsigned 64-bit number, not {value!r:.60}")
     return value
 
 
@@ -279,7 +279,7 @@ def _conditions(args: Any, field: str) -> list[tuple[Condition, ...]]:
             raise _bad(f"{where}.index", f"a system call has 6 arguments, there is no index {number}")
         operator = arg.get("op")
         if not isinstance(operator, str) or operator not in OPERATORS:
-            raise _bad(f"{where}.op", f"unknown seccomp operator {operator!r}")
+            raise _bad(f"{where}.op", f"unknown seccomp operator {operator!r:.60}")
         value = _word(arg.get("value"), f"{where}.value")
         conditions.append((number, operator, value, _word(arg.get("valueTwo"), f"{where}.valueTwo")))
     indices = [condition[0] for condition in conditions]
@@ -304,7 +304,7 @@ def _architectures(seccomp: dict[str, Any], native: str) -> list[str]:
         raise _bad("linux.seccomp.architectures", "must be a list")
     for index, name in enumerate(listed):
         if not isinstance(name, str) or name not in ARCHITECTURES:
-            raise _bad(f"linux.seccomp.architectures[{index}]", f"unknown architecture {name!r}")
+            raise _bad(f"linux.seccomp.architectures[{index}]", f"unknown architecture {name!r:.60}")
         ours = ARCHITECTURES[name]
         if ours and ours not in names:
             names.append(ours)
@@ -438,7 +438,7 @@ def _add_call(call: Any, field: str, default: int, rules: dict[str, _Rules]) -> 
     choices = _conditions(call.get("args"), f"{field}.args")
     for name in names:
         if not isinstance(name, str) or not name:
-            raise _bad(f"{field}.names", f"{name!r} is not the name of a system call")
+            raise _bad(f"{field}.names", f"{name!r:.60} is not the name of a system call")
         if action == RET_USER_NOTIF and name == "write":
             # the process could not hand over the listener any more
             raise _bad(f"{field}.action", "SCMP_ACT_NOTIFY cannot be used for the write syscall")
@@ -458,7 +458,7 @@ def flags(seccomp: dict[str, Any]) -> int:
     result = FLAG_SPEC_ALLOW if listed is None else 0
     for index, name in enumerate(listed or []):
         if name not in FLAGS:
-            raise _bad(f"linux.seccomp.flags[{index}]", f"unknown seccomp flag {name!r}")
+            raise _bad(f"linux.seccomp.flags[{index}]", f"unknown seccomp flag {name!r:.60}")
         result |= FLAGS[name]
     if any(call.get("action") == "SCMP_ACT_NOTIFY" for call in seccomp.get("syscalls") or []):
         result |= FLAG_NEW_LISTENER

@@ -25,7 +25,19 @@ _IPC_SYSCTLS = frozenset(
 
 
 def _bad(field: str, message: str) -> InvalidArgument:
-    return InvalidArgument(f"{field}: {message}", subject=field)
+    # one line, though keys and values may have more
+    text = "".join(c if c >= " " else f"\\x{ord(c):02x}" for c in f"{field}: {message}")
+    return InvalidArgument(text, subject=field)
+
+
+def _check_text(value: str, field: str) -> None:
+    """What the kernel can be given: no NUL, no half of a surrogate pair, as JSON may spell ("\\ud800")."""
+    if "\0" in value:
+        raise _bad(field, "must not contain a NUL character")
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise _bad(field, "must be text that UTF-8 can have") from None
 
 
 def _get(parent: Any, key: str, kind: type[Any], field: str) -> Any:
@@ -36,8 +48,8 @@ def _get(parent: Any, key: str, kind: type[Any], field: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         names = {dict: "an object", list: "a list", str: "a string", int: "an integer", bool: "true or false"}
         raise _bad(field, f"must be {names[kind]}, not {value!r:.60}")
-    if kind is str and "\0" in value:
-        raise _bad(field, "must not contain a NUL character")
+    if kind is str:
+        _check_text(value, field)
     return value
 
 
@@ -46,8 +58,7 @@ def _strings(parent: Any, key: str, field: str) -> list[str]:
     for index, value in enumerate(values):
         if not isinstance(value, str):
             raise _bad(f"{field}[{index}]", f"must be a string, not {value!r:.60}")
-        if "\0" in value:
-            raise _bad(f"{field}[{index}]", "must not contain a NUL character")
+        _check_text(value, f"{field}[{index}]")
     return values
 
 
@@ -75,7 +86,7 @@ def validate(spec: Any) -> None:
         raise _bad("ociVersion", "is missing")
     major = version.split(".", 1)[0]
     if major != "1":
-        raise _bad("ociVersion", f"version {version} is not supported, only 1.x")
+        raise _bad("ociVersion", f"version {version:.60} is not supported, only 1.x")
     process = _get(spec, "process", dict, "process")
     if process is None:
         raise _bad("process", "is missing")
@@ -117,6 +128,7 @@ def _annotations(spec: dict[str, Any]) -> None:
     for key, value in (_get(spec, "annotations", dict, "annotations") or {}).items():
         if not isinstance(value, str):
             raise _bad(f"annotations.{key}", "must be a string")
+        _check_text(key + value, f"annotations.{key}")
 
 
 def _hook(hook: dict[str, Any], field: str) -> None:
@@ -170,7 +182,7 @@ def _rlimits(process: dict[str, Any], field: str) -> None:
         where = f"{field}.rlimits[{index}]"
         kind = _get(limit, "type", str, f"{where}.type")
         if not kind or not kind.startswith("RLIMIT_"):
-            raise _bad(f"{where}.type", f"invalid rlimit type {kind!r}")
+            raise _bad(f"{where}.type", f"invalid rlimit type {kind!r:.60}")
         if kind in seen:
             raise _bad(f"{where}.type", f"{kind} is given twice")
         seen.add(kind)
@@ -185,7 +197,7 @@ def _linux(linux: dict[str, Any], spec: dict[str, Any]) -> None:
     for index, entry in enumerate(_objects(linux, "namespaces", "linux.namespaces")):
         kind = _get(entry, "type", str, f"linux.namespaces[{index}].type")
         if kind not in _NAMESPACES:
-            raise _bad(f"linux.namespaces[{index}].type", f"unknown namespace {kind!r}")
+            raise _bad(f"linux.namespaces[{index}].type", f"unknown namespace {kind!r:.60}")
         if kind in kinds:
             raise _bad(f"linux.namespaces[{index}].type", f"namespace {kind} is given twice")
         path = _get(entry, "path", str, f"linux.namespaces[{index}].path") or ""
@@ -217,7 +229,7 @@ def _linux(linux: dict[str, Any], spec: dict[str, Any]) -> None:
         if not path or not path.startswith("/"):
             raise _bad(f"{field}.path", "must be an absolute path")
         if _get(node, "type", str, f"{field}.type") not in ("c", "b", "u", "p"):
-            raise _bad(f"{field}.type", f"unknown device type {node.get('type')!r}")
+            raise _bad(f"{field}.type", f"unknown device type {node.get('type')!r:.60}")
         for member in ("uid", "gid"):
             _number(node, member, f"{field}.{member}", 0, _ID_LIMIT)
         for member in ("major", "minor", "fileMode"):
@@ -270,8 +282,12 @@ def _network_devices(linux: dict[str, Any], kinds: dict[str, str]) -> None:
         new_name = _get(device or {}, "name", str, f"{field}.name") or name
         for text in (name, new_name):
             # dev_valid_name of the kernel, as runc has it
-            if not 0 < len(text.encode()) < 16 or text in (".", "..") or set(text) & set("/: \t\n\0"):
-                raise _bad(field, f"invalid network device name {text!r}")
+            if (
+                not 0 < len(text.encode("utf-8", "surrogatepass")) < 16
+                or text in (".", "..")
+                or set(text) & set("/: \t\n\0")
+            ):
+                raise _bad(field, f"invalid network device name {text!r:.60}")
     if devices and "network" not in kinds:
         raise _bad("linux.netDevices", "unable to move network devices without a private NET namespace")
 
@@ -282,6 +298,7 @@ def _sysctls(linux: dict[str, Any], kinds: dict[str, str], spec: dict[str, Any])
         field = f"linux.sysctl.{key}"
         if not isinstance(value, str) or "\n" in value or "\0" in value:
             raise _bad(field, "must be a string of one line")
+        _check_text(key + value, field)
         name = key.replace("/", ".") if "/" in key and "." not in key.split("/", 1)[0] else key
         if (
             not name

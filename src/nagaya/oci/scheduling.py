@@ -61,7 +61,7 @@ def _bad(field: str, message: str) -> InvalidArgument:
 
 def _word(table: dict[str, int], value: Any, field: str, what: str) -> int:
     if not isinstance(value, str) or value not in table:
-        raise _bad(field, f"invalid {what} {value!r}: must be one of {' '.join(table)}")
+        raise _bad(field, f"invalid {what} {value!r:.60}: must be one of {' '.join(table)}")
     return table[value]
 
 
@@ -103,9 +103,9 @@ def numbers(text: Any, field: str, what: str) -> list[int]:
         if not part:
             continue
         if not all(e.isascii() and e.isdigit() and len(e) < 11 and int(e) <= _HIGHEST for e in ends):
-            raise _bad(field, f"invalid {what} {part!r}")
+            raise _bad(field, f"invalid {what} {part!r:.60}")
         if int(ends[0]) > int(ends[1]):
-            raise _bad(field, f"invalid {what} {part!r}: the range ends before it begins")
+            raise _bad(field, f"invalid {what} {part!r:.60}: the range ends before it begins")
         found.update(range(int(ends[0]), int(ends[1]) + 1))
     return sorted(found)
 

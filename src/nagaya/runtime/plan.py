@@ -510,7 +510,7 @@ def _plan_root(
     wanted = linux.get("rootfsPropagation") or ""
     if wanted and wanted not in PROPAGATION:
         raise InvalidArgument(
-            f"linux.rootfsPropagation: unknown word {wanted!r}", subject="linux.rootfsPropagation"
+            f"linux.rootfsPropagation: unknown word {wanted!r:.60}", subject="linux.rootfsPropagation"
         )
     if private:
         flags = PROPAGATION[wanted or "rslave"]

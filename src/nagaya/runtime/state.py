@@ -63,12 +63,21 @@ def save(path: str, record: dict[str, Any]) -> None:
     temporary = f"{path}/.{FILE}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        data = memoryview(dumps(record).encode("utf-8", "surrogateescape"))
+        data = memoryview(_encoded(record))
         while data:
             data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
     os.rename(temporary, f"{path}/{FILE}")
+
+
+def _encoded(record: dict[str, Any]) -> bytes:
+    try:
+        return dumps(record).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # in a member that means nothing to us: an annotation, a later specification's
+        raise InvalidArgument(
+            "config.json: has text that UTF-8 cannot have (half a surrogate pair)", subject="config.json"
+        ) from None
 
 
 def load(root: str, identifier: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def check_path(path: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in path or "\n" in path:
         raise InvalidArgument(
-            f"cgroupsPath {path!r} must not contain '..', NUL or newline", subject="linux.cgroupsPath"
+            f"cgroupsPath {path!r:.60} must not contain '..', NUL or newline", subject="linux.cgroupsPath"
         )
     return ("/" if path.startswith("/") else "") + "/".join(parts)
 

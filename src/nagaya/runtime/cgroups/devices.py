@@ -42,7 +42,7 @@ def _number(value: Any, field: str) -> int:
     if value is None:
         return -1
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**32:
-        raise InvalidArgument(f"{field} must be a device number, not {value!r}", subject=field)
+        raise InvalidArgument(f"{field} must be a device number, not {value!r:.60}", subject=field)
     return value
 
 
@@ -60,12 +60,14 @@ def parse(devices: Any, *, always: tuple[Rule, ...] = ALWAYS) -> list[Rule]:
             raise InvalidArgument(f"{field} must be an object", subject=field)
         kind = entry.get("type") or "a"
         if kind not in ("a", "b", "c"):
-            raise InvalidArgument(f"{field}.type must be a, b or c, not {kind!r}", subject=f"{field}.type")
+            raise InvalidArgument(
+                f"{field}.type must be a, b or c, not {kind!r:.60}", subject=f"{field}.type"
+            )
         # without access letters a rule would change nothing, and is meant as "all" in practice
         access = entry.get("access") or _ACCESS
         if not isinstance(access, str) or access.strip(_ACCESS + "a"):  # some write "rwa"; runc lets it pass
             raise InvalidArgument(
-                f"{field}.access must consist of r, w and m, not {access!r}", subject=f"{field}.access"
+                f"{field}.access must consist of r, w and m, not {access!r:.60}", subject=f"{field}.access"
             )
         allow = entry.get("allow", False)
         if not isinstance(allow, bool):

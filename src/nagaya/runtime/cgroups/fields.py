@@ -17,7 +17,7 @@ def number(value: Any, field: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgument(f"{field} must be an integer, not {value!r}", subject=field)
+        raise InvalidArgument(f"{field} must be an integer, not {value!r:.60}", subject=field)
     return value
 
 

@@ -189,7 +189,7 @@ def huge_page(entry: dict[str, Any], field: str) -> tuple[str, str]:
     size = text(entry.get("pageSize"), f"{field}.pageSize")
     if not size or "/" in size or not size[0].isdigit():
         raise InvalidArgument(
-            f"{field}.pageSize must be like '2MB', not {size!r}", subject=f"{field}.pageSize"
+            f"{field}.pageSize must be like '2MB', not {size!r:.60}", subject=f"{field}.pageSize"
         )
     return size, str(number(entry.get("limit"), f"{field}.limit") or 0)
 

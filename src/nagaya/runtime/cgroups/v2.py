@@ -177,7 +177,8 @@ def _unified(resources: dict[str, Any]) -> list[Write]:
         field = f"{_FIELD}.unified[{key}]"
         if "/" in key or "." not in key or key.startswith((".", "cgroup.")):
             raise InvalidArgument(
-                f"unified key {key!r} must be a file name of a controller, like 'memory.high'", subject=field
+                f"unified key {key!r:.60} must be a file name of a controller, like 'memory.high'",
+                subject=field,
             )
         if not isinstance(value, str):
             raise InvalidArgument(f"{field} must be a string", subject=field)
@@ -386,7 +387,7 @@ def _refuse_threaded(path: str) -> None:
     kind = (cgroup.try_read(f"{path}/cgroup.type") or "domain").strip()
     if kind in ("threaded", "domain invalid"):
         raise FailedPrecondition(
-            f"cgroup {path} is of type {kind!r} and cannot hold containers",
+            f"cgroup {path} is of type {kind!r:.60} and cannot hold containers",
             subject=path,
             step="create cgroups",
         )
