@@ -1,9 +1,11 @@
-"""containerd's ctr and shim with nagaya-oci as their runtime binary."""
+"""containerd's ctr and shim with nagaya-oci as their runtime binary, and with runc, which proves the
+tests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import signal
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from bundles import image_tar, remove_cgroups, wait_until
+from clients import Terminal
 
 pytestmark = [
     pytest.mark.root,
@@ -83,10 +86,13 @@ class Containerd:
         write_image(self.base / "image.tar")
         self.ok("images", "import", "--snapshotter", "native", str(self.base / "image.tar"))
 
+    def argv(self, *arguments: str) -> list[str]:
+        return ["ctr", "--address", self.address, "-n", NAMESPACE, *arguments]
+
     def ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         with (self.base / "out").open("w+") as out, (self.base / "err").open("w+") as err:
             done = subprocess.run(
-                ["ctr", "--address", self.address, "-n", NAMESPACE, *arguments],
+                self.argv(*arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -101,12 +107,21 @@ class Containerd:
         assert done.returncode == 0, (arguments, done, (self.base / "log").read_text()[-2000:])
         return done.stdout
 
-    def run(self, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        identifier, *command = arguments
-        return self.ctr(
+    def words(self, identifier: str, *command: str, options: tuple[str, ...] = ()) -> tuple[str, ...]:
+        return (
             *("run", "--runc-binary", self.runtime, "--snapshotter", "native", *options),
             *("--cgroup", f"/{self.tag}/{identifier}", "nagt.test/box:1", identifier, *command),
         )
+
+    def run(self, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        return self.ctr(*self.words(*arguments, options=options))
+
+    def remove(self, name: str) -> None:
+        """Kill a running container, and all of it."""
+        self.ok("tasks", "kill", "--signal", "SIGKILL", name)
+        wait_until(lambda: "STOPPED" in self.ok("tasks", "ls"))
+        self.ok("tasks", "rm", name)
+        self.ok("containers", "rm", name)
 
     def close(self) -> list[str]:
         for name in self.ctr("tasks", "ls", "-q").stdout.split():
@@ -126,9 +141,9 @@ class Containerd:
         return left
 
 
-@pytest.fixture(scope="module")
-def containerd(ours: str) -> Iterator[Containerd]:
-    made = Containerd(ours)
+@pytest.fixture(scope="module", params=["nagaya-oci", "runc"])
+def containerd(request: pytest.FixtureRequest, ours: str) -> Iterator[Containerd]:
+    made = Containerd(ours if request.param == "nagaya-oci" else "runc")
     yield made
     assert made.close() == []
 
@@ -156,7 +171,67 @@ def test_task_exec_pause_kill(containerd: Containerd) -> None:
     assert "PAUSED" in containerd.ok("tasks", "ls")
     containerd.ok("tasks", "resume", name)
     assert len(containerd.ok("tasks", "ps", name).splitlines()) == 2
-    containerd.ok("tasks", "kill", "--signal", "SIGKILL", name)
+    containerd.remove(name)
+
+
+def test_run_and_exec_in_a_terminal(containerd: Containerd) -> None:
+    name = f"{containerd.tag}-d"
+    environment = {**os.environ, "TERM": "xterm"}
+    with Terminal(
+        containerd.argv(*containerd.words(name, "sh", options=("--rm", "-t"))), environment, 31, 97
+    ) as run:
+        sized(run, b"31 97")
+        run.resize(40, 100)
+        sized(run, b"40 100")
+        with Terminal(
+            containerd.argv("tasks", "exec", "-t", "--exec-id", "t1", name, "sh"), environment, 20, 60
+        ) as inner:
+            sized(inner, b"20 60")
+            inner.send(b"exit 3\r")
+            assert inner.wait() == 3
+        run.send(b"exit 4\r")
+        assert run.wait() == 4
+
+
+def sized(terminal: Terminal, size: bytes) -> None:
+    """Ask for the terminal's size until it is that."""
+
+    def told() -> bool:
+        terminal.send(b"busybox stty size; echo en''d\r")
+        return size in terminal.expect(b"end")
+
+    wait_until(told, 30, "the size")
+
+
+def test_limits_and_metrics(containerd: Containerd) -> None:
+    name = f"{containerd.tag}-e"
+    options = ("--detach", "--memory-limit", str(64 << 20), "--cpus", "0.5")
+    done = containerd.run(name, "sleep", "1000", options=options)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(containerd.ok("tasks", "metrics", "--format", "json", name))
+    if "usage" in metrics["memory"]:  # cgroup v1
+        assert int(metrics["memory"]["usage"]["limit"]) == 64 << 20
+        assert 0 < int(metrics["memory"]["usage"]["usage"]) < 64 << 20
+    else:
+        assert int(metrics["memory"]["usage_limit"]) == 64 << 20
+    assert int(metrics["pids"]["current"]) == 1
+    top = Path("/sys/fs/cgroup")
+    below = f"{containerd.tag}/{name}"
+    (quota,) = [*top.glob(f"cpu/{below}/cpu.cfs_quota_us"), *top.glob(f"{below}/cpu.max")]
+    assert quota.read_text().split()[0] == "50000"
+    containerd.remove(name)
+
+
+def test_signals_and_what_a_program_is(containerd: Containerd) -> None:
+    name = f"{containerd.tag}-f"
+    options = ("--detach", "--env", "A=b", "--cwd", "/tmp", "--read-only")
+    script = "trap 'exit 7' TERM; while :; do sleep 0.05; done"
+    done = containerd.run(name, "sh", "-c", script, options=options)
+    assert done.returncode == 0, done.stderr
+    told = "echo $A $(id -u):$(id -g) $(busybox pwd); echo x > /tmp/x; true"
+    seen = containerd.ctr("tasks", "exec", "--user", "5:6", "--exec-id", "e4", name, "sh", "-c", told)
+    assert seen.stdout == "b 5:6 /tmp\n" and "Read-only file system" in seen.stderr
+    containerd.ok("tasks", "kill", "--signal", "SIGTERM", name)
     wait_until(lambda: "STOPPED" in containerd.ok("tasks", "ls"))
-    containerd.ok("tasks", "rm", name)
+    assert "exit code 7" in containerd.ctr("tasks", "rm", name).stderr
     containerd.ok("containers", "rm", name)

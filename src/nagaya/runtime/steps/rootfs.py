@@ -226,9 +226,8 @@ def _copy_up(where: int, step: plan.Mount, flags: int) -> None:
     source = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=where)
     copy = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
     info = os.fstat(source)
+    # its mode is an option by now; of a directory that the image lacks it is the tmpfs' own, 1777
     os.fchown(copy, info.st_uid, info.st_gid)
-    if "mode=" not in step.options.data:
-        os.fchmod(copy, info.st_mode & 0o7777)
     copy_tree(source, copy)
     os.close(source)
     os.close(copy)
