@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import threading
 from pathlib import Path
@@ -195,7 +196,7 @@ def test_a_pod_that_was_stopped_takes_no_container(node: Node) -> None:
             Status.UNIMPLEMENTED,
             "AppArmor",
         ),
-        (lambda c: c.CDI_devices.add(name="vendor.com/x=y"), Status.UNIMPLEMENTED, "CDI"),
+        (lambda c: c.CDI_devices.add(name="vendor.com/x=y"), Status.INVALID_ARGUMENT, "vendor.com/x=y"),
         (
             lambda c: c.devices.add(host_path="null", container_path="/dev/x"),
             Status.INVALID_ARGUMENT,
@@ -455,6 +456,18 @@ def test_devices(node: Node, pod: str) -> None:
     container = node.start(pod, "sh", "-c", script, devices=devices)
     assert node.output(container) == "there\n"
     assert "No space left" in Path(node.status(container).log_path).read_text()
+
+
+def test_cdi_devices(node: Node, pod: str) -> None:
+    specs = node.house.base / "cdi"
+    specs.mkdir()
+    edits = {"env": ["FROM_CDI=yes"], "deviceNodes": [{"path": "/dev/cdi", "hostPath": "/dev/zero"}]}
+    kind = {"cdiVersion": "0.6.0", "kind": "example.com/class"}
+    document = {**kind, "devices": [{"name": "one", "containerEdits": edits}]}
+    (specs / "example.json").write_text(json.dumps(document))
+    devices = [cri.CDIDevice(name="example.com/class=one")]
+    script = "echo $FROM_CDI; head -c 3 /dev/cdi | wc -c"
+    assert node.run(pod, "sh", "-c", script, CDI_devices=devices).split() == ["yes", "3"]
 
 
 def test_limits_are_set_and_changed(node: Node, pod: str) -> None:

@@ -147,11 +147,6 @@ def test_a_request_whose_caller_gives_up_is_joined_by_the_next(node: Node) -> No
             Status.INVALID_ARGUMENT,
             "namespace_options.pid",
         ),
-        (
-            lambda c: c.linux.security_context.namespace_options.userns_options.uids.add(length=1),
-            Status.UNIMPLEMENTED,
-            "user namespaces",
-        ),
         (lambda c: c.linux.sysctls.update({"kernel.nonsense": "1"}), Status.INVALID_ARGUMENT, "sysctl"),
         (lambda c: c.linux.sysctls.update({"kernel.hostname": "x"}), Status.INVALID_ARGUMENT, "sysctl"),
     ],

@@ -91,9 +91,11 @@ class Node:
     def __init__(self, *arguments: str, config: str = "") -> None:
         self.house = House(*arguments, config=config)
         self.path = self.house.run_dir / "cri.sock"
+        self.house.base.chmod(0o711)  # as /run is: the roots of user namespaces are nobody here
         self.cni = self.house.base / "cni"  # the host's own networks are none of ours
         self.cni.mkdir()
         self.house.extra += ["--cri-socket", str(self.path), "--cni-conf-dir", str(self.cni)]
+        self.house.extra += ["--cdi-spec-dirs", str(self.house.base / "cdi")]
         self.logs = self.house.base / "logs"
 
     def __enter__(self) -> Node:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from nagaya.engine import launch, networks, oom, restart, runtimes
+from nagaya.engine import launch, networks, oom, pods_spec, restart, runtimes
 from nagaya.engine.keeper import Exit
 from nagaya.engine.model import Container
 from nagaya.engine.nettable import wired
@@ -108,6 +108,7 @@ class Exits:
         """What the runtime has of it; what cannot be taken away now, recovery finds."""
         try:
             await runtimes.of(self._world, container).delete(container.id)
+            await clear_root(self._world, container)
         except NagayaError as error:
             log.error("leftover of container %s stays: %s", container.id[:12], error)
 
@@ -175,12 +176,19 @@ async def clean(world: World, container: Container, *, held: bool) -> None:
     if container.endpoints or held or _pinned(world, container):
         await _clean_network(world, container)
     await runtimes.of(world, container).delete(container.id)
+    await clear_root(world, container)
     await world.volumes.unmount(container)
 
 
 def _pinned(world: World, container: Container) -> bool:
     """Has it a namespace of the network's, be it unplugged from all its networks? RUN is no disk's."""
     return os.path.lexists(world.settings.netns(container.id))
+
+
+async def clear_root(world: World, container: Container) -> None:
+    """Let the root go that was mounted for a container in a pod's user namespace. May be repeated."""
+    if container.config.pod is not None:
+        await world.job(pods_spec.clear_root, world, container)
 
 
 async def _clean_network(world: World, container: Container) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from nagaya.engine import names, pods_cni, pods_files, pods_network, privileges
+from nagaya.engine import names, pods_cni, pods_files, pods_network, pods_users, privileges
 from nagaya.engine.events import POD
 from nagaya.engine.pods_model import Pod, PodConfig
 from nagaya.engine.world import World
@@ -26,7 +26,6 @@ from nagaya.errors import (
     InvalidArgument,
     NagayaError,
     NotFound,
-    Unimplemented,
 )
 from nagaya.oci import defaults
 
@@ -70,12 +69,7 @@ def check(world: World, config: PodConfig, handler: str) -> None:
             "a pod has no target to share a pid namespace with",
             subject="config.linux.security_context.namespace_options.pid",
         )
-    users = options.userns_options
-    if users is not None and users.mode == "POD":
-        raise Unimplemented(
-            "user namespaces are not offered: see the features of the runtime handlers",
-            subject="config.linux.security_context.namespace_options.userns_options",
-        )
+    pods_users.check(config, handler)
     if handler and handler != "nagaya" and handler not in world.settings.runtimes:
         raise NotFound(f"no runtime handler {handler!r} is configured", subject="runtime_handler")
     privileges.sysctls(
@@ -155,7 +149,7 @@ class Pods:
         world, options = self._world, pod.config.namespaces
         await world.job(pods_files.make, world.settings, pod)
         world.journal.point("pod: directory")
-        pins = pods_files.pins(world.settings, pod)
+        config, pins = pod.config, pods_files.pins(world.settings, pod)
         fds: list[int] = []
         if pins:
             request: dict[str, Any] = {
@@ -164,6 +158,8 @@ class Pods:
                 "hostname": pods_files.hostname(pod),
                 "sysctls": pod.config.linux.sysctls,
                 "wishes": wishes(pod),
+                "uids": pods_users.mappings(config).get("uidMappings"),
+                "gids": pods_users.mappings(config).get("gidMappings"),
             }
             fds = (await world.supervisor.call(request)).fds
             world.journal.point("pod: pinned")
@@ -269,7 +265,9 @@ async def settle(world: World) -> None:
             await world.job(pods_files.remove, world.settings, half.id)
             await world.job(_forget, world, half.id)
             world.pods.discard(half.id)
+    running = {slot.container.id for slot in world.roster if slot.container.state in ("running", "paused")}
     for pod in world.pods:
+        await world.job(pods_files.clear_roots, world.settings, pod.id, running)
         if pod.ready and not await world.job(pods_files.alive, world, pod):
             log.warning("pod %s has lost its namespaces", pod.id[:12])
             pod.ready = False

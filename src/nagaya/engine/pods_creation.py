@@ -21,6 +21,7 @@ from nagaya.engine import (
     pods_files,
     pods_mounts,
     pods_spec,
+    pods_users,
     privileges,
     spec_mounts,
     volumes,
@@ -55,18 +56,16 @@ def check(world: World, pod: Pod, config: PodContainerConfig) -> None:
         raise InvalidArgument("stdin_once without stdin", subject="config.stdin_once")
     environment(config)
     pods_mounts.check(config.mounts)
-    if config.CDI_devices:
-        raise Unimplemented("CDI devices are not offered", subject="config.CDI_devices")
+    pods_spec.cdi_edits(world, config)
     for index, device in enumerate(config.devices):
         field = f"config.devices[{index}]"
         if not device.host_path.startswith("/"):
             raise InvalidArgument(f"host_path {device.host_path!r} is not absolute", subject=field)
     security = config.security
     options = security.namespace_options
-    if options.userns_options is not None and options.userns_options.mode == "POD":
-        raise Unimplemented(
-            "user namespaces are not offered", subject=f"{_SECURITY}.namespace_options.userns_options"
-        )
+    pods_users.check_member(pod.config, options.userns_options)
+    if pods_users.of(pod.config) is not None and any(m.image for m in config.mounts):
+        raise Unimplemented("images are not mounted in user namespaces", subject="config.mounts")
     for field in ("network", "ipc"):
         if getattr(options, field) == "TARGET":
             raise InvalidArgument(

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
-from nagaya.engine import files, networks
+from nagaya.engine import files, networks, pods_users
 from nagaya.engine.keeper import BuilderDied
 from nagaya.engine.pods_model import Pod, PodConfig
+from nagaya.engine.runtimes import unmount
 from nagaya.engine.settings import Settings
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NotFound, Unavailable
@@ -34,6 +36,8 @@ def pins(settings: Settings, pod: Pod) -> dict[str, str]:
     kinds = ["net", "uts"] if options.network == "POD" else []
     if options.ipc == "POD":
         kinds.append("ipc")
+    if pods_users.of(pod.config) is not None:
+        kinds.append("user")
     base = os.path.dirname(settings.netns(pod.id))
     return {kind: f"{base}/{kind}" for kind in kinds}
 
@@ -136,12 +140,22 @@ def write_hosts(settings: Settings, pod: Pod) -> None:
 def unpin(settings: Settings, pod_id: str) -> None:
     """Let namespaces and shm go. Blocking; may be repeated."""
     base = os.path.dirname(settings.netns(pod_id))
-    for kind in ("net", "uts", "ipc"):
+    for kind in ("net", "uts", "ipc", "user"):
         networks.unpin(f"{base}/{kind}")
+    clear_roots(settings, pod_id, ())
     with suppress(KernelError):
         mounts.umount2(f"{directory(settings, pod_id)}/shm", mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
     with suppress(FileNotFoundError):
         os.rmdir(base)
+
+
+def clear_roots(settings: Settings, pod_id: str, running: Collection[str]) -> None:
+    """Let go the mounted roots of containers that do not run. Blocking; may be repeated."""
+    base = f"{directory(settings, pod_id)}/roots"
+    with suppress(FileNotFoundError):
+        for name in os.listdir(base):
+            if name not in running:
+                unmount(f"{base}/{name}")
 
 
 def remove(settings: Settings, pod_id: str) -> None:
@@ -154,13 +168,13 @@ def remove(settings: Settings, pod_id: str) -> None:
 
 def _init_spec(world: World, pod: Pod, root: str) -> dict[str, Any]:
     held = pins(world.settings, pod)
-    names = {"net": "network", "uts": "uts", "ipc": "ipc"}
+    names = {"net": "network", "uts": "uts", "ipc": "ipc", "user": "user"}
     joined = [{"type": names[kind], "path": path} for kind, path in held.items()]
     quiet = ["nosuid", "noexec", "nodev"]
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "user": {"uid": 65535, "gid": 65535},
+            "user": {"uid": 65534, "gid": 65534},
             "args": [_INIT, "-P"],
             "env": [],
             "cwd": "/",
@@ -179,6 +193,7 @@ def _init_spec(world: World, pod: Pod, root: str) -> dict[str, Any]:
         ],
         "linux": {
             "namespaces": [{"type": "pid"}, {"type": "mount"}, *joined],
+            **pods_users.mappings(pod.config),
             "cgroupsPath": cgroups_path(world.settings, pod, pod.id),
             "resources": {"devices": defaults.device_rules()},
             "maskedPaths": list(world.masked_paths),
@@ -207,6 +222,7 @@ async def start_init(world: World, pod: Pod) -> None:
     settings = world.settings
     root, bundle = f"{directory(settings, pod.id)}/root", settings.bundle(pod.id)
     await world.job(files.make_directory, root, 0o755)
+    await world.job(os.chown, root, *pods_users.root_of(pod.config))  # who makes the mount points there
     await world.job(files.make_directory, bundle, 0o700)
     request: dict[str, Any] = {
         "op": "run",

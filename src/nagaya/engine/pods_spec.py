@@ -15,12 +15,15 @@ from typing import Any
 import msgspec
 
 from nagaya.engine import (
+    cdi,
     devices,
     files,
     launch,
     pods_files,
     pods_mounts,
+    pods_users,
     privileges,
+    runtimes,
     spec,
     staging,
     user,
@@ -32,7 +35,7 @@ from nagaya.engine.model import Container, DeviceMapping, ExecConfig
 from nagaya.engine.pods_model import LinuxResources, Pod, PodContainerConfig, PodMember, SecurityProfile
 from nagaya.engine.user import Identity
 from nagaya.engine.world import World
-from nagaya.errors import FailedPrecondition, InvalidArgument
+from nagaya.errors import FailedPrecondition, InvalidArgument, NagayaError
 from nagaya.linux import seccomp
 from nagaya.oci import seccomp_default
 
@@ -178,6 +181,8 @@ def namespaces(world: World, pod: Pod, config: PodContainerConfig) -> tuple[dict
             join[kind] = held[name]
         else:
             share.add(kind)
+    if "user" in held:
+        join["user"] = held["user"]
     own, of_pod = config.security.namespace_options, pod.config.namespaces.pid
     if own.pid == "NODE" or (own.pid == "POD" and of_pod == "NODE"):
         share.add("pid")
@@ -227,6 +232,7 @@ def prepare(world: World, container: Container) -> Launch:
     caps = launch.capabilities(world, container)
     profile = _profile(cri, caps)
     join, share = namespaces(world, pod, cri)
+    users = "user" in join
     own = pods_files.directory(settings, pod.id)
     targets = {posixpath.normpath(m.container_path) for m in cri.mounts}
     etc = {
@@ -236,7 +242,7 @@ def prepare(world: World, container: Container) -> Launch:
     }
     around = spec.Surroundings(
         identity=identity(cri, config.user, root),
-        root=f"{settings.container_dir(container.id)}/rootfs",
+        root=root_of(world, container) if users else f"{settings.container_dir(container.id)}/rootfs",
         hostname=pods_files.hostname(pod),
         capabilities=caps,
         seccomp=profile.document,
@@ -252,9 +258,14 @@ def prepare(world: World, container: Container) -> Launch:
         cgroups_path=pods_files.cgroups_path(settings, pod, container.id),
     )
     document = spec.compose(container, around)
+    if users:
+        _map_users(world, document, pod)
+        clear_root(world, container)  # of a start that failed
+        pods_users.mount_root(pod.config, rootfs, join["user"], around.root)
     _add_resources(document, cri)
     _add_ambient(document, cri, world.held)
     pods_mounts.add(document, cri.mounts)
+    cdi.apply(document, cdi_edits(world, cri))
     document["annotations"] = {
         **cri.annotations,
         "io.kubernetes.cri.container-name": cri.metadata.name,
@@ -267,7 +278,46 @@ def prepare(world: World, container: Container) -> Launch:
     bundle = settings.bundle(container.id)
     files.make_directory(bundle, 0o700)
     files.write(f"{bundle}/config.json", _encode(document).decode(), 0o600)
+    if users:
+        rootfs = {}  # it is mounted already
     return Launch(bundle, document, profile.filter, rootfs, "pty" if config.tty else "pipes", log_of(member))
+
+
+def cdi_edits(world: World, config: PodContainerConfig) -> Sequence[cdi.Edits]:
+    """What the CDI devices of a container change. Blocking. Raises InvalidArgument for
+    a device that no specification has."""
+    names = tuple(device.name for device in config.CDI_devices)
+    if not names:
+        return ()
+    try:
+        return cdi.Catalog(world.settings.cdi_spec_dirs).edits(names)
+    except NagayaError as error:
+        raise InvalidArgument(error.message, subject="config.CDI_devices") from None
+
+
+def root_of(world: World, container: Container) -> str:
+    """Where the root of a container in a user namespace is mounted while it runs: its way is open to
+    the mapped root, which is nobody here."""
+    pod_id = member_of(container).pod_id
+    return f"{pods_files.directory(world.settings, pod_id)}/roots/{container.id}"
+
+
+def clear_root(world: World, container: Container) -> None:
+    """Let that root go. Blocking; may be repeated."""
+    runtimes.unmount(root_of(world, container))
+
+
+def _map_users(world: World, document: dict[str, Any], pod: Pod) -> None:
+    """The pod's user namespace, and volumes of ours as their owners see them there."""
+    found = pods_users.mappings(pod.config)
+    document["linux"]["namespaces"].append(
+        {"type": "user", "path": pods_files.pins(world.settings, pod)["user"]}
+    )
+    document["linux"] |= found
+    for mount in document["mounts"]:
+        if mount["type"] == "bind" and mount["source"].startswith(f"{world.settings.root}/volumes/"):
+            mount |= found
+            mount["options"] = [*mount["options"], "ridmap"]
 
 
 def log_of(member: PodMember) -> dict[str, Any] | None:

@@ -126,7 +126,7 @@ class BuiltIn:
             container.id,
             bundle=prepared.bundle,
             spec=spec,
-            rootfs=prepared.rootfs,
+            rootfs=prepared.rootfs or None,
             console=[0, 0] if prepared.stdio == "pty" else None,
         )
         return await self._world.supervisor.run(

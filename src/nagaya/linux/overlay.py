@@ -25,6 +25,18 @@ def mount_overlay(overlay: dict[str, Any], *, alone: bool = False) -> int:
     return _by_mount(overlay) if alone else _elsewhere(overlay)
 
 
+def mapped(directory: str, userns: int) -> int:
+    """A detached copy of the mount of a directory, in which owners are mapped as in the user namespace
+    (mount_setattr(2), MOUNT_ATTR_IDMAP): a lower layer for containers there. Raises KernelError."""
+    tree = m.open_tree(m.AT_FDCWD, directory, m.OPEN_TREE_CLONE)
+    try:
+        m.mount_setattr(tree, attr_set=m.MOUNT_ATTR_IDMAP, userns_fd=userns)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
 def takes_layers_one_by_one(release: str) -> bool:
     """Does the overlay of this release of Linux know lowerdir+ (pure)?"""
     numbers = [int(digits) for word in release.split(".")[:2] if (digits := word.partition("-")[0]).isdigit()]

@@ -13,6 +13,7 @@ from fcntl import ioctl
 
 from nagaya.errors import AlreadyExists, InvalidArgument, KernelError
 from nagaya.linux import mounts, namespaces
+from nagaya.runtime import serving
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _KINDS = {
     "net": namespaces.CLONE_NEWNET,
     "ipc": namespaces.CLONE_NEWIPC,
     "uts": namespaces.CLONE_NEWUTS,
+    "user": namespaces.CLONE_NEWUSER,
 }
 _NETLINK_ROUTE = 0
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # netdevice(7)
@@ -33,9 +35,10 @@ _FAMILIES = {"inet": AF_INET, "inet6": AF_INET6}
 
 
 def pin(request: Request, job: Job) -> dict[str, Any]:
-    """pins: {"net" | "ipc" | "uts": path}, hostname, sysctls, wishes: make the namespaces, pin them there;
-    of a network namespace lo is up, and an rtnetlink socket opened inside comes with the reply. wishes
-    are sysctls that a kernel may lack.
+    """pins: {"net" | "ipc" | "uts" | "user": path}, hostname, sysctls, wishes: make the namespaces, pin them
+    there; of a network namespace lo is up, and an rtnetlink socket opened inside comes with the reply.
+    wishes are sysctls that a kernel may lack. A user namespace, with uids and gids as config.json has
+    mappings, owns the others.
 
     All of it or nothing. Raises AlreadyExists for a path that is taken, InvalidArgument for a sysctl
     that the kernel does not take.
@@ -44,7 +47,8 @@ def pin(request: Request, job: Job) -> dict[str, Any]:
     if not isinstance(pins, dict) or not pins or any(kind not in _KINDS for kind in pins):
         raise InvalidArgument("pod-pin needs pins", subject="pins")
     made: list[str] = []
-    own = {kind: os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in pins}
+    inner = [kind for kind in pins if kind != "user"]
+    own = {kind: os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in inner}
     try:
         for path in pins.values():
             os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
@@ -54,8 +58,11 @@ def pin(request: Request, job: Job) -> dict[str, Any]:
             except FileExistsError:
                 raise AlreadyExists("a namespace is pinned there", subject=path) from None
             made.append(path)
-        for kind in pins:
-            namespaces.unshare(_KINDS[kind])
+        if "user" in pins:
+            _in_user_namespace(request, pins["user"], inner)
+        else:
+            for kind in inner:
+                namespaces.unshare(_KINDS[kind])
         if "net" in pins:
             raise_loopback()
         if "uts" in pins and request.get("hostname"):
@@ -67,8 +74,8 @@ def pin(request: Request, job: Job) -> dict[str, Any]:
                 pass
         for name, value in sysctls.items():
             _set_sysctl(name, value)
-        for kind, path in pins.items():
-            mounts.mount(f"/proc/self/ns/{kind}", path, None, mounts.MS_BIND)
+        for kind in inner:
+            mounts.mount(f"/proc/self/ns/{kind}", pins[kind], None, mounts.MS_BIND)
         if "net" in pins:
             job.reply_fds.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE).detach())
     except BaseException:
@@ -80,6 +87,46 @@ def pin(request: Request, job: Job) -> dict[str, Any]:
             namespaces.setns(fd, _KINDS[kind])  # the next job's processes begin in ours
             os.close(fd)
     return {}
+
+
+def _in_user_namespace(request: Request, path: str, inner: list[str]) -> None:
+    """Pin a new user namespace at path, and enter new namespaces that it owns. They are made by a process
+    in it, which lives for just that long."""
+    uids, gids = request.get("uids") or [], request.get("gids") or []
+    mapped, tell_mapped = os.pipe2(os.O_CLOEXEC)
+    ready, tell_ready = os.pipe2(os.O_CLOEXEC)
+    pid, pidfd = namespaces.clone3(namespaces.CLONE_NEWUSER | namespaces.CLONE_PIDFD)
+    if pid == 0:
+        status = 1
+        try:
+            os.close(tell_mapped)
+            if os.read(mapped, 1):  # else the parent has failed
+                for kind in inner:
+                    namespaces.unshare(_KINDS[kind])
+                os.write(tell_ready, b"1")
+                os.read(mapped, 1)  # its end of file: all is open elsewhere
+                status = 0
+        finally:
+            os._exit(status)
+    os.close(pidfd)
+    os.close(mapped)
+    os.close(tell_ready)
+    try:
+        serving.map_ids(pid, uids, gids)
+        os.write(tell_mapped, b"1")
+        if not os.read(ready, 1):
+            raise KernelError("the namespaces cannot be made", subject="user", step="unshare")
+        mounts.mount(f"/proc/{pid}/ns/user", path, None, mounts.MS_BIND)
+        for kind in inner:
+            fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                namespaces.setns(fd, _KINDS[kind])
+            finally:
+                os.close(fd)
+    finally:
+        os.close(tell_mapped)
+        os.close(ready)
+        os.waitpid(pid, 0)
 
 
 def raise_loopback() -> None:

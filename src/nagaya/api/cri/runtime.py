@@ -43,7 +43,7 @@ async def status(context: Context, request: cri.StatusRequest) -> cri.StatusResp
         features=cri.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
     )
     settings = context.pods.world.settings
-    own = cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True)
+    own = cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True, user_namespaces=True)
     for name in ("", "nagaya"):
         reply.runtime_handlers.append(cri.RuntimeHandler(name=name, features=own))
     for name in settings.runtimes:
