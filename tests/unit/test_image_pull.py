@@ -186,8 +186,11 @@ def test_an_index_is_resolved_to_the_platform(registry: FakeRegistry, store: Ima
     assert store.pull(registry.name("many"), "linux/s390x").manifest == other["digest"]
     with pytest.raises(NotFound, match=r"no matching manifest for linux/riscv64 in the manifest list"):
         store.pull(registry.name("many"), "linux/riscv64")
-    with pytest.raises(NotFound, match="does not match the specified platform"):
-        store.pull(registry.name("mine"), "linux/s390x")
+    # of a single image there is nothing to choose: it is kept, and its user warned
+    told: list[Progress] = []
+    assert store.pull(registry.name("mine"), "linux/s390x", report=told.append).manifest == mine["digest"]
+    (warning,) = [p.status for p in told if p.status.startswith("WARNING: ")]
+    assert "specified platform (linux/s390x), but the resulting image's configured platform (" in warning
     with pytest.raises(NotFound, match="does not match the specified platform"):
         store.resolve(registry.name("mine"), "linux/s390x")
 

@@ -34,6 +34,7 @@ class Registries(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fie
     mirrors: dict[str, list[str]] = {}
     insecure: tuple[str, ...] = ()
     ca: dict[str, str] = {}
+    hosts_dir: str = "/etc/nagaya/registries.d"
     docker_config: str = "~/.docker/config.json"
     connect_timeout: float = 15.0
     read_timeout: float = 60.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -20,9 +22,16 @@ class _Errors(msgspec.Struct):
 
 
 def refused_pull(
-    reference: Reference, status: int, body: bytes, path: str = "", *, logged_in: bool = False
+    reference: Reference,
+    status: int,
+    body: bytes,
+    path: str = "",
+    *,
+    logged_in: bool = False,
+    headers: Mapping[str, str] | None = None,
 ) -> NagayaError:
-    """Why a GET of `path` below the repository got that status and body. logged_in: with credentials."""
+    """Why a GET of `path` below the repository got that status, body and headers. logged_in: with
+    credentials."""
     code, message, text = _parse(body)
     name = reference.familiar_name
     if status in (401, 403) or code in ("DENIED", "UNAUTHORIZED"):
@@ -48,7 +57,7 @@ def refused_pull(
             )
         return NotFound(f"{path} of {name} not found: {text or 'blob unknown to registry'}", subject=name)
     if status == 429:
-        return _too_many(message, name)
+        return _too_many(message + rate_limit(headers or {}), name)
     said = f": {text}" if text else ""
     return Unavailable(f"received unexpected HTTP status: {status_line(status)}{said}", subject=name)
 
@@ -67,6 +76,21 @@ def refused_push(reference: Reference, status: int, body: bytes) -> NagayaError:
         return NotFound(text, subject=name)
     said = f": {text}" if text else ""
     return Unavailable(f"received unexpected HTTP status: {status_line(status)}{said}", subject=name)
+
+
+def rate_limit(headers: Mapping[str, str]) -> str:
+    """What a registry says of how much it serves (docs.docker.com, "Docker Hub pull usage and limits"):
+    " (limit: 100 in 21600 s, left: 76, try again in 30 s)", or nothing."""
+    found = []
+    for name, header in (("limit", "RateLimit-Limit"), ("left", "RateLimit-Remaining")):
+        match = re.fullmatch(r"(\d{1,9})(?:;w=(\d{1,9}))?", headers.get(header, ""))
+        if match:
+            window = f" in {match[2]} s" if match[2] and name == "limit" else ""
+            found.append(f"{name}: {match[1]}{window}")
+    after = headers.get("Retry-After", "")
+    if after.isdigit() and len(after) < 10:
+        found.append(f"try again in {after} s")
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _too_many(message: str, name: str) -> NagayaError:

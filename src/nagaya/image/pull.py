@@ -148,7 +148,7 @@ class Puller:
                 subject="config.rootfs.diff_ids",
             )
         if wanted and not platform.fits(config.platform, platform.parse(wanted)):
-            raise _wrong_platform(reference, wanted, config.platform)
+            report(Progress(_other_platform(reference, wanted, config.platform)))
         lease(diff_ids)
         wanted_layers = list(zip(image.layers, diff_ids, strict=True))
         # of an image that is here dockerd tells no layers
@@ -452,9 +452,11 @@ def _pick(index: Index, target: Platform) -> Descriptor | None:
     return entries[chosen] if chosen >= 0 else None
 
 
-def _wrong_platform(reference: Reference, wanted: str, actual: Platform) -> NotFound:
-    return NotFound(
-        f"image with reference {reference.familiar} was found but does not match the specified platform: "
-        f"wanted {platform.parse(wanted)}, actual: {actual}",
-        subject=reference.familiar,
+def _other_platform(reference: Reference, wanted: str, actual: Platform) -> str:
+    """The image is kept, as by dockerd, and whoever pulled it is warned in its words."""
+    return (
+        f"WARNING: Pulled image with specified platform ({platform.parse(wanted)}), but the resulting "
+        f"image's configured platform ({actual}) does not match.\nThis is most likely caused by a bug in the "
+        f"build system that created the fetched image ({reference.familiar}).\nPlease notify the image "
+        "author to correct the configuration."
     )

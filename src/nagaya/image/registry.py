@@ -6,6 +6,7 @@ checked where they are written (`image.content`). Requests are `image.session`'s
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
@@ -13,12 +14,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from nagaya.errors import DataLoss, InvalidArgument, NagayaError, NotFound, Unavailable
-from nagaya.image.complaints import refused_pull, status_line
+from nagaya.image.complaints import rate_limit, refused_pull, status_line
 from nagaya.image.session import MAX_BODY, Endpoint, Session, join
 from nagaya.image.transport import Answer, NetworkError
 from nagaya.oci import digest as digests
 from nagaya.oci import manifest as manifests
 from nagaya.oci.reference import valid_tag
+
+log = logging.getLogger(__name__)
 
 _MAX_TAGS = 10_000
 _LINK = re.compile(r"<[^<>?]*\?([^<>\s]{1,2000})>\s*;\s*rel=\"?next\"?")
@@ -69,6 +72,8 @@ class Registry:
             answer = self._session.get(endpoint, path, {"Accept": manifests.ACCEPT})
             if answer.status != 200:
                 raise self._failure(answer, endpoint, path)
+            if "RateLimit-Remaining" in answer.headers:
+                log.info("%s%s", self.name, rate_limit(answer.headers))
             data = self._session.read(answer, manifests.MAX_MANIFEST)
             if len(data) > manifests.MAX_MANIFEST:
                 raise InvalidArgument(
@@ -85,7 +90,7 @@ class Registry:
                     )
             return Fetched(data, wanted, answer.headers.get("Content-Type", ""))
 
-        return self._session.each(fetch)
+        return self._session.each(fetch, "pull" if digests.is_digest(target) else "resolve")
 
     def tags(self) -> Sequence[str]:
         """The repository's tags (distribution-spec, "Listing Tags"), page by page.
@@ -119,7 +124,7 @@ class Registry:
                 path = f"tags/list?{next_page[1]}" if next_page and len(found) > before else ""
             return list(found)
 
-        return self._session.each(fetch)
+        return self._session.each(fetch, "resolve")
 
     def blob(self, descriptor: manifests.Descriptor, offset: int = 0) -> Iterator[bytes]:
         """The blob's bytes from offset on, in pieces, unverified.
@@ -199,7 +204,7 @@ class Registry:
                 continue
             headers = {"Range": f"bytes={offset}-"} if offset else {}
             try:
-                answer = self._session.follow(url, headers, "")
+                answer = self._session.follow(url, headers, {})
             except NetworkError as error:
                 last = Unavailable(str(error), step="download")
                 continue
@@ -221,5 +226,10 @@ class Registry:
             url, status = answer.url.partition("?")[0][:200], status_line(answer.status)
             return Unavailable(f'Get "{url}": {status} after a redirect', step="download")
         return refused_pull(
-            self._session.reference, answer.status, body, path, logged_in=bool(endpoint.credentials())
+            self._session.reference,
+            answer.status,
+            body,
+            path,
+            logged_in=bool(endpoint.credentials()),
+            headers=answer.headers,
         )

@@ -12,7 +12,8 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
@@ -20,8 +21,10 @@ import msgspec
 
 from nagaya.errors import DataLoss, NagayaError, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from nagaya.image import auth as auths
+from nagaya.image import hosts
 from nagaya.image.auth import RegistryAuth
 from nagaya.image.complaints import refused_pull
+from nagaya.image.hosts import Host, Hosts
 from nagaya.image.transport import Answer, NetworkError, RegistryConfig, Transport
 from nagaya.oci.reference import Reference
 
@@ -48,14 +51,19 @@ class _Token(msgspec.Struct):
 class Endpoint:
     """One base URL with its own credentials and token."""
 
-    def __init__(self, url: str, credentials: Callable[[], RegistryAuth]) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, host: Host, credentials: Callable[[], RegistryAuth]) -> None:
+        self.host = host
+        self.url = host.url.rstrip("/")
         self.lock = threading.Lock()
         self.authorization = ""  # value of the header, "" before the first challenge
         self.expires = 0.0
         self.dead = False
         self._credentials = credentials
         self._known: RegistryAuth | None = None
+
+    def secrets(self, authorization: str) -> dict[str, str]:
+        """Headers for this host alone."""
+        return {**dict(self.host.headers), **({"Authorization": authorization} if authorization else {})}
 
     def credentials(self) -> RegistryAuth:
         """Found out when first needed: a helper may be slow, and many registries never ask."""
@@ -89,20 +97,20 @@ class Session:
         self._scopes = scopes
         self._refused = refused
         domain = reference.domain
-        home = _HUB_ENDPOINT if domain == auths.DOCKER_HUB else f"https://{domain}"
+        places = _hosts(config, domain)
+        transport.trust((*places.mirrors, places.server))
 
         def from_file(host: str) -> Callable[[], RegistryAuth]:
             return lambda: auths.from_docker_config(config.docker_config, host)
 
-        self._endpoints = [
-            Endpoint(mirror, from_file(urlsplit(mirror).netloc)) for mirror in config.mirrors.get(domain, ())
-        ]
-        self._endpoints.append(Endpoint(home, from_file(domain) if auth is None else lambda: auth))
+        self._endpoints = [Endpoint(mirror, from_file(mirror.netloc)) for mirror in places.mirrors]
+        self._endpoints.append(Endpoint(places.server, from_file(domain) if auth is None else lambda: auth))
 
     @property
     def home(self) -> Endpoint:
-        """The registry itself."""
-        return self._endpoints[-1]
+        """The registry itself, or what takes pushes for it."""
+        takes = [endpoint for endpoint in self._endpoints if "push" in endpoint.host.capabilities]
+        return takes[0] if takes else self._endpoints[-1]
 
     @property
     def mirrored(self) -> bool:
@@ -114,11 +122,11 @@ class Session:
         for endpoint in self._endpoints[:-1]:
             endpoint.dead = True
 
-    def each(self, fetch: Callable[[Endpoint], T]) -> T:
-        """Mirrors first. Whatever a mirror says, the registry itself has the last word; but a
-        broken credential store is the user's to repair, not a reason to ask somebody else."""
+    def each(self, fetch: Callable[[Endpoint], T], capability: str = "pull") -> T:
+        """Mirrors that can do that first. Whatever a mirror says, the registry itself has the last word; but
+        a broken credential store is the user's to repair, not a reason to ask somebody else."""
         for endpoint in self._endpoints[:-1]:
-            if endpoint.dead:
+            if endpoint.dead or capability not in endpoint.host.capabilities:
                 continue
             try:
                 return fetch(endpoint)
@@ -146,9 +154,10 @@ class Session:
 
         def attempt() -> Answer:
             base = self.transport.base(endpoint.url)
-            url = target if "://" in target else f"{base}/v2/{self.reference.path}/{target}"
+            root = base if endpoint.host.own_path else f"{base}/v2"
+            url = target if "://" in target else f"{root}/{self.reference.path}/{target}"
             if urlsplit(url)[:2] != urlsplit(base)[:2]:  # what it is to be there, the URL itself says
-                return self._once(method, url, headers, "", body)
+                return self._once(method, url, headers, {}, body)
             return self._authorized(endpoint, method, url, headers, body)
 
         return self.retry(attempt, retries)
@@ -183,13 +192,14 @@ class Session:
             self._check()
             time.sleep(min(left, 0.2))
 
-    def follow(self, url: str, headers: dict[str, str], authorization: str, method: str = "GET") -> Answer:
-        """GET (or HEAD) along redirects. Authorization stays behind as soon as the origin changes."""
+    def follow(
+        self, url: str, headers: dict[str, str], secrets: Mapping[str, str], method: str = "GET"
+    ) -> Answer:
+        """GET (or HEAD) along redirects. secrets: headers that stay behind as soon as the origin changes."""
         origin = urlsplit(url)[:2]
         away = False
         for _ in range(_REDIRECTS + 1):
-            extra = {"Authorization": authorization} if authorization and not away else {}
-            answer = self.transport.request(method, url, {**headers, **extra})
+            answer = self.transport.request(method, url, {**headers, **({} if away else secrets)})
             answer.away = away
             if answer.status not in _REDIRECT or not answer.headers.get("Location"):
                 return answer
@@ -219,7 +229,7 @@ class Session:
             if endpoint.expires and time.monotonic() > endpoint.expires:
                 endpoint.authorization, endpoint.expires = "", 0.0
             used = endpoint.authorization
-        answer = self._once(method, url, headers, used, body)
+        answer = self._once(method, url, headers, endpoint.secrets(used), body)
         if answer.status != 401 or answer.away:
             return answer
         challenge = answer.headers.get("WWW-Authenticate", "")
@@ -228,15 +238,19 @@ class Session:
                 return answer
             used = endpoint.authorization
         answer.close()
-        return self._once(method, url, headers, used, body)
+        return self._once(method, url, headers, endpoint.secrets(used), body)
 
     def _once(
-        self, method: str, url: str, headers: dict[str, str], authorization: str, body: Body | None
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        secrets: Mapping[str, str],
+        body: Body | None,
     ) -> Answer:
         if method in ("GET", "HEAD"):
-            return self.follow(url, headers, authorization, method)
-        extra = {"Authorization": authorization} if authorization else {}
-        return self.transport.request(method, url, {**headers, **extra}, body() if body else None)
+            return self.follow(url, headers, secrets, method)
+        return self.transport.request(method, url, {**headers, **secrets}, body() if body else None)
 
     def _login(self, endpoint: Endpoint, url: str, challenge: str) -> bool:
         """Answer a challenge (RFC 9110, 11.6.1); False when there is nothing to answer with."""
@@ -293,7 +307,7 @@ class Session:
             asked_for = [*query.items(), *(("scope", scope) for scope in scopes)]
             everything = urlencode([*parse_qsl(parts.query), *asked_for])
             asked = parts._replace(query=everything).geturl()
-            basic = _basic(credentials) if credentials.username else ""
+            basic = {"Authorization": _basic(credentials)} if credentials.username else {}
             answer = self.retry(lambda: self.follow(asked, {}, basic))
         body = self.read(answer, MAX_BODY)
         if answer.status in (401, 403) and credentials:
@@ -340,6 +354,19 @@ def pause_asked(answer: Answer) -> float:
     return min(_retry_after(answer.headers.get("Retry-After", "")), _MAX_WAIT)
 
 
+def _hosts(config: RegistryConfig, domain: str) -> Hosts:
+    """Where to find the registry: by its own file, else by the configuration."""
+    home = _HUB_ENDPOINT if domain == auths.DOCKER_HUB else f"https://{domain}"
+    found = hosts.load(config.hosts_dir, domain, home)
+    return found or Hosts(tuple(map(Host, config.mirrors.get(domain, ()))), Host(home))
+
+
 def _retry_after(value: str) -> float:
-    """Seconds; dates (which no registry sends) count as none."""
-    return float(value) if value.isdigit() and len(value) < 10 else 0.0
+    """Seconds (RFC 9110, 10.2.3: a number of them, or a date); what is neither counts as none."""
+    if value.isdigit() and len(value) < 10:
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, TypeError):
+        return 0.0
+    return max(moment.timestamp() - time.time(), 0.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import ssl
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the second
     getproxies_environment,
@@ -28,6 +28,7 @@ from urllib3.exceptions import (
 )
 
 from nagaya import __version__
+from nagaya.image.hosts import Host
 from nagaya.image.layers import Limits
 from nagaya.image.lines import Lines
 
@@ -43,6 +44,7 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     mirrors: dict[str, list[str]] = {}  # registry's host -> base URLs, tried in this order before it
     insecure: tuple[str, ...] = ()  # hosts, or CIDR ranges, where plain HTTP and bad certificates will do
     ca: dict[str, str] = {}  # host -> PEM file of further certificate authorities
+    hosts_dir: str = ""  # directory of files for single registries (image.hosts); "": none
     docker_config: str = "~/.docker/config.json"  # "": none
     connect_timeout: float = 15.0
     read_timeout: float = 60.0
@@ -111,6 +113,12 @@ class Transport:
         self._lines = Lines()
         self._pools: dict[str, urllib3.PoolManager] = {}
         self._schemes = {} if schemes is None else schemes
+        self._hosts: dict[str, Host] = {}
+
+    def trust(self, hosts: Iterable[Host]) -> None:
+        """What the configuration says of these hosts counts from now on."""
+        with self._lock:
+            self._hosts.update((host.netloc, host) for host in hosts)
 
     def cut(self) -> None:
         """The pull has ended, or shall: no connection stays, and whoever waits for one is woken."""
@@ -128,6 +136,9 @@ class Transport:
 
     def is_insecure(self, host: str) -> bool:
         """May this host (with port) be spoken to without TLS? Loopback may, as with dockerd."""
+        known = self._hosts.get(host)
+        if known is not None and known.skip_verify:
+            return True
         return host in self._config.insecure or _in_ranges(host, (*_LOOPBACK, *self._config.insecure))
 
     def base(self, url: str) -> str:
@@ -195,18 +206,20 @@ class Transport:
     def _pool(self, url: str) -> urllib3.PoolManager:
         parts = urlsplit(url)
         host = parts.netloc
-        ca = self._config.ca.get(host, "")
+        known = self._hosts.get(host)
+        ca = (*filter(None, [self._config.ca.get(host)]), *(known.ca if known else ()))
+        client = known.client if known else ()
         insecure = self.is_insecure(host) and not ca
         proxy = ""
         if not _in_ranges(host, _LOOPBACK) and not proxy_bypass_environment(parts.hostname or ""):
             proxy = getproxies_environment().get(parts.scheme, "")
-        key = f"{parts.scheme} {proxy} {ca} {insecure}"
+        key = f"{parts.scheme} {proxy} {ca} {client} {insecure}"
         with self._lock:
             pool = self._pools.get(key)
             if pool is None:
                 context = None
                 if parts.scheme == "https" or proxy.startswith("https"):
-                    context = _tls_context(ca, insecure)
+                    context = _tls_context(ca, client, insecure)
                 pool = (
                     urllib3.ProxyManager(proxy, ssl_context=context, num_pools=16, maxsize=16)
                     if proxy
@@ -217,13 +230,20 @@ class Transport:
             return pool
 
 
-def _tls_context(ca: str, insecure: bool) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context()
-        if ca:
+def _tls_context(
+    authorities: Sequence[str], client: Sequence[tuple[str, str]], insecure: bool
+) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    for ca in authorities:
+        try:
             context.load_verify_locations(cafile=ca)
-    except (OSError, ssl.SSLError) as error:
-        raise NetworkError(f"certificate authorities in {ca}: {error}", transient=False) from None
+        except (OSError, ssl.SSLError) as error:
+            raise NetworkError(f"certificate authorities in {ca}: {error}", transient=False) from None
+    for certificate, key in client:
+        try:
+            context.load_cert_chain(certificate, key or None)
+        except (OSError, ssl.SSLError) as error:
+            raise NetworkError(f"client certificate {certificate}: {error}", transient=False) from None
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
