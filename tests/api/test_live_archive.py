@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -137,6 +138,60 @@ def test_refusals(server: Server, box: str) -> None:
     over = call(server.socket, "PUT", f"{box}?path=/d&noOverwriteDirNonDir=1", archive(("f", None)))
     assert over.status in (409, 500) and "cannot overwrite non-directory" in over.message
     assert listing(server, "/d") == names("d")
+
+
+def test_a_truncated_archive(server: Server, box: str) -> None:
+    whole = archive(("cut", b"x" * 5000))
+    answer = call(server.socket, "PUT", f"{box}?path=/d", whole[:2000])
+    assert answer.status == (400 if isinstance(server, House) else 500)
+    listing(server, "/d")
+
+
+def test_a_tmpfs_is_shown_empty(server: Server) -> None:
+    mount = ("--network", "none", "--tmpfs", "/t")
+    docker(server, "run", "-d", "--name", "other", *mount, IMAGE, "sh", "-c", "echo > /t/f; exec sleep 600")
+    try:
+        for path in ("/t", "/t/", "/t/."):
+            answer = call(server.socket, "GET", f"/containers/other/archive?path={path}")
+            assert answer.status == 200, path
+            with tarfile.open(fileobj=io.BytesIO(answer.body)) as tar:
+                assert [m.isdir() for m in tar] == [True]
+    finally:
+        docker(server, "rm", "-f", "other")
+
+
+def test_a_stopped_one_s_own_files_and_a_source_that_has_gone(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = tmp_path_factory.mktemp("bind")
+    words = ("--network", "none", "--add-host", "far:1.2.3.4", "-v", f"{source}:/bound")
+    docker(server, "run", "--name", "other", *words, IMAGE, "sh", "-c", "echo here > /file")
+    try:
+        for path in ("/etc/hosts", "/etc"):
+            data = server.curl(f"/containers/other/archive?path={path}")
+            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                hosts = tar.extractfile("hosts" if path == "/etc/hosts" else "etc/hosts")
+                assert hosts is not None and b"1.2.3.4\tfar" in hosts.read()
+        source.rename(source.with_name("moved"))
+        if isinstance(server, House):  # the older one then refuses everything
+            assert call(server.socket, "GET", "/containers/other/archive?path=/file").status == 200
+            gone = call(server.socket, "GET", "/containers/other/archive?path=/bound")
+            assert gone.status == 404
+            assert call(server.socket, "GET", "/containers/other/archive?path=/").status == 200
+    finally:
+        docker(server, "rm", "-f", "other")
+
+
+def test_events(server: Server, box: str) -> None:
+    begun = time.time() - 1
+    assert call(server.socket, "GET", f"{box}?path=/d").status == 200
+    assert call(server.socket, "PUT", f"{box}?path=/d", archive(("told", b"x"))).status == 200
+    told = server.curl(f"/events?since={begun:.6f}&until={time.time():.6f}").splitlines()
+    actions = [json.loads(line)["Action"] for line in told]
+    assert [a for a in actions if a in ("archive-path", "extract-to-dir")][-2:] == [
+        "archive-path",
+        "extract-to-dir",
+    ]
 
 
 def test_what_goes_in(server: Server, box: str) -> None:

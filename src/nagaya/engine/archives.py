@@ -62,8 +62,9 @@ async def read(world: World, ref: str, path: str) -> tuple[copying.PathStat, Arc
     """What is at a path, and its tar stream, which is the caller's to close. Raises NotFound,
     InvalidArgument."""
     async with AsyncExitStack() as held:
-        _, view = await held.enter_async_context(_view(world, ref))
+        container, view = await held.enter_async_context(_view(world, ref))
         found = await world.slow_job(lambda: copying.look(view, path, ref))
+        world.bus.container(container, "archive-path")
         return found, Archive(world, held.pop_all(), members.joined(copying.pack(view, path, found)))
 
 
@@ -115,6 +116,7 @@ async def write(
         pool = ThreadPoolExecutor(1, "unpack")
         try:
             await _finished(loop.run_in_executor(pool, work))
+            world.bus.container(container, "extract-to-dir")
         finally:
             pool.shutdown(wait=False)
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.view import View, clean
 from nagaya.errors import (
+    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     KernelError,
@@ -64,11 +65,7 @@ def look(view: View, path: str, ref: str) -> PathStat:
     name = "." if path.endswith("/.") else clean(path).rpartition("/")[2] or "/"
     try:
         if path.endswith(("/", "/.")):
-            fd = view.directory(path)
-            try:
-                return PathStat(name, os.fstat(fd), "")
-            finally:
-                os.close(fd)
+            return PathStat(name, _directory_at(view, path), "")
         fd, last = view.parent(path)
         try:
             info = os.stat(last, dir_fd=fd, follow_symlinks=False)
@@ -82,6 +79,27 @@ def look(view: View, path: str, ref: str) -> PathStat:
     return PathStat(
         name, info, clean(f"{clean(path)}/../{link}" if link[:1] != "/" else link) if link else ""
     )
+
+
+def _directory_at(view: View, path: str) -> os.stat_result:
+    """Of a directory, also of one that the view does not enter: a tmpfs, one of the kernel's."""
+    try:
+        fd = view.directory(path)
+    except NotFound as error:
+        if error.errno != errno.EXDEV:
+            raise
+        fd, last = view.parent(path)
+        try:
+            info = os.stat(last, dir_fd=fd, follow_symlinks=False)
+        finally:
+            os.close(fd)
+        if not stat.S_ISDIR(info.st_mode):
+            raise
+        return info
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 # out of the container
@@ -148,7 +166,8 @@ def _tree(view: View, path: str, name: str, links: dict[tuple[int, int], str]) -
             current, before = pending.pop()
             inner = current.removeprefix(".").removeprefix("/")
             shown = f"{name.rstrip('/')}/{inner}" if inner else name
-            if inner and view.place(clean(f"{path}/{inner}"))[1] == ".":  # something is mounted here
+            mounted = view.mounted_at(clean(f"{path}/{inner}")) if inner else None
+            if mounted is not None and not mounted.name:
                 yield from _tree(view, clean(f"{path}/{inner}"), shown, links)
                 continue
             try:
@@ -171,7 +190,12 @@ def _tree(view: View, path: str, name: str, links: dict[tuple[int, int], str]) -
                         if len(os.fsencode(f"{current}/{entry}")) < _LONGEST:
                             deeper.append((f"{current}/{entry}", info))
                         continue
-                    yield from members.member(fd, entry, f"{shown.rstrip('/')}/{entry}", links)
+                    name_there = f"{shown.rstrip('/')}/{entry}"
+                    file = view.mounted_at(clean(f"{path}/{inner}/{entry}"))
+                    if file is not None and file.name:
+                        yield from members.member(file.fd, file.name, name_there, links)
+                    else:
+                        yield from members.member(fd, entry, name_there, links)
                 pending += reversed(deeper)
             finally:
                 os.close(fd)
@@ -203,7 +227,12 @@ class Unpack:
 
     def run(self, pieces: Iterable[bytes]) -> None:
         """Unpack it all. Raises NagayaError; what was unpacked before it stays."""
-        reader = TarReader(streams.pieces(pieces))
+        try:
+            self._run(TarReader(streams.pieces(pieces)))
+        except DataLoss as error:  # an archive cut short is a wrong request
+            raise InvalidArgument(error.message, subject="archive") from None
+
+    def _run(self, reader: TarReader) -> None:
         while (entry := reader.next_entry()) is not None:
             try:
                 self._add(entry, reader)

@@ -14,7 +14,8 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from nagaya.engine import staging, volumes
@@ -46,9 +47,13 @@ class Place(NamedTuple):
 class View:
     """The roots of one container. Use as a context manager. Blocking."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
+    def __init__(
+        self, places: Sequence[Place], missing: Mapping[str, NotFound] = MappingProxyType({})
+    ) -> None:
+        """missing: targets of mounts whose source is not there, and why."""
         # the deepest target first
         self._places = sorted(places, key=lambda place: -len(place.target))
+        self._missing = missing
 
     def __enter__(self) -> View:
         return self
@@ -63,13 +68,21 @@ class View:
         self._places = []
 
     def place(self, path: str) -> tuple[Place, str]:
-        """The root that a clean absolute path lies in, and the path below it."""
+        """The root that a clean absolute path lies in, and the path below it. Raises NotFound where a mount
+        has no source."""
+        for target, why in self._missing.items():
+            if path == target or path.startswith(f"{target}/"):
+                raise NotFound(why.message, subject=why.subject, errno=why.errno)
         for place in self._places:
             if path == place.target:
                 return place, place.name or "."
             if path.startswith(place.target.rstrip("/") + "/") and not place.name:
                 return place, path[len(place.target) :].lstrip("/")
         raise AssertionError("the root contains every path")
+
+    def mounted_at(self, path: str) -> Place | None:
+        """What is mounted at just that clean path."""
+        return next((place for place in self._places if place.target == path), None)
 
     def directory(self, path: str) -> int:
         """Open the directory at a path (O_PATH), links followed. Raises NotFound, also when it is none."""
@@ -118,6 +131,7 @@ def open_view(world: World, container: Container) -> View:
     running = container.state in ("running", "paused")
     root = _root_of_process(container) if running else mount_overlay(world.images.snapshot(container.id))
     places = [Place("/", root, "", container.config.read_only_rootfs)]
+    missing: dict[str, NotFound] = {}
     try:
         for mount in container.mount_points:
             if mount.type == "tmpfs":
@@ -138,11 +152,28 @@ def open_view(world: World, container: Container) -> View:
                 continue
             volume = mount.type == "volume"
             source = volumes.path_of(world.settings.root, mount.source) if volume else mount.source
-            places.append(_place(target, AT_FDCWD, source, 0 if volume else _ON_HOST, mount.read_only))
+            try:
+                places.append(_place(target, AT_FDCWD, source, 0 if volume else _ON_HOST, mount.read_only))
+            except NotFound as error:  # of no matter to who wants something else
+                missing[target] = error
+        if not running:
+            places += _engine_s_files(world, container)
     except BaseException:
         View(places).close()
         raise
-    return View(places)
+    return View(places, missing)
+
+
+def _engine_s_files(world: World, container: Container) -> list[Place]:
+    """/etc/hosts and its like, as the last start wrote them, where nothing else is mounted."""
+    directory = world.settings.container_dir(container.id)
+    found = []
+    for name in ("resolv.conf", "hostname", "hosts"):
+        taken = {clean(mount.target) for mount in container.mount_points}
+        if f"/etc/{name}" not in taken and "/etc" not in taken and os.path.exists(f"{directory}/{name}"):
+            read_only = container.config.read_only_rootfs
+            found.append(_place(f"/etc/{name}", AT_FDCWD, f"{directory}/{name}", 0, read_only))
+    return found
 
 
 def _place(target: str, base: int, path: str, resolve: int, read_only: bool) -> Place:
