@@ -42,6 +42,14 @@ def wait_for(condition: Callable[[], object], timeout: float = 10.0, what: str =
         time.sleep(0.02)
 
 
+def comm(pid: int) -> str:
+    """The name of a process, "" when it has gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
+
+
 class House:
     """One daemon with everything of its own. Use as a context manager."""
 
@@ -196,7 +204,7 @@ class House:
         """The keeper's child that moves the bytes."""
         keeper = self.supervisor_pid()
         children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-        (found,) = [int(c) for c in children if Path(f"/proc/{c}/comm").read_text() == "nagaya-io\n"]
+        (found,) = [int(c) for c in children if comm(int(c)) == "nagaya-io"]
         return found
 
     def kill_daemon(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -244,3 +246,44 @@ def test_following_crosses_a_rotation(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01T00:00:00Z", "2026-01-02T03:04:05.xZ"])
 def test_bad_times(text: str) -> None:
     assert logs.parse_time(text) == 0
+
+
+def test_a_reader_that_goes_while_a_file_is_opened_leaves_it_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    path.write_text("")
+    shown = Container(A, "one", ContainerConfig("i"), log_path=str(path), state="running")
+    opening, go_on = threading.Event(), threading.Event()
+    real = logs._Files._newer
+
+    def slow(self: Any, than: Any) -> list[int]:
+        opening.set()
+        go_on.wait(10)
+        return real(self, than)
+
+    monkeypatch.setattr(logs._Files, "_newer", slow)
+
+    async def main() -> None:
+        async def job(work: Any, *args: Any) -> Any:
+            return await asyncio.get_running_loop().run_in_executor(None, work, *args)
+
+        world = cast(World, SimpleNamespace(job=job))
+        lines = logs.read(
+            world, lambda: shown, stdout=True, stderr=True, since=0, until=0, tail=None, follow=True
+        )
+        reader = asyncio.ensure_future(anext(lines))
+        await asyncio.to_thread(opening.wait, 10)
+        reader.cancel()
+        await asyncio.sleep(0.05)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+
+    asyncio.run(main())
+    held = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if fd.isdigit() and os.path.lexists(f"/proc/self/fd/{fd}")
+    ]
+    assert str(path) not in held

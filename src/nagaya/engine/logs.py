@@ -12,6 +12,7 @@ import calendar
 import fcntl
 import os
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -89,7 +90,8 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 class _Files:
-    """The log as one stream over its files, oldest first. Blocking; used by one job at a time.
+    """The log as one stream over its files, oldest first. Blocking; used by one job at a time: a reader
+    that goes away closes it once the job under way has ended, for a thread does not stop.
 
     follow: the newest file that is open has a shared lock, which tells io not to rotate it away before
     we have opened its successors (supervisor/logfile.py).
@@ -101,9 +103,16 @@ class _Files:
         self._fd = -1
         self._queue: list[int] = []
         self._rest = b""
+        self._closed = False
+        self._busy = threading.RLock()
 
     def open(self) -> None:
         """Open all files that are there, so that a rotation takes none away."""
+        with self._busy:
+            if not self._closed:
+                self._open()
+
+    def _open(self) -> None:
         self._queue = self._newer(None)
         if self._follow and not self._queue:  # nothing was written yet: make what io will append to
             with suppress(OSError):
@@ -165,6 +174,10 @@ class _Files:
 
     def read(self) -> bytes:
         """Whole lines; b"" when there are no more for now."""
+        with self._busy:
+            return self._read()
+
+    def _read(self) -> bytes:
         while True:
             if self._fd < 0:
                 if not self._queue:
@@ -186,6 +199,10 @@ class _Files:
     def renewed(self) -> bool:
         """After the end was reached: go on with the files that a rotation put in this one's place,
         oldest first, or from the start of one that was emptied. False when there is none."""
+        with self._busy:
+            return not self._closed and self._renewed()
+
+    def _renewed(self) -> bool:
         if self._fd < 0:
             self.open()
             return bool(self._queue)
@@ -200,6 +217,10 @@ class _Files:
 
     def tail(self, wanted: int, keep: Callable[[LogLine], bool]) -> list[LogLine]:
         """The last `wanted` lines that pass; reading goes on behind them."""
+        with self._busy:
+            return self._tail(wanted, keep)
+
+    def _tail(self, wanted: int, keep: Callable[[LogLine], bool]) -> list[LogLine]:
         found: list[LogLine] = []
         clock = _Clock()
         last = self._queue[-1:]
@@ -220,10 +241,13 @@ class _Files:
         return found
 
     def close(self) -> None:
-        for fd in (self._fd, *self._queue):
-            if fd >= 0:
-                os.close(fd)
-        self._fd, self._queue = -1, []
+        """Let all files go."""
+        with self._busy:
+            for fd in (self._fd, *self._queue):
+                if fd >= 0:
+                    os.close(fd)
+            self._fd, self._queue = -1, []
+            self._closed = True
 
 
 async def read(
@@ -275,4 +299,4 @@ async def read(
             await asyncio.sleep(_POLL)
             await world.job(log.renewed)
     finally:
-        log.close()
+        await asyncio.shield(asyncio.ensure_future(world.job(log.close)))
