@@ -18,12 +18,14 @@ State = Literal["created", "running", "paused", "restarting", "removing", "exite
 
 
 class PortBinding(msgspec.Struct, frozen=True):
-    """One published port. host_port 0: choose one. host_ip "": all addresses."""
+    """One published port. host_port 0: choose one; with last_port: the first free one from host_port to
+    that. host_ip "": all addresses."""
 
     container_port: int
     protocol: Literal["tcp", "udp", "sctp"] = "tcp"
     host_ip: str = ""
     host_port: int = 0
+    last_port: int = 0
 
 
 class MountSpec(msgspec.Struct, frozen=True):

@@ -55,9 +55,7 @@ def hold_token(container_id: str) -> str:
 def published_ports(container: Container) -> list[PublishedPort]:
     """`-p`, and with `-P` every exposed port that `-p` does not name."""
     wanted = [
-        PublishedPort(
-            p.container_port, "sctp" if p.protocol == "sctp" else p.protocol, p.host_ip, p.host_port
-        )
+        PublishedPort(p.container_port, p.protocol, p.host_ip, p.host_port, p.last_port)
         for p in container.config.ports
     ]
     if container.config.publish_all:
@@ -123,14 +121,20 @@ def chief(found: Sequence[tuple[Attachment, Network]]) -> int:
 
 
 def ports_of(container: Container, network: Network) -> list[PublishedPort]:
-    """What is to be published there."""
+    """What is to be published there. In a network with IPv6 a port of all addresses is one of both kinds."""
     if network.asked.internal or network.asked.driver != "bridge":
         return []
-    address = network.plan.host_ip if network.plan else ""
-    return [
-        msgspec.structs.replace(port, host_ip=address) if address and not port.host_ip else port
-        for port in published_ports(container)
-    ]
+    default = network.plan.host_ip if network.plan else ""
+    found = []
+    for port in published_ports(container):
+        if not port.host_ip and default:
+            found.append(msgspec.structs.replace(port, host_ip=default))
+            continue
+        found.append(port)
+        if not port.host_ip and network.asked.ipv6:
+            # the same number as IPv4 gets: `reserve` puts it in
+            found.append(msgspec.structs.replace(port, host_ip="::", host_port=0, last_port=0))
+    return found
 
 
 def plan(world: World, container: Container) -> tuple[list[EndpointPlan], list[int]]:

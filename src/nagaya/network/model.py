@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from nagaya.errors import InvalidArgument, Unimplemented
+from nagaya.errors import InvalidArgument
 
 Protocol = Literal["tcp", "udp", "sctp"]
 
@@ -19,12 +19,14 @@ DEFAULT = "bridge"  # the key of the network that containers are in unless they 
 
 
 class PublishedPort(msgspec.Struct, frozen=True):
-    """One published port. host_ip "": all IPv4 addresses. host_port 0: `NetworkService.reserve` chooses."""
+    """One published port. host_ip "": all IPv4 addresses. host_port 0: `NetworkService.reserve` chooses; with
+    last_port it takes the first free one from host_port to that."""
 
     container_port: int
     protocol: Protocol = "tcp"
     host_ip: str = ""
     host_port: int = 0
+    last_port: int = 0
 
 
 class EndpointPlan(msgspec.Struct, frozen=True):
@@ -99,25 +101,20 @@ class NetworkPlan(msgspec.Struct, frozen=True):
 
 
 def check_ports(ports: tuple[PublishedPort, ...]) -> None:
-    """Raise InvalidArgument when a port number, protocol or host address cannot be, Unimplemented for
-    IPv6. What passes is safe inside nft's language."""
+    """Raise InvalidArgument when a port number, protocol or host address cannot be. What passes is safe
+    inside nft's language."""
     for port in ports:
         if not 0 < port.container_port < 65536:
             raise InvalidArgument(f"invalid container port {port.container_port}", subject="ports")
-        if not 0 <= port.host_port < 65536:
+        if not 0 <= port.host_port < 65536 or not 0 <= port.last_port < 65536:
             raise InvalidArgument(f"invalid host port {port.host_port}", subject="ports")
         if port.protocol not in ("tcp", "udp", "sctp"):
             raise InvalidArgument(f"invalid protocol {port.protocol!r} of a published port", subject="ports")
         if not port.host_ip:
             continue
         try:
-            address = ip_address(port.host_ip)
+            ip_address(port.host_ip)
         except ValueError:
             raise InvalidArgument(
                 f"{port.host_ip!r} is not an address to publish a port on", subject="ports"
             ) from None
-        if address.version == 6:
-            raise Unimplemented(
-                f"publishing a port on the IPv6 address {address} is not offered; use an IPv4 address",
-                subject="ports",
-            )

@@ -12,6 +12,8 @@ import os
 import socket
 from collections.abc import Sequence
 
+import msgspec
+
 from nagaya.errors import KernelError, Unimplemented
 from nagaya.network.model import PublishedPort, check_ports
 
@@ -22,17 +24,20 @@ _NO_SUCH_PROTOCOL = (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 def reserve(
     ports: Sequence[PublishedPort], *, endpoint: str
 ) -> tuple[tuple[PublishedPort, ...], list[socket.socket]]:
-    """Bind every port; return them with their real host ports, and the sockets that hold them.
+    """Bind every port; return them with their real host ports, and the sockets that hold them. One on [::]
+    that follows one of the same container port on all IPv4 addresses, and names no number, gets its number.
 
     endpoint: "NAME (ID)", for the message. All or nothing: on failure every socket is closed.
     Raises KernelError with dockerd's words (EADDRINUSE, EADDRNOTAVAIL), InvalidArgument, Unimplemented
-    (IPv6, or SCTP with host port 0 in a kernel without SCTP).
+    (SCTP with host port 0 in a kernel without SCTP).
     """
     check_ports(tuple(ports))
     sockets: list[socket.socket] = []
     bound: list[PublishedPort] = []
     try:
         for port in ports:
+            if port.host_ip == "::" and not port.host_port and bound and _twins(bound[-1], port):
+                port = msgspec.structs.replace(port, host_port=bound[-1].host_port)
             held, number = _bind(port, endpoint)
             if held is not None:
                 sockets.append(held)
@@ -51,7 +56,31 @@ def reserve(
     return tuple(bound), sockets
 
 
+def _twins(four: PublishedPort, six: PublishedPort) -> bool:
+    """Is it one port of all addresses, of both kinds?"""
+    return not four.host_ip and (four.container_port, four.protocol) == (six.container_port, six.protocol)
+
+
 def _bind(port: PublishedPort, endpoint: str) -> tuple[socket.socket | None, int]:
+    """Bind the port, or the first free one of its range."""
+    if port.last_port <= port.host_port:
+        return _bind_one(port, endpoint)
+    for number in range(port.host_port, port.last_port + 1):
+        try:
+            return _bind_one(msgspec.structs.replace(port, host_port=number, last_port=0), endpoint)
+        except KernelError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    address = port.host_ip or "0.0.0.0"
+    raise KernelError(
+        f"Bind for {address}:{port.host_port}-{port.last_port} failed: all ports are allocated",
+        subject=f"{address}:{port.host_port}-{port.last_port}/{port.protocol}",
+        step=f"driver failed programming external connectivity on endpoint {endpoint}",
+        errno=errno.EADDRINUSE,
+    )
+
+
+def _bind_one(port: PublishedPort, endpoint: str) -> tuple[socket.socket | None, int]:
     address = port.host_ip or "0.0.0.0"
     try:
         held = _socket(port)
@@ -75,10 +104,15 @@ def _bind(port: PublishedPort, endpoint: str) -> tuple[socket.socket | None, int
 
 
 def _socket(port: PublishedPort) -> socket.socket:
+    family = socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET
     if port.protocol == "udp":
-        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    protocol = socket.IPPROTO_SCTP if port.protocol == "sctp" else 0
-    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+        made = socket.socket(family, socket.SOCK_DGRAM)
+    else:
+        protocol = socket.IPPROTO_SCTP if port.protocol == "sctp" else 0
+        made = socket.socket(family, socket.SOCK_STREAM, protocol)
+    if family == socket.AF_INET6:  # the IPv4 port of the number is another
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return made
 
 
 def _hold(held: socket.socket, port: PublishedPort, address: str) -> None:

@@ -310,6 +310,15 @@ class NetworkService:
             if ports:
                 made = msgspec.structs.replace(made, ports=tuple(ports))
                 net.leases[endpoint_id] = made
+                wrong = next((p.host_ip for p in ports if not _leads_somewhere(p, made)), "")
+                if wrong:
+                    self._forget(made)
+                    raise InvalidArgument(
+                        f"cannot publish a port on {wrong}: the loopback address of IPv6 cannot be translated"
+                        if ip_address(wrong).is_loopback
+                        else f"cannot publish a port on {wrong}: the container's network has no IPv6",
+                        subject="ports",
+                    )
             return made
 
     def _free_doomed(self) -> bool:
@@ -462,6 +471,11 @@ class NetworkService:
             self._ensure(self._ready)
             self._reconcile()
         action()
+
+
+def _leads_somewhere(port: PublishedPort, plan: EndpointPlan) -> bool:
+    """Can the port be led to the container? From an IPv6 address only to one, and from ::1 to none."""
+    return ":" not in port.host_ip or (bool(plan.address6) and not ip_address(port.host_ip).is_loopback)
 
 
 def _targets(plan: EndpointPlan) -> list[Published]:

@@ -153,8 +153,9 @@ def _lock(path: str) -> int:
         except FileNotFoundError:
             same = False
         if same:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+            line = b"%d\n" % os.getpid()
+            os.pwrite(fd, line, 0)  # who looks meanwhile finds a number, the old or the new
+            os.ftruncate(fd, len(line))
             return fd
         os.close(fd)  # its last keeper removed it between our open and lock
 

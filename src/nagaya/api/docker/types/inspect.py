@@ -339,9 +339,15 @@ def _port_map(ports: Iterable[PortBinding], everywhere: str = "") -> dict[str, l
     result: dict[str, list[Json]] = {}
     for port in ports:
         result.setdefault(f"{port.container_port}/{port.protocol}", []).append(
-            {"HostIp": port.host_ip or everywhere, "HostPort": str(port.host_port) if port.host_port else ""}
+            {"HostIp": port.host_ip or everywhere, "HostPort": _host_port(port)}
         )
     return result
+
+
+def _host_port(port: PortBinding) -> str:
+    if port.last_port:
+        return f"{port.host_port}-{port.last_port}"
+    return str(port.host_port) if port.host_port else ""
 
 
 def network_settings(container: Container, run: str) -> Json:

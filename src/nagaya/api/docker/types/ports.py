@@ -38,9 +38,8 @@ def port_bindings(
     for port, hosts in (bindings or {}).items():
         number, protocol = parse_port(port)
         for host in hosts or ():
-            result.append(
-                PortBinding(number, protocol, _host_ip(host.HostIp or ""), _host_port(host.HostPort or ""))
-            )
+            first, last = _host_ports(host.HostPort or "")
+            result.append(PortBinding(number, protocol, _host_ip(host.HostIp or ""), first, last))
     return tuple(result)
 
 
@@ -53,14 +52,14 @@ def _host_ip(text: str) -> str:
         raise InvalidArgument(f"invalid IP address: {text}", subject="HostConfig.PortBindings") from None
 
 
-def _host_port(text: str) -> int:
-    if not text or text == "0":
-        return 0
+def _host_ports(text: str) -> tuple[int, int]:
+    """(port, 0) of "80", or (first, last) of a range; 0 for "" and "0", which leave the choice to us."""
     first, dash, last = text.partition("-")
-    if dash and first.isdigit() and last.isdigit():
-        if first == last:
-            return _host_port(first)
-        raise InvalidArgument(f"HostConfig.PortBindings: a range of host ports ({text}) is not supported yet")
-    if not (text.isascii() and text.isdigit()) or int(text[:6]) > 65535:
+    numbers = []
+    for word in (first, last) if dash else (first or "0",):
+        if not (word.isascii() and word.isdigit()) or int(word[:6]) > 65535:
+            raise InvalidArgument(f'invalid port specification: "{text}"', subject="HostConfig.PortBindings")
+        numbers.append(int(word))
+    if len(numbers) == 2 and numbers[0] > numbers[1]:
         raise InvalidArgument(f'invalid port specification: "{text}"', subject="HostConfig.PortBindings")
-    return int(text)
+    return numbers[0], numbers[1] if len(numbers) == 2 and numbers[0] != numbers[1] else 0

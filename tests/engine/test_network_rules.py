@@ -1,0 +1,282 @@
+"""What passes between networks, and what does not: isolation, internal ones, neighbours that may not talk,
+IPv6 with its ports, ranges of ports, MTU, macvlan; with another firewall beside, and after a flush."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+
+import pytest
+from house import House, wait_for
+
+pytestmark = pytest.mark.root
+
+IMAGE = "nagaya/busybox"
+SERVER = ("sh", "-c", "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www")
+OUT4, OUT6 = "10.231.200", "fd00:200:"
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    with House() as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def tidy(house: House) -> Iterator[None]:
+    yield
+    left = house.ok("ps", "-aq").split()
+    if left:
+        house.ok("rm", "-f", *left)
+    house.ok("network", "prune", "-f")
+
+
+@pytest.fixture
+def wan(house: House) -> Iterator[list[str]]:
+    """Another machine beside the house, which routes to its containers: the argv prefix that enters it."""
+    machine = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert machine.stdout is not None and machine.stdout.readline() == b"up\n"
+        enter = ["nsenter", f"--net=/proc/{machine.pid}/ns/net"]
+        sh(
+            house,
+            "ip",
+            "link",
+            "add",
+            "wan",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            str(machine.pid),
+        )
+        sh(house, "sysctl", "-qw", "net.ipv6.conf.wan.accept_dad=0")
+        for words in (
+            f"addr add {OUT4}.1/24 dev wan",
+            f"addr add {OUT6}:1/64 dev wan nodad",
+            "link set wan up",
+        ):
+            sh(house, "ip", *words.split())
+        for words in (
+            f"addr add {OUT4}.2/24 dev eth0",
+            f"addr add {OUT6}:2/64 dev eth0 nodad",
+            "link set eth0 up",
+            f"route add default via {OUT4}.1",
+            f"-6 route add default via {OUT6}:1",
+        ):
+            subprocess.run([*enter, "ip", *words.split()], check=True)
+        yield enter
+    finally:
+        machine.kill()
+        machine.communicate()
+        wait_for(lambda: "wan" not in sh(house, "ip", "-br", "link"), 20, "the end of the other machine")
+
+
+def sh(house: House, *argv: str) -> str:
+    """The output of a program in the house's network namespace."""
+    done = subprocess.run(house.inside(argv), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, (argv, done.stderr)
+    return done.stdout
+
+
+def start(house: House, name: str, network: str, *more: str, command: Sequence[str] = SERVER) -> None:
+    house.ok("run", "-d", "--name", name, "--hostname", name, "--network", network, *more, IMAGE, *command)
+
+
+def addresses(house: House, name: str, network: str) -> tuple[str, str]:
+    shown = json.loads(house.ok("inspect", name))[0]["NetworkSettings"]["Networks"][network]
+    return shown["IPAddress"], shown["GlobalIPv6Address"]
+
+
+def fetch(argv: Sequence[str], url: str, *, patience: int = 5) -> str:
+    """A page by curl in some namespace; "" when there is none."""
+    command = [*argv, "curl", "-g", "-s", "--max-time", str(patience), url]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def served(house: House, argv: Sequence[str], url: str) -> str:
+    """The same, of a server that may have to start yet."""
+    wait_for(lambda: fetch(argv, url), 15, url)
+    return fetch(argv, url)
+
+
+def reaches(house: House, name: str, address: str) -> bool:
+    """Does the container get a page from that address? (Debian's static busybox has a broken wget.)"""
+    script = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {address} 80 | grep -q ."
+    return house.docker("exec", name, "sh", "-c", script).returncode == 0
+
+
+def firewalled(house: House) -> None:
+    """A host whose firewall forwards nothing it does not know."""
+    sh(house, "iptables-nft", "-P", "FORWARD", "DROP")
+    sh(house, "ip6tables-nft", "-P", "FORWARD", "DROP")
+
+
+@pytest.mark.parametrize("beside", ["alone", "beside a firewall", "after a flush"])
+def test_between_networks(house: House, wan: list[str], beside: str) -> None:
+    if beside == "beside a firewall":
+        firewalled(house)
+    house.ok("network", "create", "one")
+    house.ok("network", "create", "two")
+    house.ok("network", "create", "--internal", "shut")
+    house.ok("network", "create", "-o", "com.docker.network.bridge.enable_icc=false", "deaf")
+    if beside == "after a flush":
+        sh(house, "nft", "flush", "ruleset")
+        wait_for(lambda: "neighbours" in sh(house, "nft", "list", "ruleset"), 20, "the rules")
+    start(house, "web", "one", "-p", "18101:80")
+    start(house, "other", "one")
+    start(house, "far", "two")
+    start(house, "in1", "shut", "-p", "18102:80")
+    start(house, "in2", "shut")
+    start(house, "deaf1", "deaf", "-p", "18103:80")
+    start(house, "deaf2", "deaf")
+    web, far = addresses(house, "web", "one")[0], addresses(house, "far", "two")[0]
+    here: list[str] = house.inside([])
+    assert served(house, here, "http://127.0.0.1:18101/") == "web"
+    # neighbours, and nobody of another network, in either direction
+    assert reaches(house, "other", web)
+    assert not reaches(house, "far", web) and not reaches(house, "web", far)
+    # by the published port all come: other networks, the outside, with its own address
+    assert reaches_port(house, "far", f"{OUT4}.1", 18101) and reaches_port(house, "other", f"{OUT4}.1", 18101)
+    assert served(house, wan, f"http://{OUT4}.1:18101/") == "web"
+    assert fetch(wan, f"http://{web}/", patience=2) == ""
+    assert house.docker("exec", "web", "ping", "-c", "1", "-W", "5", f"{OUT4}.2").returncode == 0
+    # an internal one has neighbours and its host
+    in1 = addresses(house, "in1", "shut")[0]
+    assert reaches(house, "in2", in1) and not reaches(house, "web", in1)
+    assert house.docker("exec", "in1", "ping", "-c", "1", "-W", "1", f"{OUT4}.2").returncode
+    assert served(house, here, f"http://{in1}/") == "in1" and house.ok("port", "in1") == ""
+    # those that may not talk do so by published ports only
+    deaf1 = addresses(house, "deaf1", "deaf")[0]
+    assert not reaches(house, "deaf2", deaf1)
+    assert reaches_port(house, "deaf2", f"{OUT4}.1", 18103)
+    assert served(house, wan, f"http://{OUT4}.1:18103/") == "deaf1"
+    if beside == "beside a firewall":
+        house.ok("rm", "-f", "far", "web", "other")
+        house.ok("network", "rm", "two")
+        tagged = re.findall(r"-[io] (br-\w+)", sh(house, "iptables-nft", "-S", "FORWARD"))
+        named = {n[:12] for n in house.ok("network", "ls", "-q").split()}
+        assert tagged and all(name.removeprefix("br-") in named for name in tagged)
+        sh(house, "iptables-nft", "-P", "FORWARD", "ACCEPT")
+        sh(house, "ip6tables-nft", "-P", "FORWARD", "ACCEPT")
+
+
+def reaches_port(house: House, name: str, address: str, port: int) -> bool:
+    script = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {address} {port} | grep -q ."
+    return house.docker("exec", name, "sh", "-c", script).returncode == 0
+
+
+@pytest.mark.parametrize("firewall", [False, True])
+def test_ipv6(house: House, wan: list[str], firewall: bool) -> None:
+    if firewall:
+        firewalled(house)
+    house.ok(
+        "network", "create", "--ipv6", "--subnet", "fd00:231:1::/64", "--subnet", "10.231.81.0/24", "six"
+    )
+    house.ok("network", "create", "--ipv6", "seven")
+    start(house, "web", "six", "--ip6", "fd00:231:1::77", "-p", "18201:80", "-p", f"[{OUT6}:1]:18202:80")
+    start(house, "other", "six")
+    start(house, "far", "seven")
+    assert addresses(house, "web", "six")[1] == "fd00:231:1::77"
+    assert addresses(house, "other", "six")[1] == "fd00:231:1::2"
+    assert addresses(house, "far", "seven")[1].startswith("fd")
+    shown = house.ok("exec", "web", "ip", "-6", "route")
+    assert "default via fd00:231:1::1 dev eth0" in shown
+    here: list[str] = house.inside([])
+    assert served(house, here, "http://127.0.0.1:18201/") == "web"
+    assert fetch(here, f"http://[{OUT6}:1]:18201/") == "web"
+    assert fetch(wan, f"http://[{OUT6}:1]:18201/") == fetch(wan, f"http://[{OUT6}:1]:18202/") == "web"
+    assert fetch(wan, f"http://{OUT4}.1:18201/") == "web" and fetch(wan, f"http://{OUT4}.1:18202/") == ""
+    assert house.ok("port", "web", "80").split() == [
+        "0.0.0.0:18201",
+        "[::]:18201",
+        f"[{OUT6}:1]:18202",
+    ]
+    # out into the world as the host, neighbours, and not between networks nor in by the own address
+    assert house.docker("exec", "web", "ping", "-6", "-c", "1", "-W", "5", f"{OUT6}:2").returncode == 0
+    assert reaches(house, "other", "fd00:231:1::77") and not reaches(house, "far", "fd00:231:1::77")
+    assert fetch(wan, "http://[fd00:231:1::77]/", patience=2) == ""
+    # a running container gets it too
+    house.ok("network", "connect", "--ip6", "fd00:231:1::99", "six", "far")
+    assert reaches(house, "far", "fd00:231:1::77")
+    house.ok("network", "disconnect", "six", "far")
+    assert not reaches(house, "far", "fd00:231:1::77")
+    house.ok("rm", "-f", "web", "other", "far")
+    house.ok("network", "prune", "-f")
+    wait_for(lambda: "table ip6 nagt" not in sh(house, "nft", "list", "tables"), 5, "the end of IPv6's table")
+    for family in ("iptables-nft", "ip6tables-nft") if firewall else ():
+        sh(house, family, "-P", "FORWARD", "ACCEPT")
+
+
+def test_what_cannot_be_published(house: House) -> None:
+    for words, why in (
+        (("-p", "[::1]:18301:80"), "cannot publish a port on ::1"),
+        (("-p", "[fd00::1]:18301:80"), "fd00::1"),
+    ):
+        said = house.docker("run", "--rm", *words, IMAGE, "true")
+        assert said.returncode == 125 and why.encode() in said.stderr, said
+    assert house.leaks() == []
+
+
+def test_ranges_of_ports(house: House) -> None:
+    for number, name in enumerate(("r1", "r2", "r3"), 18401):
+        start(house, name, "bridge", "-p", "18401-18403:80")
+        assert house.ok("port", name, "80") == f"0.0.0.0:{number}"
+        assert served(house, house.inside([]), f"http://127.0.0.1:{number}/") == name
+    said = house.docker("run", "--rm", "-p", "18401-18403:80", IMAGE, "true")
+    assert said.returncode == 125 and b"all ports are allocated" in said.stderr
+    house.ok("rm", "-f", "r2")
+    start(house, "r4", "bridge", "-p", "18401-18403:80", "-p", "18405:80", "-p", "18411-18412:80-81")
+    shown = house.ok("port", "r4").split("\n")
+    assert shown == ["80/tcp -> 0.0.0.0:18402", "80/tcp -> 0.0.0.0:18405", "80/tcp -> 0.0.0.0:18411",
+                     "81/tcp -> 0.0.0.0:18412"]  # fmt: skip
+    assert house.ok("inspect", "-f", "{{json .HostConfig.PortBindings}}", "r1") == (
+        '{"80/tcp":[{"HostIp":"","HostPort":"18401-18403"}]}'
+    )
+
+
+def test_mtu_and_names_of_bridges(house: House) -> None:
+    house.ok("network", "create", "-o", "com.docker.network.driver.mtu=1280",
+             "-o", "com.docker.network.bridge.name=nagt-mine", "small")  # fmt: skip
+    start(house, "web", "small", "--mac-address", "02:42:00:00:00:77", command=("sleep", "600"))
+    (link,) = json.loads(sh(house, "ip", "-j", "link", "show", "dev", "nagt-mine"))
+    assert link["mtu"] == 1280
+    inside = house.ok("exec", "web", "ip", "link", "show", "eth0")
+    assert "mtu 1280" in inside and "02:42:00:00:00:77" in inside
+    house.ok("rm", "-f", "web")
+    house.ok("network", "rm", "small")
+    assert "nagt-mine" not in sh(house, "ip", "-br", "link")
+
+
+def test_ports_of_a_network_s_host_address(house: House) -> None:
+    house.ok("network", "create", "-o", "com.docker.network.bridge.host_binding_ipv4=127.0.0.1", "own")
+    start(house, "web", "own", "-p", "18501:80")
+    assert house.ok("port", "web", "80") == "127.0.0.1:18501"
+    assert served(house, house.inside([]), "http://127.0.0.1:18501/") == "web"
+
+
+def test_macvlan(house: House, wan: list[str]) -> None:
+    """Containers are machines beside the host, on its interface."""
+    house.ok("network", "create", "-d", "macvlan", "-o", "parent=wan", "--subnet", f"{OUT4}.0/24",
+             "--ip-range", f"{OUT4}.128/25", "--gateway", f"{OUT4}.2", "lan")  # fmt: skip
+    start(house, "web", "lan")
+    start(house, "other", "lan")
+    address = addresses(house, "web", "lan")[0]
+    assert address == f"{OUT4}.128"
+    assert served(house, wan, f"http://{address}/") == "web"
+    assert reaches(house, "other", address)
+    house.ok("rm", "-f", "web", "other")
+    said = house.docker("network", "create", "-d", "ipvlan", "-o", "parent=wan", "no")
+    assert said.returncode == 1 and b"ipvlan networks are not supported: use macvlan" in said.stderr
+    house.ok(
+        "network", "create", "-d", "macvlan", "-o", "parent=nosuch", "--subnet", "10.231.90.0/24", "gone"
+    )
+    said = house.docker("run", "--rm", "--network", "gone", IMAGE, "true")
+    assert said.returncode == 125 and b"nosuch" in said.stderr
