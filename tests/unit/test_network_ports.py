@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nagaya.errors import InvalidArgument, NagayaError, Unimplemented
+from nagaya.errors import InvalidArgument, NagayaError
 from nagaya.network.bridge import interface_name
 from nagaya.network.model import EndpointPlan, PublishedPort
 from nagaya.network.ports import reserve
@@ -23,7 +23,7 @@ from nagaya.network.service import NetworkService
         (PublishedPort(1, "icmp"), InvalidArgument),  # type: ignore[arg-type]
         (PublishedPort(1, host_ip="localhost"), InvalidArgument),
         (PublishedPort(1, host_ip="1.2.3.4 . tcp . 1 : 6.6.6.6 . 1 }"), InvalidArgument),
-        (PublishedPort(1, host_ip="::"), Unimplemented),
+        (PublishedPort(1, host_ip="::1%lo ; flush ruleset"), InvalidArgument),
     ],
 )
 def test_bad_ports(port: PublishedPort, kind: type[NagayaError]) -> None:
@@ -46,6 +46,14 @@ def test_plans_differ_until_they_are_given_back() -> None:
     )
     with pytest.raises(NagayaError, match="no free address"):
         service.plan("9" * 64)
+
+
+@pytest.mark.parametrize("host_ip", ["::", "::1", "fd00::1"])
+def test_ports_of_ipv6_lead_to_ipv6(host_ip: str) -> None:
+    service = NetworkService(bip="10.231.9.1/29")
+    for number in range(9):  # no address is lost
+        with pytest.raises(InvalidArgument, match=f"cannot publish a port on {host_ip}: "):
+            service.plan(f"{number}" * 64, (PublishedPort(80, host_ip=host_ip, host_port=8080),))
 
 
 def test_a_plan_survives_the_ledger() -> None:

@@ -207,6 +207,8 @@ def _subnet(config: IpamConfig, network: Network) -> Subnet:
     ):
         try:
             parsed = ip_address(address)
+            if "%" in address:  # what follows as an IPv6 scope may be any text
+                raise ValueError
         except ValueError:
             raise InvalidArgument(f"{wrong} {what} {address}: invalid address", subject=address) from None
         if parsed not in network:

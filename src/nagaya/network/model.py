@@ -114,6 +114,8 @@ def check_ports(ports: tuple[PublishedPort, ...]) -> None:
             continue
         try:
             ip_address(port.host_ip)
+            if "%" in port.host_ip:  # what follows as an IPv6 scope may be any text
+                raise ValueError
         except ValueError:
             raise InvalidArgument(
                 f"{port.host_ip!r} is not an address to publish a port on", subject="ports"
