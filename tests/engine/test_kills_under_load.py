@@ -131,19 +131,21 @@ def test_clients_never_notice(seed: int) -> None:
 @pytest.mark.parametrize("late", ["before", "after"])
 def test_a_start_that_outlives_its_daemon(tmp_path: Path, late: str) -> None:
     """The next daemon calls it undone; what comes of it later, a process or an error, is cleared away."""
-    slow = tmp_path / "slow"
-    create = {"before": 'sleep 2; exec runc "$@"', "after": 'runc "$@"; sleep 2'}[late]
+    slow, begun, gate = (tmp_path / name for name in ("slow", "begun", "gate"))
+    wait = f"touch {begun}; until [ -e {gate} ]; do sleep 0.05; done"
+    create = {"before": f'{wait}; exec runc "$@"', "after": f'runc "$@"; {wait}'}[late]
     slow.write_text(f'#!/bin/sh\ncase "$*" in *" create "*) {create};; *) exec runc "$@";; esac\n')
     slow.chmod(0o755)
     with House(config=f'[runtimes]\nslow = "{slow}"\n') as house:
         house.ok("create", "--name", "late", "--runtime", "slow", IMAGE, "sleep", "1000")
         starting = Thread(target=house.docker, args=("start", "late"))
         starting.start()
-        time.sleep(0.7)
+        wait_for(begun.exists, 20, "the slow start")
         house.kill_daemon()
         starting.join()
         house.start()
         assert {state for _, state in listed(house).values()} == {"created"}
+        gate.touch()
         wait_for(lambda: "unasked" in house.log.read_text(), 10, "the late end")
         wait_for(lambda: all(x.startswith("container ") for x in house.leaks(0)), 5, "the end of all it had")
         house.ok("start", "late")

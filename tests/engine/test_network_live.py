@@ -655,4 +655,6 @@ def test_network(name: str) -> None:
 
 
 if __name__ == "__main__":
+    with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as forward:
+        forward.write("0")  # a new namespace has the first one's value
     SCENARIOS[sys.argv[1]]()

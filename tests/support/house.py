@@ -198,7 +198,10 @@ class House:
         return self.log.read_text()[-3000:]
 
     def supervisor_pid(self) -> int:
-        return int((self.run_dir / "supervisor.pid").read_text())
+        """The keeper's; a new one's file is empty for a moment."""
+        file = self.run_dir / "supervisor.pid"
+        wait_for(file.read_text, 10, "a keeper")
+        return int(file.read_text())
 
     def io_pid(self) -> int:
         """The keeper's child that moves the bytes."""

@@ -25,7 +25,9 @@ async def attach(world: World, ref: str, request: AttachRequest, fd: int) -> Non
         container = slot.container
         if container.state in ("removing", "dead"):
             raise FailedPrecondition(f"container {container.id} is marked for removal")
-        if request.logs:
+        # One that has never run has no log, and may be started at once by a client that was told that it is
+        # attached: the lock below must come before that start.
+        if request.logs and container.state != "created":
             await _replay(world, container, request, fd)
         if request.stream and (request.stdin or request.stdout or request.stderr):
             # What has just ended is still being cleared away: a client that comes for the next start must
