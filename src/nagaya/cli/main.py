@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VERBS = (
     "attach",
     "commit",
+    "cp",
     "create",
     "diff",
     "events",
