@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 from clients import Cli
+from fakeregistry import file, tar
 from house import House
+from parcels import docker_archive, packed
+
 from images import Registry, busybox_layers, write_layout
 
 pytestmark = pytest.mark.root
@@ -144,3 +147,20 @@ def test_version_and_info(nagaya: Cli) -> None:
     assert "Default Runtime: nagaya" in text and "Storage Driver: overlay2" in text
     nagaya.ok("create", IMAGE)
     assert nagaya.ok("info", "-f", "{{.Containers}} {{.ContainersRunning}}") == "1 0"
+
+
+def test_the_tree_of_layers(nagaya: Cli, tmp_path: Path) -> None:
+    base, top = tar(file("base", bytes(5000))), tar(file("top", bytes(300)))
+    for name, layers in (("tree:1", (base,)), ("tree:2", (base, top))):
+        path = tmp_path / "archive.tar"
+        path.write_bytes(packed(docker_archive(*layers, tags=[name])))
+        nagaya.ok("load", "-i", str(path))
+    lines = nagaya.ok("image", "ls", "--tree").splitlines()
+    assert lines[0].split() == ["LAYER", "SIZE", "IMAGE"] and re.fullmatch(
+        r"\d+ images, \d+ layers, .*B", lines[-1]
+    )
+    (first,) = [n for n, line in enumerate(lines) if line.endswith("tree:1")]
+    assert "5kB" in lines[first] and lines[first + 1].endswith("tree:2") and "300B" in lines[first + 1]
+    said = nagaya("images", "--tree", "-q")
+    assert said.status != 0 and "--tree" in said.err
+    nagaya.ok("rmi", "tree:1", "tree:2")

@@ -407,6 +407,9 @@ class Engine:
     ) -> tuple[Sequence[Mapping[str, str]], int]:
         return await self._images.prune(wanted, dangling=dangling)
 
+    async def image_layers(self) -> Sequence[Mapping[str, Any]]:
+        return await self._images.layers()
+
     async def image_usage(self) -> tuple[int, Mapping[str, int]]:
         return await self._images.usage()
 

@@ -217,6 +217,18 @@ class Images:
             world.bus.publish("image", "prune", "", {"reclaimed": str(freed)})
         return _lines(removed), freed
 
+    async def layers(self) -> Sequence[Mapping[str, Any]]:
+        """All images with their layers, as GET /nagaya/images/layers answers."""
+        found = await self._world.job(self._world.images.layers)
+        return [
+            {
+                "Id": image.id,
+                "RepoTags": sorted(reference.parse(n).familiar for n in image.names if "@" not in n),
+                "Layers": [{"DiffId": diff_id, "Size": size} for diff_id, size in layers],
+            }
+            for image, layers in found
+        ]
+
     async def usage(self) -> tuple[int, Mapping[str, int]]:
         """See `ImageStore.usage_of_layers`."""
         return await self._world.job(self._world.images.usage_of_layers)

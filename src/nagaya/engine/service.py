@@ -197,6 +197,10 @@ class EngineService(Protocol):
         `remove_image` answers, and the bytes of files that went."""
         ...
 
+    async def image_layers(self) -> Sequence[Mapping[str, Any]]:
+        """All images with their layers: the body of GET /nagaya/images/layers."""
+        ...
+
     async def image_usage(self) -> tuple[int, Mapping[str, int]]:
         """(bytes of all unpacked layers, each once; by image id: those that others have, too)."""
         ...

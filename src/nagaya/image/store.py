@@ -355,6 +355,10 @@ class ImageStore:
             removed += removal.layers_gone(row.layers, gone)
         return list(dict.fromkeys(removed)), sum(gone.values())
 
+    def layers(self) -> Sequence[tuple[Image, Sequence[tuple[str, int]]]]:
+        """All images, each with its layers, bottom first: diff id, bytes of its files."""
+        return [(image, [(d, self._layer_size(d)) for d in image.document.diff_ids]) for image in self.list()]
+
     def usage_of_layers(self) -> tuple[int, Mapping[str, int]]:
         """(bytes of the files of all layers, each once; of each image: those of layers that others have,
         too)."""

@@ -154,6 +154,11 @@ async def listing(engine: EngineService, request: Request) -> Response:
     return json_response([summary(image, used[image.id], request.version) for image in chosen])
 
 
+async def layers(engine: EngineService, request: Request) -> Response:
+    """GET /nagaya/images/layers: our own extension, for `nagaya image ls --tree`."""
+    return json_response(await engine.image_layers())
+
+
 async def inspect_one(engine: EngineService, request: Request) -> Response:
     """GET /images/{name}/json"""
     return json_response(inspect(await engine.inspect_image(request.params["name"]), request.version))
@@ -191,6 +196,7 @@ async def remove(engine: EngineService, request: Request) -> Response:
 
 ROUTES = (
     Route("POST", "/images/create", create, cancel=True),
+    Route("GET", "/nagaya/images/layers", layers),
     Route("POST", "/commit", commit),
     Route("GET", "/distribution/{name:path}/json", distribution),
     Route("GET", "/images/json", listing),

@@ -22,6 +22,7 @@ FLAGS = (
     Flag("format", "table, json, or a Go template", kind="text"),
     Flag("no-trunc", "Do not shorten"),
     Flag("quiet", "Show ids only", short="q"),
+    Flag("tree", "Draw the layers that images are made of, and share"),
 )
 ARGS = (0, 1)
 
@@ -30,6 +31,8 @@ _OTHERS = {"CreatedAt": "CREATED AT", "Digest": "DIGEST"}
 
 def run(given: Given, client: Client) -> int:
     """Print one line a name of an image."""
+    if given["tree"]:
+        return _tree(given, client)
     words = list(given["filter"])
     if given.args:
         if any(word.startswith("reference=") for word in words):
@@ -51,6 +54,15 @@ def run(given: Given, client: Client) -> int:
         ("Size", "SIZE"),
     )
     rows(found, columns, given["format"], _OTHERS)
+    return 0
+
+
+def _tree(given: Given, client: Client) -> int:
+    from nagaya.cli.layers import draw
+
+    if given.args or given["filter"] or given["format"] or given["quiet"]:
+        raise UsageError("--tree shows all images, and takes no other flag than --no-trunc")
+    print(*draw(client.call("GET", "/nagaya/images/layers"), full=given["no-trunc"]), sep="\n")
     return 0
 
 
