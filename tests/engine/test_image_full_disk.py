@@ -1,8 +1,9 @@
-"""A disk that is full at any write of a pull: one line says so, nothing is left, and with room it works."""
+"""A disk full at any write of a pull, load or commit: one line says so, nothing is left, with room it works."""
 
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from typing import Any
 import pytest
 from fakeregistry import FakeRegistry, file, quick, tar
 from house import SOURCE
-from images import Registry, write_layout
 from imagetrees import free_port, sample
+from parcels import docker_archive, packed, pieces
 
+from images import Registry, write_layout
 from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.ledger import Ledger
 from nagaya.errors import ResourceExhausted
+from nagaya.image.making import Recipe
 from nagaya.image.store import ImageStore
 from nagaya.linux import sync
 
@@ -100,6 +103,73 @@ def test_at_every_call(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     finally:
         ledger.close()
     assert number > 60
+
+
+def at_every_call(
+    disk: FullDisk, work: Callable[[], object], undo: Callable[[], object], state: Callable[[], object]
+) -> int:
+    """Work with the n-th call failing for n = 1, 2 ... until it gets through; the state must then be as it
+    was. How many calls there were."""
+    before = state()
+    for number in range(1, 10_000):
+        disk.fill(number)
+        try:
+            work()
+        except ResourceExhausted as error:
+            assert "no space left on device" in str(error) and "\n" not in str(error), (number, error)
+        else:
+            assert not disk.hit, number
+            return number
+        finally:
+            disk.room()
+        assert state() == before, number
+        if number % 10 == 1:
+            work()
+            undo()
+            assert state() == before, number
+    raise AssertionError("it never got through")
+
+
+def test_a_load_and_a_commit_and_an_import_at_every_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [gzip.decompress(data) for data in sample()]
+    archive = packed(docker_archive(*layers, tags=["one:1"]))
+    ledger = Ledger(f"{tmp_path}/ledger.db")
+    store = ImageStore(str(tmp_path), LedgerCatalog(ledger), quick())
+    disk = FullDisk(monkeypatch)
+
+    def state() -> object:
+        spools = [p.name for p in (tmp_path / "content/ingest").iterdir()]
+        rows = [row.diff_id for row in LedgerCatalog(ledger).layers()]
+        return sorted(files(tmp_path)), spools, rows, len(store.list())
+
+    try:
+        calls = at_every_call(
+            disk, lambda: store.load(pieces(archive)), lambda: store.remove("one:1", ()), state
+        )
+        assert calls > 40
+        base = store.resolve("one:1").id
+        Path(store.prepare("container", base)["upper"], "new").write_text("new")
+        recipe = Recipe({}, "2024-01-02T03:04:05Z")
+        calls = at_every_call(
+            disk,
+            lambda: store.commit("container", base, frozenset(), recipe, "new:1"),
+            lambda: store.remove("new:1", ()),
+            state,
+        )
+        assert calls > 15
+        store.remove("new:1", ())
+        data = tar(file("a", b"1"), file("b/c", b"2"))
+        calls = at_every_call(
+            disk,
+            lambda: store.import_files(pieces(data), recipe, "imported:1"),
+            lambda: store.remove("imported:1", ()),
+            state,
+        )
+        assert calls > 15
+    finally:
+        ledger.close()
 
 
 # In a mount namespace of its own: for each size, a pull on a tmpfs of that size, what is left, and a pull

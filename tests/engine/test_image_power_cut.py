@@ -6,6 +6,7 @@ until an fsync(2) of it, or a syncfs(2), that began later has ended.
 
 from __future__ import annotations
 
+import gzip
 import re
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from typing import NamedTuple
 
 import pytest
 from house import SOURCE
-from images import Registry, write_layout
 from imagetrees import free_port, sample
+from parcels import docker_archive, packed
+
+from images import Registry, write_layout
 
 pytestmark = pytest.mark.root
 
@@ -28,7 +31,7 @@ from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.ledger import Ledger
 from nagaya.image.store import ImageStore
 store = ImageStore(sys.argv[1], LedgerCatalog(Ledger(sys.argv[1] + "/ledger.db")), quick())
-store.pull(sys.argv[2])
+store.load(open(sys.argv[2], "rb")) if sys.argv[2].startswith("/") else store.pull(sys.argv[2])
 """
 SYNCS = ("fsync", "fdatasync", "syncfs")
 CHANGES = (
@@ -111,23 +114,40 @@ class Disk:
         return found - {f"{self.root}/content/ingest"}  # what is on its way may be lost
 
 
+def traced(root: Path, name: str) -> list[Call]:
+    """The calls of a process that pulls the image of that name, or loads the archive at that path."""
+    root.mkdir()
+    support = str(Path(__file__).parents[1] / "support")
+    log = root.parent / "strace"
+    what = f"trace={','.join(SYNCS)},{CHANGES}"
+    argv = ["strace", "-f", "-y", "-s", "4096", "-o", str(log), "-e", what]
+    code = CODE.format(path=[str(SOURCE), support, *sys.path])
+    subprocess.run(
+        [*argv, sys.executable, "-c", code, str(root), name], check=True, capture_output=True, timeout=120
+    )
+    return list(calls(log.read_text()))
+
+
+def test_all_of_an_archive_is_on_the_disk_before_the_ledger_says_so(tmp_path: Path) -> None:
+    root, archive = tmp_path / "root", tmp_path / "archive.tar"
+    archive.write_bytes(packed(docker_archive(*map(gzip.decompress, sample()), tags=["one:1"])))
+    disk = Disk(str(root))
+    for call in traced(root, str(archive)):
+        disk.replay(call)
+    assert len(disk.layers) == 3 and len([p for p in (root / "content/blobs").rglob("*") if p.is_file()]) == 5
+    *_, first, second, third, image = disk.commits
+    ingest = f"{root}/content/ingest/"
+    assert {path for path in image if not path.startswith(ingest)} == set(), image
+    for count, dirty in enumerate((first, second, third), 1):
+        assert len([layer for layer in disk.layers if layer not in dirty]) >= count, (count, dirty)
+
+
 def test_all_is_on_the_disk_before_the_ledger_says_so(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    root.mkdir()
     write_layout(tmp_path / "layout", sample(), {"Cmd": ["true"]})
-    support = str(Path(__file__).parents[1] / "support")
     with Registry(tmp_path / "registry", port=free_port()) as registry:
-        name = registry.push(f"oci:{tmp_path}/layout:latest", "sample:1")
-        log = tmp_path / "strace"
-        what = f"trace={','.join(SYNCS)},{CHANGES}"
-        traced = ["strace", "-f", "-y", "-s", "4096", "-o", str(log), "-e", what]
-        code = CODE.format(path=[str(SOURCE), support, *sys.path])
-        subprocess.run(
-            [*traced, sys.executable, "-c", code, str(root), name],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+        every = traced(root, registry.push(f"oci:{tmp_path}/layout:latest", "sample:1"))
     disk = Disk(str(root))
-    every = list(calls(log.read_text()))
     for call in every:
         disk.replay(call)
     blobs = [p for p in (root / "content/blobs").rglob("*") if p.is_file()]
