@@ -17,15 +17,18 @@ from typing import Any
 import measure
 import stage
 from measure import Contest, Failed, Peer
+from nagaya.oci.seccomp_default import resolve
 from stage import BIN, Command, attempt, need, say
 
 RUNTIMES = ("nagaya-oci", "runc", "crun")
-VERBS = ("run", "create", "start", "exec", "state", "kill", "delete")
+FILTERED = "run, Docker's seccomp profile"  # as podman, containerd and dockerd ask for it
+VERBS = ("run", FILTERED, "create", "start", "exec", "state", "kill", "delete")
 _ENDING = 10.0  # seconds
 
 
 class Runtime:
-    """One runtime with its bundles: `true` for run, `sleep` for the life of the other verbs."""
+    """One runtime with its bundles: `true` for run, with a seccomp filter or without; `sleep` for the life of
+    the other verbs."""
 
     def __init__(self, base: Path, root: Path, name: str) -> None:
         self._base = base
@@ -33,12 +36,14 @@ class Runtime:
         self._state = str(base / f"{name}-state")
         self._pid_file = base / f"{name}-pid"
         self._short = stage.bundle(base, f"{name}-short", root, lambda _: None)
+        self._filtered = stage.bundle(base, f"{name}-filtered", root, _filters)
         self._long = stage.bundle(base, f"{name}-long", root, _sleeps)
 
     def argv(self, verb: str) -> list[str]:
         """The command line of a verb; {n} is the run's number."""
-        if verb == "run":
-            words = ["--bundle", str(self._short), self._short.name + "-{n}"]
+        if verb in ("run", FILTERED):
+            where = self._short if verb == "run" else self._filtered
+            verb, words = "run", ["--bundle", str(where), where.name + "-{n}"]
         elif verb == "create":
             words = ["--bundle", str(self._long), "--pid-file", str(self._pid_file), self._long.name]
         else:
@@ -71,6 +76,10 @@ def _sleeps(config: dict[str, Any]) -> None:
     config["process"]["args"] = ["/bin/sleep", "1000000"]
 
 
+def _filters(config: dict[str, Any]) -> None:
+    config["linux"]["seccomp"] = resolve(config["process"]["capabilities"]["bounding"])
+
+
 def contests(runtimes: dict[str, Runtime | str]) -> list[Contest]:
     """One for each verb; a runtime that is not there, the reason in its place, is left out."""
 
@@ -82,7 +91,13 @@ def contests(runtimes: dict[str, Runtime | str]) -> list[Contest]:
             made.prepare = runtime.ended
         return made
 
-    return [Contest(f"`{verb}`, ms", [peer(verb, *one) for one in runtimes.items()]) for verb in VERBS]
+    return [Contest(title(verb), [peer(verb, *one) for one in runtimes.items()]) for verb in VERBS]
+
+
+def title(verb: str) -> str:
+    """Of a verb's contest."""
+    word, _, rest = verb.partition(",")
+    return f"`{word}`{',' * bool(rest)}{rest}, ms"
 
 
 def memory(runtimes: dict[str, Runtime | str], runs: int = 5) -> dict[str, Any]:

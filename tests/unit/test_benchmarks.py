@@ -65,7 +65,9 @@ def test_one_table_of_all_contests() -> None:
 
 def test_a_runtime_that_is_not_there_is_left_out_of_every_contest() -> None:
     played = runtime.contests({"nagaya-oci": "not built", "runc": "not installed"})
-    assert [contest.title for contest in played] == [f"`{verb}`, ms" for verb in runtime.VERBS]
+    titles = [contest.title for contest in played]
+    assert titles[:3] == ["`run`, ms", "`run`, Docker's seccomp profile, ms", "`create`, ms"]
+    assert len(titles) == len(runtime.VERBS)
     measure.play(played, 1)
     results = [*(contest.result() for contest in played), runtime.memory({"runc": "not installed"})]
     assert all("left_out" in row for result in results for row in result["rows"])

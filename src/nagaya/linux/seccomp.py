@@ -10,12 +10,11 @@ See docs/adr/0003-seccomp-and-cgroups.md.
 
 from __future__ import annotations
 
-from _ctypes import addressof
-from _struct import Struct, pack
+from _struct import Struct
 
 from nagaya.errors import InvalidArgument
 from nagaya.linux import os
-from nagaya.linux.ffi import buffer, syscall
+from nagaya.linux.seccomp_load import FLAG_NEW_LISTENER
 from nagaya.linux.seccomp_tables import table
 
 TYPE_CHECKING = False
@@ -61,7 +60,6 @@ OPERATORS = frozenset(
 FLAG_TSYNC = 1
 FLAG_LOG = 2
 FLAG_SPEC_ALLOW = 4
-FLAG_NEW_LISTENER = 8
 FLAG_WAIT_KILLABLE_RECV = 32
 FLAGS = {
     # harmless and meaningless for one thread that is about to exec: accepted, and left out (runc)
@@ -499,15 +497,3 @@ def precompile(seccomp: dict[str, Any]) -> dict[str, Any]:
         for key in ("listenerPath", "listenerMetadata"):
             document[key] = seccomp.get(key) or ""
     return document
-
-
-def load(program: bytes, flags: int = 0) -> int:
-    """seccomp(2) SECCOMP_SET_MODE_FILTER: filter the calling thread from now on, for good.
-
-    It needs no_new_privs or CAP_SYS_ADMIN. Returns the listener's fd with FLAG_NEW_LISTENER
-    (close-on-exec), else -1. Raises KernelError.
-    """
-    filters = buffer(program)
-    header = pack("=HxxxxxxQ", len(program) // 8, addressof(filters))  # struct sock_fprog
-    result = syscall("seccomp", 1, flags, header, subject=f"{len(program) // 8} instructions")
-    return result if flags & FLAG_NEW_LISTENER else -1

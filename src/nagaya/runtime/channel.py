@@ -30,6 +30,7 @@ READY = "ready"  # [READY, trace, warnings] + pty master: all is prepared but th
 ERROR = "error"  # [ERROR, error.to_wire()]
 # parent -> child
 PLACE = "place"  # [PLACE, paths, joins, leaves] + fds: ids are mapped, cgroups made: their files
+FILTER = "filter"  # [FILTER, hex of the program, flags, early_clone, agent]: at any time before READY
 GO = "go"
 
 _LIMIT = 1 << 17

@@ -14,7 +14,7 @@ from nagaya.linux import os, pids
 from nagaya.oci import runtime as oci
 from nagaya.runtime import channel, plan
 from nagaya.runtime import state as store
-from nagaya.runtime.launching import Launch, compile_filter, spawn
+from nagaya.runtime.launching import Launch, spawn
 from nagaya.runtime.state import oci_state
 from nagaya.runtime.steps.context import Context
 from nagaya.runtime.trace import Trace
@@ -171,7 +171,7 @@ def _make(
         launch = Launch(context, ours, job, trace)
         launch.clone_parent = clone_parent
         launch.relayed = relayed
-        launch.seccomp = compile_filter(linux.get("seccomp"), trace)
+        launch.filtered = bool(linux.get("seccomp"))
         hook_table: dict[str, Any] = spec.get("hooks") or {}
         into = -1
         if cgroup_driver == "cgroupfs" and any(map(os.exists, _CGROUP2)):
@@ -197,6 +197,7 @@ def _make(
             record["cgroup"] = manager.to_state() if manager.paths else None
             store.save(path, record)
         _place(launch, manager, linux, fds, born)
+        serving.give_filter(launch, linux.get("seccomp"))
         serving.prepare(launch, record, hook_table)
         if pid_file and not job.late:
             serving.write_pid_file(pid_file, launch.pid)
@@ -414,12 +415,14 @@ def exec_process(
         launch = Launch(context, ours, job, trace)
         launch.clone_parent = clone_parent
         launch.relayed = relayed
-        launch.seccomp = compile_filter((spec.get("linux") or {}).get("seccomp"), trace)
+        profile = (spec.get("linux") or {}).get("seccomp")
+        launch.filtered = bool(profile)
         if job.scheduling is not None and job.scheduling.affinity[0]:
             trace.note(f"nsexec: affinity: {sum(1 << cpu for cpu in job.scheduling.affinity[0]):#x}")
         spawn(launch, [], into)
         from nagaya.runtime import serving  # beside the other side, which loads its own
 
+        serving.give_filter(launch, profile)
         serving.prepare(launch, record, {})
         serving.tell(launch, channel.GO)
         if job.late:

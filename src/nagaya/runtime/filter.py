@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nagaya.linux import os
+from nagaya.linux.seccomp_load import load
 from nagaya.runtime import channel
 
 TYPE_CHECKING = False
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Seccomp:
-    """A compiled filter: `load` is linux.seccomp's, imported by who makes one of these."""
+    """A compiled filter."""
 
     __slots__ = ("agent", "early_clone", "flags", "program")
 
@@ -27,9 +28,7 @@ class Seccomp:
 
     def load(self, context: Context) -> None:
         """Install it, and wait until the parent has handed a listener to the agent. Raises KernelError."""
-        from nagaya.linux import seccomp
-
-        listener = seccomp.load(self.program, self.flags)
+        listener = load(self.program, self.flags)
         if listener >= 0:
             context.channel.write(channel.LISTENER, listener)
             if not os.read(context.channel.fileno(), 64):

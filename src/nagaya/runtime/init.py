@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 def main(
     context: Context,
     job: plan.Plan,
-    seccomp: Seccomp | None,
+    filtered: bool,
     hook_list: list[dict[str, Any]],
     table: dict[type[plan.Step], Callable[..., None]],
 ) -> NoReturn:
-    """Run the plan and exec; never returns. hook_list: the startContainer hooks. table: what carries out a
-    step (steps.making or steps.joining)."""
+    """Run the plan and exec; never returns. filtered: the parent sends a seccomp filter. hook_list: the
+    startContainer hooks. table: what carries out a step (steps.making or steps.joining)."""
     # what is not imported by now must never be: the files would be the image's (CVE-2019-14271)
     sys.meta_path.clear()
     try:
         perform(context, job, table)
-        _become(context, job, seccomp, hook_list)
+        _become(context, job, context.receive_filter() if filtered else None, hook_list)
     except NagayaError as error:
         _report(context, error)
     except OSError as error:

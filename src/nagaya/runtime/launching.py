@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from time import monotonic_ns
 
-from nagaya.errors import InternalError, InvalidArgument, KernelError, NagayaError
+from nagaya.errors import InternalError, KernelError, NagayaError
 from nagaya.linux import namespaces as ns
 from nagaya.linux import os
 from nagaya.runtime import channel, plan
@@ -32,6 +32,7 @@ class Launch:
         "clone_parent",
         "console",
         "context",
+        "filtered",
         "job",
         "pid",
         "pidfd",
@@ -45,6 +46,7 @@ class Launch:
         self.channel = ours
         self.job = job
         self.trace = trace
+        self.filtered = False  # will there be a seccomp filter?
         self.seccomp: Seccomp | None = None
         self.clone_parent = False
         self.child = -1  # the process we cloned, which is not the container's where it is a stage
@@ -52,30 +54,6 @@ class Launch:
         self.pidfd = -1
         self.console = -1
         self.relayed = False
-
-
-def compile_filter(profile: dict[str, Any] | None, trace: Trace) -> Seccomp | None:
-    """linux.seccomp, or what `linux.seccomp.precompile` made of it, as a filter for `init`; None
-    without one. Raises InvalidArgument."""
-    if not profile:
-        return None
-    from nagaya.linux import seccomp  # its tables are needed only by those who have a profile
-    from nagaya.runtime.filter import Seccomp
-
-    begin = monotonic_ns()
-    made = profile if "compiled" in profile else seccomp.precompile(profile)
-    program = bytes.fromhex(made["compiled"])
-    trace.add("seccomp", f"{len(program) // 8} instructions", begin)
-    trace.note(f"seccomp filter flags: {made['flags']}")
-    agent = ("", "")
-    if made["flags"] & seccomp.FLAG_NEW_LISTENER:
-        agent = (made.get("listenerPath") or "", made.get("listenerMetadata") or "")
-        if not agent[0].startswith("/"):
-            raise InvalidArgument(
-                "linux.seccomp.listenerPath: must be an absolute path where an action is SCMP_ACT_NOTIFY",
-                subject="linux.seccomp.listenerPath",
-            )
-    return Seccomp(program, made["flags"], made["early"], agent)
 
 
 def spawn(launch: Launch, start_hooks: list[dict[str, Any]], cgroup: int = -1) -> bool:
@@ -118,6 +96,8 @@ def _load(launch: Launch, start_hooks: list[dict[str, Any]]) -> dict[type[plan.S
     steps = launch.job.steps
     if start_hooks or any(isinstance(step, plan.Hooks) for step in steps):
         from nagaya.runtime import hooks  # noqa: F401
+    if launch.filtered:
+        from nagaya.runtime import filter  # noqa: F401
     if launch.job.scheduling is not None:
         from nagaya.runtime.steps import scheduling  # noqa: F401
     if any(isinstance(step, plan.NetDevices) for step in steps):
@@ -141,7 +121,7 @@ def _first(launch: Launch, flags: int, start_hooks: list[dict[str, Any]]) -> NoR
             _stage(launch, flags)
         from nagaya.runtime import init
 
-        init.main(context, launch.job, launch.seccomp, start_hooks, perform)
+        init.main(context, launch.job, launch.filtered, start_hooks, perform)
     except NagayaError as error:
         context.channel.send(channel.ERROR, error.to_wire())
     except BaseException as error:

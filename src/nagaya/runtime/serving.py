@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from time import monotonic_ns
 
-from nagaya.errors import FailedPrecondition, InternalError, KernelError, NagayaError, from_wire
+from nagaya.errors import (
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    KernelError,
+    NagayaError,
+    from_wire,
+)
 from nagaya.linux import namespaces as ns
 from nagaya.linux import os
 from nagaya.runtime import channel, plan
@@ -210,6 +217,34 @@ def serve_last_filter(launch: Launch) -> None:
         raise InternalError("the first process died before its filter was loaded", step="seccomp")
     _hand_over(launch, loaded.agent, int(received[0][1]))
     tell(launch, channel.GO)
+
+
+def give_filter(launch: Launch, profile: dict[str, Any] | None) -> None:
+    """Send the first process linux.seccomp as a filter, compiled while it prepares itself, or before by
+    `linux.seccomp.precompile`. Raises InvalidArgument."""
+    if not profile:
+        return
+    from nagaya.linux.seccomp_load import FLAG_NEW_LISTENER
+    from nagaya.runtime.filter import Seccomp
+
+    begin = monotonic_ns()
+    made = profile
+    if "compiled" not in profile:
+        from nagaya.linux import seccomp
+
+        made = seccomp.precompile(profile)
+    launch.trace.add("seccomp", f"{len(made['compiled']) // 16} instructions", begin)
+    launch.trace.note(f"seccomp filter flags: {made['flags']}")
+    agent = ("", "")
+    if made["flags"] & FLAG_NEW_LISTENER:
+        agent = (made.get("listenerPath") or "", made.get("listenerMetadata") or "")
+        if not agent[0].startswith("/"):
+            raise InvalidArgument(
+                "linux.seccomp.listenerPath: must be an absolute path where an action is SCMP_ACT_NOTIFY",
+                subject="linux.seccomp.listenerPath",
+            )
+    launch.seccomp = Seccomp(bytes.fromhex(made["compiled"]), made["flags"], made["early"], agent)
+    tell(launch, channel.FILTER, made["compiled"], made["flags"], made["early"], agent)
 
 
 def place(launch: Launch, paths: dict[str, str], joins: list[int], leave: int, memory: list[int]) -> None:

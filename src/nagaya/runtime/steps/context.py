@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nagaya.runtime.filter import Seccomp
+
 
 class Context:
     """State of the container's first process while it prepares itself."""
@@ -32,6 +34,7 @@ class Context:
         "channel",
         "console",
         "fifo",
+        "filter",
         "id",
         "idmaps",
         "join_fds",
@@ -59,6 +62,7 @@ class Context:
         self.procfd = -1
         self.console = -1  # pty master, to be handed to the parent
         self.slave = -1
+        self.filter: list[Any] | None = None  # the parent's message, when it came before it was waited for
         self.fifo = -1  # `start` writes a byte into it
         self.sources: dict[int, int] = {}  # bind sources that the parent opened (user namespaces)
         self.asks_sources = False  # the parent can, and sees more than our ids do
@@ -77,7 +81,7 @@ class Context:
     def ask(self, kind: str, *message: Any) -> list[Any]:
         """Send a message and wait for the parent's GO; what comes with it."""
         self.channel.send(kind, *message)
-        answer = self.channel.receive()
+        answer = self.receive()
         if answer is None or answer[0][0] != channel.GO:
             os._exit(1)  # the parent gave up, and undoes what was made
         return answer[0][1:]
@@ -85,10 +89,30 @@ class Context:
     def fetch(self, kind: str, *message: Any) -> int:
         """Ask the parent for a descriptor."""
         self.channel.send(kind, *message)
-        answer = self.channel.receive()
+        answer = self.receive()
         if answer is None or len(answer[1]) != 1:
             os._exit(1)  # the parent gave up, and says why
         return answer[1][0]
+
+    def receive(self) -> tuple[list[Any], list[int]] | None:
+        """The parent's next message; but the filter, which it sends when it has made it, is put aside."""
+        answer = self.channel.receive()
+        if answer is not None and answer[0][0] == channel.FILTER:
+            self.filter = answer[0]
+            answer = self.channel.receive()
+        return answer
+
+    def receive_filter(self) -> Seccomp:
+        """The filter: now, or when the parent has made it."""
+        from nagaya.runtime.filter import Seccomp  # loaded where there is one
+
+        if self.filter is None:
+            answer = self.channel.receive()
+            if answer is None or answer[0][0] != channel.FILTER:
+                os._exit(1)  # the parent gave up, and undoes what was made
+            self.filter = answer[0]
+        _, program, flags, early_clone, agent = self.filter
+        return Seccomp(bytes.fromhex(program), flags, early_clone, (agent[0], agent[1]))
 
     def proc(self) -> int:
         """A directory fd of a procfs that nobody else can mount over (CVE-2025-52881).

@@ -45,7 +45,7 @@ def placed(context: Context, _step: plan.Placed) -> None:
     We move ourselves, by files that the parent opened: on cgroup v1 that is some 10 ms cheaper than
     being moved by it (see cgroups.Manager.join).
     """
-    received = context.channel.receive()
+    received = context.receive()
     if received is None or received[0][0] != channel.PLACE:
         os._exit(1)  # the parent gave up, and undoes what was made
     (_, context.cgroup_paths, joins, leaves), fds = received
