@@ -11,9 +11,8 @@ import pytest
 from clients import Cli
 from fakeregistry import file, tar
 from house import House
-from parcels import docker_archive, packed
-
 from images import Registry, busybox_layers, write_layout
+from parcels import docker_archive, packed
 
 pytestmark = pytest.mark.root
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from fakeregistry import FakeRegistry, file, quick, tar
 from house import SOURCE
+from images import Registry, write_layout
 from imagetrees import free_port, sample
 from parcels import docker_archive, packed, pieces
 
-from images import Registry, write_layout
 from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.ledger import Ledger
 from nagaya.errors import ResourceExhausted

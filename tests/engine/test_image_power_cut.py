@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 import pytest
 from house import SOURCE
+from images import Registry, write_layout
 from imagetrees import free_port, sample
 from parcels import docker_archive, packed
-
-from images import Registry, write_layout
 
 pytestmark = pytest.mark.root
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 
 from nagaya.cli.flags import Flag, UsageError, help_text, parse
-from nagaya.cli.main import VERBS, main
+from nagaya.cli.main import VERBS, _load, main
 
 FLAGS = (
     Flag("all", "", short="a"),
@@ -69,7 +67,7 @@ def test_lists_are_not_shared_between_calls() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_whole_module(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = importlib.import_module(f"nagaya.cli.verbs.{'execute' if verb == 'exec' else verb}")
+    module = _load(verb)
     names = [flag.name for flag in module.FLAGS] + ["help"]
     shorts = [flag.short for flag in module.FLAGS if flag.short]
     assert len(set(names)) == len(names)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VERBS = (
     "attach",
     "commit",
+    "completion",
     "cp",
     "create",
     "diff",
@@ -63,12 +64,13 @@ VERBS = (
 
 # verbs that are no names of modules, or words of Python's
 _MODULES = {"exec": "execute", "import": "import_"}
+_OF_NOTHING = ("completion", "events", "info", "version")
 _OF_IMAGES = ("history", "import", "load", "pull", "push", "save", "tag")
 
 # docker's nouns: `nagaya container ls` is `nagaya ps`
 NOUNS = {
     "container": {
-        **{v: v for v in VERBS if v not in (*_OF_IMAGES, "events", "images", "info", "rmi", "version")},
+        **{v: v for v in VERBS if v not in (*_OF_IMAGES, *_OF_NOTHING, "images", "rmi")},
         "ls": "ps",
         "list": "ps",
         "prune": "container_prune",
@@ -140,6 +142,8 @@ def _main(argv: list[str]) -> int:
     if not words or words[0] == "--help":
         print(_overview())
         return 0
+    if words[0] == "__complete":
+        return _complete(words[1:])
     if words[0] in NOUNS:
         return _noun(words[0], words[1:], given)
     if words[0] not in VERBS:
@@ -197,6 +201,27 @@ def _run(name: str, title: str, rest: list[str], asked: Given) -> int:
         runs = pointer or creates == "and runs"
         note(f"nagaya: {error}{pointer}" if runs else str(error))
         return USAGE_STATUS if runs else 1
+
+
+def _complete(words: list[str]) -> int:
+    """Print what may stand in place of the last word (completing.py)."""
+    from nagaya.cli import completing, hosts
+    from nagaya.cli.http import Client
+
+    host = completing.host(words[:-1])
+
+    def names(kind: str) -> list[tuple[str, str]]:
+        try:
+            where, _ = hosts.choose(host)
+            return completing.objects(Client(where), kind)
+        except NagayaError:
+            return []
+
+    verbs = {verb: verb for verb in VERBS}
+    found = completing.candidates(words[:-1], words[-1] if words else "", verbs, NOUNS, _load, GLOBAL, names)
+    for word, text in found:
+        print(f"{word}\t{text}")
+    return 0
 
 
 def _load(name: str) -> ModuleType:
