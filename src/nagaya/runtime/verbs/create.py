@@ -24,8 +24,8 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     launch.check_console(bool((spec.get("process") or {}).get("terminal")), options, True)
     keywords = launch.arguments_for(settings, options, spec)
     trace = Trace()
-    launched = container.create(settings.root, positional[0], bundle, spec, trace=trace, **keywords)
-    launch.warn(settings, trace)
+    with launch.Telling(settings, trace):
+        launched = container.create(settings.root, positional[0], bundle, spec, trace=trace, **keywords)
     try:
         launch.hand_out(options, launched, detached=True)
     except NagayaError:

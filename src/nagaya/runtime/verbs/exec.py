@@ -54,19 +54,19 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     if not detached:
         launch.become_subreaper()
         front = launch.Foreground()
-    launched = container.exec_process(
-        settings.root,
-        identifier,
-        process,
-        console=(0, 0) if terminal else None,
-        relayed=not detached,
-        cgroup=_cgroup(options["cgroup"]),
-        preserve_fds=launch.preserved(options, process),
-        pid_file=options["pid-file"],
-        ignore_paused=options["ignore-paused"],
-        trace=trace,
-    )
-    launch.warn(settings, trace)
+    with launch.Telling(settings, trace):
+        launched = container.exec_process(
+            settings.root,
+            identifier,
+            process,
+            console=(0, 0) if terminal else None,
+            relayed=not detached,
+            cgroup=_cgroup(options["cgroup"]),
+            preserve_fds=launch.preserved(options, process),
+            pid_file=options["pid-file"],
+            ignore_paused=options["ignore-paused"],
+            trace=trace,
+        )
     try:
         launch.hand_out(options, launched, detached=detached)
     except NagayaError:

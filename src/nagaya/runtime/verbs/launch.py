@@ -160,16 +160,27 @@ _RUNC_WORDS = {
 }
 
 
-def warn(settings: Settings, trace: Trace) -> None:
-    """Pass on what the launch warned of."""
-    for text in trace.warnings:
-        settings.log.message("warning", text)
-    if settings.log.debug:
-        for text in trace.notes:
-            settings.log.message("debug", text)
-        for name, detail, _start, duration in trace.to_wire():
+class Telling:
+    """`with Telling(settings, trace)` around a launch: what it warned of is passed on when it succeeds, and
+    with --debug its steps, also those before a failure."""
+
+    def __init__(self, settings: Settings, trace: Trace) -> None:
+        self._log = settings.log
+        self._trace = trace
+
+    def __enter__(self) -> None:
+        """Nothing to do yet."""
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        for text in self._trace.warnings if failure is None else []:
+            self._log.message("warning", text)
+        if not self._log.debug:
+            return
+        for text in self._trace.notes:
+            self._log.message("debug", text)
+        for name, detail, _start, duration in self._trace.to_wire():
             text = f"{name} ({duration / 1e6:.2f} ms) {detail}"
-            settings.log.message("debug", f"{_RUNC_WORDS[name]}: {text}" if name in _RUNC_WORDS else text)
+            self._log.message("debug", f"{_RUNC_WORDS[name]}: {text}" if name in _RUNC_WORDS else text)
 
 
 _FORWARDED = [n for n in (*range(1, 32), *range(34, 65)) if n not in (9, 17, 19, 23)]  # KILL CHLD STOP URG

@@ -38,10 +38,10 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
         if not options["no-subreaper"]:
             launch.become_subreaper()
         front = launch.Foreground()
-    launched = container.run(
-        settings.root, identifier, bundle, spec, trace=trace, relayed=not detached, **keywords
-    )
-    launch.warn(settings, trace)
+    with launch.Telling(settings, trace):
+        launched = container.run(
+            settings.root, identifier, bundle, spec, trace=trace, relayed=not detached, **keywords
+        )
     try:
         launch.hand_out(options, launched, detached=detached)
     except NagayaError:
