@@ -1,4 +1,4 @@
-"""A disk full at any write of a pull, load or commit: one line says so, nothing is left, with room it works."""
+"""A disk full at any write of a pull, load or commit: one line says so, nothing is left, then it works."""
 
 from __future__ import annotations
 
