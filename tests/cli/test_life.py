@@ -308,6 +308,12 @@ def test_diff_export_and_prune(cli: Cli, tmp_path: Path) -> None:
     assert cli("container", "prune", "-f").out == "Total reclaimed space: 0B\n"
 
 
+def test_what_is_null_is_shown_as_its_type(cli: Cli) -> None:
+    cli.ok("create", "--name", "box", IMAGE, "true")
+    nulls = "{{.HostConfig.CapAdd}} {{.HostConfig.PidsLimit}} {{.Config.Volumes}} {{.ExecIDs}}"
+    assert cli.ok("inspect", "-f", nulls, "box") == "[] <nil> map[] []"
+
+
 def test_health(cli: Cli) -> None:
     check = ("--health-cmd", "test -e /well", "--health-interval", "200ms", "--health-retries", "1")
     cli.ok("run", "-d", "--name", "box", *check, IMAGE, "sleep", "600")

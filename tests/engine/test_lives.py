@@ -209,6 +209,13 @@ class PureHouse(House):
         return ["unshare", "--mount", "sh", "-c", script, "sh", *found]
 
 
+@pytest.mark.skipif(shutil.which("runc") is None, reason="needs runc")
+def test_a_runtime_with_arguments_of_its_own(tmp_path: Path) -> None:
+    path = shutil.which("runc")
+    with House(config=f"[runtimes]\nchatty = \"{path} --debug --criu='{tmp_path}/a b'\"\n") as house:
+        assert house.ok("run", "--rm", "--runtime", "chatty", IMAGE, "echo", "hi") == "hi"
+
+
 @pytest.mark.skipif(shutil.which("crun") is None, reason="needs crun")
 def test_crun_makes_containers_too() -> None:
     with PureHouse() as house:

@@ -33,7 +33,7 @@ DATA: dict[str, Any] = {
         ("plain", "plain"),
         ("{{.State.Status}} {{ .State.ExitCode }}", "running 0"),
         ("{{json .State}}", '{"Status":"running","Running":true,"ExitCode":0,"Health":null}'),
-        ("{{.Config.Labels}} {{.Config.Env}} {{.Config.Cmd}}", "map[a:1 b:2] [A=b C=d] <nil>"),
+        ("{{.Config.Labels}} {{.Config.Env}} {{.Config.Cmd}}", "map[a:1 b:2] [A=b C=d] []"),
         ("{{range .Config.Env}}{{.}};{{end}}", "A=b;C=d;"),
         ("{{range $i, $e := .Config.Env}}{{$i}}={{$e}} {{end}}", "0=A=b 1=C=d "),
         (

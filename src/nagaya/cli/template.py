@@ -249,11 +249,30 @@ def _run(nodes: list[Node], dot: Any, variables: dict[str, Any], out: list[str])
             variables[name] = value
         if node.kind == "action":
             if not node.names:
-                out.append(show(value))
+                out.append(_nothing(node.pipe) if value is None else show(value))
         elif truth(value):
             _run(node.body, value if node.kind == "with" else dot, dict(variables), out)
         else:
             _run(node.otherwise, dot, dict(variables), out)
+
+
+# fields of docker's types that are maps, or pointers; what else can be null is a list
+_MAPS = frozenset(
+    "Annotations Containers Data DriverOpts ExposedPorts Labels Networks Options PortBindings Ports Services "
+    "Status StorageOpt Sysctls Tmpfs UsageData Volumes".split()
+)
+_POINTERS = frozenset(
+    "Health Healthcheck IPAMConfig Init MemorySwappiness OomKillDisable PidsLimit StopTimeout".split()
+)
+
+
+def _nothing(pipe: list[list[Any]]) -> str:
+    """A null as Go shows one of its field's type."""
+    word = pipe[0][0] if len(pipe) == 1 and len(pipe[0]) == 1 else ""
+    name = word.rpartition(".")[2] if isinstance(word, str) and "." in word else ""
+    if not name or name in _POINTERS:
+        return "<nil>"
+    return "map[]" if name in _MAPS else "[]"
 
 
 def _range(node: Node, value: Any, dot: Any, variables: dict[str, Any], out: list[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shlex
 import ssl
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -161,7 +162,11 @@ def check_host(config: Config, default_docker_config: str) -> None:
     if config.init_path:
         _program("init-path", config.init_path)
     for name, path in config.runtimes.items():
-        _program(f"runtimes.{name}", path)
+        try:
+            words = shlex.split(path)
+        except ValueError as error:
+            raise refuse(f"runtimes.{name}", f"{path!r}: {error}") from None
+        _program(f"runtimes.{name}", words[0])
     if config.cgroup_driver == "systemd" and not os.path.isdir(_BOOTED):
         raise refuse("cgroup-driver", f"systemd does not run here ({_BOOTED} is not there)")
     for key, path in (("docker-socket", config.socket), ("pidfile", config.pid_path)):

@@ -9,6 +9,7 @@ whose words are then taken for ours. Its command line is runc's: `man 8 runc`.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
@@ -171,12 +172,12 @@ class BuiltIn:
 
 
 class Foreign:
-    """A runtime's executable with runc's command line."""
+    """A runtime's executable with runc's command line. command: its path, and arguments of its own."""
 
-    def __init__(self, world: World, name: str, path: str) -> None:
+    def __init__(self, world: World, name: str, command: str) -> None:
         self._world = world
         self._state = f"{world.settings.run}/foreign/{name}"
-        self._command = [path, "--root", self._state]
+        self._command = [*shlex.split(command), "--root", self._state]
         if world.settings.cgroup_driver == "systemd":
             self._command.append("--systemd-cgroup")
 
