@@ -1,4 +1,4 @@
-"""The generated code of the CRI's messages is what `./dev proto` makes of runtime.proto."""
+"""The generated code of CRI's and NRI's messages is what `./dev proto` makes of their .proto files."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nagaya.api.cri import runtime_pb2 as cri
 from nagaya.api.cri.server import LISTERS, UNARY, UNSERVED, WATCHERS
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-HERE = "nagaya/api/cri"
 
 
-def test_generating_again_gives_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("proto", ["nagaya/api/cri/runtime", "nagaya/api/nri/nri"])
+def test_generating_again_gives_the_same(tmp_path: Path, proto: str) -> None:
     out = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    argv = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *out, f"{HERE}/runtime.proto"]
+    argv = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *out, f"{proto}.proto"]
     subprocess.run(argv, cwd=SOURCE, check=True)
-    for name in ("runtime_pb2.py", "runtime_pb2.pyi"):
-        assert (tmp_path / HERE / name).read_text() == (SOURCE / HERE / name).read_text(), name
+    for name in (f"{proto}_pb2.py", f"{proto}_pb2.pyi"):
+        assert (tmp_path / name).read_text() == (SOURCE / name).read_text(), name
 
 
 def test_every_rpc_is_served_or_refused_by_name() -> None:

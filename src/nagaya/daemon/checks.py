@@ -93,6 +93,7 @@ def _paths(config: Config) -> None:
     others = {
         "docker-socket": config.docker_socket,
         "cri-socket": config.cri_socket,
+        "nri-socket": config.nri_socket,
         "pidfile": config.pidfile,
         "init-path": config.init_path,
         "cni-conf-dir": config.cni_conf_dir,
@@ -101,7 +102,11 @@ def _paths(config: Config) -> None:
     for key, path in others.items():
         if path and not path.startswith("/"):
             raise refuse(key, f"{path!r} is not an absolute path")
-    sockets = {"docker-socket": config.socket, "cri-socket": config.cri_socket}
+    sockets = {
+        "docker-socket": config.socket,
+        "cri-socket": config.cri_socket,
+        "nri-socket": config.nri_socket,
+    }
     for key, path in sockets.items():
         if len(os.fsencode(path)) > _SOCKET_PATH:
             raise refuse(key, f"is longer than the {_SOCKET_PATH} bytes a Unix socket's path may have")

@@ -24,6 +24,7 @@ from nagaya.image.store import ImageStore
 
 if TYPE_CHECKING:
     from nagaya.api.cri.server import CriServer
+    from nagaya.api.nri.server import NriServer
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,17 @@ async def _start_cri(engine: Engine, config: Config) -> CriServer | None:
     return server
 
 
+async def _start_nri(engine: Engine, config: Config) -> NriServer | None:
+    """The server for plugins, when there are to be some."""
+    if not config.nri_socket:
+        return None
+    from nagaya.api.nri.server import start_server as start_nri_server
+
+    server = await start_nri_server(engine, config.nri_socket, group=config.group)
+    log.info("serving the NRI at %s", config.nri_socket)
+    return server
+
+
 def raise_file_limit() -> None:
     """Some descriptors are held per container: use all that we may."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -123,13 +135,15 @@ async def serve(config: Config) -> None:
         engine = await open_engine(config)
         try:
             server = await start_server(engine, config.socket, group=config.group)
+            plugins = await _start_nri(engine, config)
             kubelets = await _start_cri(engine, config)
             locks.write_pid(config.pid_path)
             log.info("serving the Docker API at %s", config.socket)
             await ended.wait()
             log.info("ending; containers go on")
-            if kubelets is not None:
-                await kubelets.close()
+            for other in (kubelets, plugins):
+                if other is not None:
+                    await other.close()
             server.close()
             with suppress(TimeoutError):
                 await asyncio.wait_for(server.wait_closed(), _GRACE)

@@ -53,6 +53,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     run: str = "/run/nagaya"
     docker_socket: str = ""  # "": RUN/docker.sock
     cri_socket: str = ""  # "": no CRI
+    nri_socket: str = ""  # "": no plugins
     pidfile: str = ""  # "": RUN/nagayad.pid
     group: str = "nagaya"
     log_level: str = "info"

@@ -141,6 +141,8 @@ class Engine:
             slot = self._world.roster.get(exit.token)
             if slot is not None:
                 await self._containers.exits.container_exited(slot, exit)
+                if slot.container.config.pod is not None:
+                    await self._pods.stopped(slot.container)
             elif self._execs.owns(exit.token):
                 await self._execs.exited(exit)
             elif self._world.pods.get(exit.token) is not None:

@@ -118,10 +118,14 @@ class Pods:
                     f"pod sandbox {pod.id} has this name, namespace, uid and attempt",
                     subject="config.metadata",
                 )
-            making = self._world.task(self._run(config, handler), f"pod {config.metadata.name[:40]}")
+            making = self._world.task(self._run_steadily(config, handler), f"pod {config.metadata.name[:40]}")
             self._making[key] = making
             making.add_done_callback(lambda _: self._making.pop(key, None))
         return await asyncio.shield(making)
+
+    async def _run_steadily(self, config: PodConfig, handler: str) -> str:
+        async with self._world.plugins.steady():
+            return await self._run(config, handler)
 
     async def _run(self, config: PodConfig, handler: str) -> str:
         world = self._world
@@ -130,6 +134,7 @@ class Pods:
         await world.job(_begin, world, pod)
         try:
             await self._make(pod)
+            await world.plugins.pod("RunPodSandbox", pod)
             pod.ready = True
             await world.job(_record, world, pod)
         except BaseException:
@@ -188,6 +193,7 @@ class Pods:
                 return
             was_ready, pod.ready = pod.ready, False
             if was_ready:
+                await world.plugins.pod("StopPodSandbox", pod)
                 await world.job(put, world, pod)
                 world.bus.publish(POD, "stopped", pod.id, {})
                 world.journal.point("pod stop: noted")
@@ -199,6 +205,7 @@ class Pods:
         """Forget it; it must have been stopped, and have no containers."""
         world = self._world
         async with self.lock(pod.id):
+            await world.plugins.pod("RemovePodSandbox", pod)
             await world.job(pods_files.remove, world.settings, pod.id)
             world.journal.point("pod remove: directory")
             await world.job(_forget, world, pod.id)

@@ -62,6 +62,7 @@ class PodService:
         self._execs = execs
         self._pods = Pods(world)
         self._stats = PodStats(world, containers)
+        self._told: dict[str, asyncio.Task[None]] = {}  # containers of whose end plugins have heard
 
     @property
     def world(self) -> World:
@@ -167,7 +168,11 @@ class PodService:
     async def create(self, pod_id: str, config: PodContainerConfig) -> str:
         """Make a container in a pod that is ready; its id. One that was made from the same request before
         is the answer again. Raises AlreadyExists for another one of that name and attempt."""
-        world, pod = self._world, self.pod(pod_id)
+        async with self._world.plugins.steady():
+            return await self._create(self.pod(pod_id), config)
+
+    async def _create(self, pod: Pod, config: PodContainerConfig) -> str:
+        world = self._world
         if not pod.ready:
             raise FailedPrecondition(f"pod sandbox {pod.id} is not ready", subject="pod_sandbox_id")
         container_id = names.new_id()
@@ -184,12 +189,26 @@ class PodService:
             ) from None
         try:
             made = await world.job(pods_creation.make, world, container_id, name, pod, config)
+            try:
+                await self._adjust(pod, made)
+            except BaseException:
+                await world.job(pods_creation.unmake, world, made)
+                raise
         except BaseException:
             world.roster.release(name, container_id)
             raise
         world.roster.add(made)
         world.bus.container(made, "create")
+        await world.plugins.container("PostCreateContainer", pod, made)
         return made.id
+
+    async def _adjust(self, pod: Pod, made: Container) -> None:
+        """Ask the plugins about a container before anybody sees it."""
+        adjustment = await self._world.plugins.create(pod, made)
+        if adjustment:
+            member = msgspec.structs.replace(pods_spec.member_of(made), adjustment=adjustment)
+            made.config = msgspec.structs.replace(made.config, pod=member)
+            await self._world.job(self._world.ledger.put_container, made)
 
     async def start(self, container_id: str) -> None:
         """Start a container that was only created. Raises FailedPrecondition for any other."""
@@ -200,7 +219,21 @@ class PodService:
                 f"container {container.id} is {state}, and only a created one is started",
                 subject="container_id",
             )
+        pod = self.pod(pods_spec.member_of(container).pod_id)
+        await self._world.plugins.container("StartContainer", pod, container)
         await self._containers.start(container.id)
+        await self._world.plugins.container("PostStartContainer", pod, container)
+
+    async def stopped(self, container: Container) -> None:
+        """A container has ended, for whatever reason: plugins hear of it, once."""
+        telling = self._told.get(container.id)
+        if telling is None:
+            pod = self._world.pods.get(pods_spec.member_of(container).pod_id)
+            if pod is None:
+                return
+            work = self._world.plugins.container("StopContainer", pod, container)
+            telling = self._told[container.id] = self._world.task(work, f"end of {container.id[:12]}")
+        await asyncio.shield(telling)
 
     async def stop(self, container_id: str, timeout: int) -> None:
         """Signal, wait, SIGKILL. What does not run, or is not there, is stopped already."""
@@ -214,11 +247,20 @@ class PodService:
             await self._containers.stop(slot.container.id, timeout)
         async with slot.lock:  # what it had is cleared away
             pass
+        await self.stopped(slot.container)
 
     async def remove(self, container_id: str) -> None:
         """Kill and delete it, not its log. An unknown one is removed already."""
         container = self.get(container_id)
         if container is not None:
+            if container.state in _LIVE:
+                await self.stop(container.id, 0)
+            elif container.started:
+                await self.stopped(container)
+            pod = self._world.pods.get(pods_spec.member_of(container).pod_id)
+            if pod is not None:
+                await self._world.plugins.container("RemoveContainer", pod, container)
+            self._told.pop(container.id, None)
             with suppress(NotFound):
                 await self._containers.remove(container.id, force=True, volumes_too=True)
             self._execs.forget_container(container.id)
@@ -232,9 +274,9 @@ class PodService:
         if container.log_path:
             await self._world.job(files.touch, container.log_path)  # io looks where it is with every write
 
-    async def update(self, container_id: str, limits: LinuxResources) -> None:
-        """Change limits, of a running container at once; what is not said stays. Raises InvalidArgument,
-        FailedPrecondition for one that has ended."""
+    async def update(self, container_id: str, limits: LinuxResources, *, ask: bool = True) -> None:
+        """Change limits, of a running container at once; what is not said stays. ask: the plugins, too.
+        Raises InvalidArgument, FailedPrecondition for one that has ended."""
         world, container = self._world, self.container(container_id)
         pods_creation.check_resources(limits)
         slot = world.roster.find(container.id)
@@ -250,6 +292,8 @@ class PodService:
             }
             new = msgspec.structs.replace(old, **said)
             pods_creation.check_resources(new)
+            if ask:
+                await world.plugins.update(self.pod(member.pod_id), container, new)
             if container.state != "created":
                 await self._containers.ask(container, "update", resources=pods_spec.to_oci(new))
             linux = msgspec.structs.replace(member.config.linux, resources=new)
@@ -259,6 +303,8 @@ class PodService:
             )
             await world.job(world.ledger.put_container, container)
         world.bus.container(container, "update")
+        if ask:
+            await world.plugins.container("PostUpdateContainer", self.pod(member.pod_id), container)
 
     # commands
 

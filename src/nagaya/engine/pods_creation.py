@@ -233,3 +233,9 @@ def make(world: World, container_id: str, name: str, pod: Pod, config: PodContai
         journal.done(operation)
         raise
     return container
+
+
+def unmake(world: World, container: Container) -> None:
+    """Take away what `make` made, when plugins do not want it. Blocking."""
+    volumes_of = [p.source for p in container.mount_points if p.type == "volume"]
+    creation.undo(world, container.id, volumes_of)

@@ -6,7 +6,7 @@ what it gave. Nothing here knows gRPC. Absent numbers are 0, absent texts "".
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -251,9 +251,10 @@ class PodContainerConfig(Struct, frozen=True):
 
 class PodMember(msgspec.Struct, frozen=True):
     """A container's place in a pod. log_path: the whole path, "" for no log. user: who its first
-    process is, as (uid, gid, supplementary groups)."""
+    process is, as (uid, gid, supplementary groups). adjustment: what plugins changed (pods_plugins.py)."""
 
     pod_id: str
     config: PodContainerConfig
     log_path: str = ""
     user: tuple[int, int, tuple[int, ...]] = (0, 0, ())
+    adjustment: dict[str, Any] = {}

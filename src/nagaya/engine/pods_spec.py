@@ -21,6 +21,7 @@ from nagaya.engine import (
     launch,
     pods_files,
     pods_mounts,
+    pods_plugins,
     pods_users,
     privileges,
     runtimes,
@@ -265,7 +266,8 @@ def prepare(world: World, container: Container) -> Launch:
     _add_resources(document, cri)
     _add_ambient(document, cri, world.held)
     pods_mounts.add(document, cri.mounts)
-    cdi.apply(document, cdi_edits(world, cri))
+    more = [device["name"] for device in member.adjustment.get("CDI_devices", ())]
+    cdi.apply(document, cdi_edits(world, cri, more))
     document["annotations"] = {
         **cri.annotations,
         "io.kubernetes.cri.container-name": cri.metadata.name,
@@ -273,6 +275,7 @@ def prepare(world: World, container: Container) -> Launch:
         "io.kubernetes.cri.sandbox-name": pod.config.metadata.name,
         "io.kubernetes.cri.sandbox-namespace": pod.config.metadata.namespace,
     }
+    pods_plugins.apply(document, member.adjustment)
     if member.log_path:
         files.touch(member.log_path)  # a kubelet may look before there is a line
     bundle = settings.bundle(container.id)
@@ -283,10 +286,10 @@ def prepare(world: World, container: Container) -> Launch:
     return Launch(bundle, document, profile.filter, rootfs, "pty" if config.tty else "pipes", log_of(member))
 
 
-def cdi_edits(world: World, config: PodContainerConfig) -> Sequence[cdi.Edits]:
+def cdi_edits(world: World, config: PodContainerConfig, more: Sequence[str] = ()) -> Sequence[cdi.Edits]:
     """What the CDI devices of a container change. Blocking. Raises InvalidArgument for
     a device that no specification has."""
-    names = tuple(device.name for device in config.CDI_devices)
+    names = (*(device.name for device in config.CDI_devices), *more)
     if not names:
         return ()
     try:

@@ -16,6 +16,7 @@ from nagaya.engine.journal import Journal
 from nagaya.engine.ledger import Ledger
 from nagaya.engine.namefiles import NameFiles
 from nagaya.engine.nettable import NetworkTable
+from nagaya.engine.pods_plugins import NoPlugins, Plugins
 from nagaya.engine.pods_table import PodTable
 from nagaya.engine.roster import Roster
 from nagaya.engine.settings import Settings
@@ -59,6 +60,7 @@ class World:
         self.roster = Roster()
         self.volumes = VolumeLife(self)
         self.pods = PodTable()
+        self.plugins: Plugins = NoPlugins()
         self.held = frozenset(to_names(capget()[1]))
         self.cpus = os.sched_getaffinity(0)
         self.abilities = devices.abilities()

@@ -1,0 +1,1 @@
+"""The Node Resource Interface, for plugins that see and adjust the containers of pods."""
