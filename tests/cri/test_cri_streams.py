@@ -124,54 +124,50 @@ def test_attaching_to_a_terminal(node: Node, pod: str) -> None:
     refused(lambda: attach(container_id=container, stdout=True), Status.INVALID_ARGUMENT, "tty")
 
 
+REQUEST = b"GET /index.html HTTP/1.0\r\n\r\n"
+
+
 def served(node: Node, text: str, config: cri.PodSandboxConfig | None = None, port: int = 8080) -> str:
-    """A pod with a server that answers each connection with the text."""
+    """A pod with a web server that has the text, once it listens."""
     pod = node.run_pod(config)
-    script = f"while :; do echo {text} | nc -l -p {port}; done"
-    made = node.container_config("sh", "-c", script)
-    node.start(pod, config=made)
+    script = f"mkdir /www; echo {text} > /www/index.html; exec httpd -f -p {port} -h /www"
+    container = node.start(pod, config=node.container_config("sh", "-c", script))
+    tables = ("cat", "/proc/net/tcp", "/proc/net/tcp6")
+    wait_for(lambda: f":{port:04X} " in node.exec(container, *tables), 20, "the server")
     return pod
 
 
 def test_a_port_over_spdy(node: Node) -> None:
     pod = served(node, "hello")
-    made = Spdy(
-        node.house, node.kubelet.PortForward(pod_sandbox_id=pod, port=[8080]).url, "portforward.k8s.io"
-    )
+    url = node.kubelet.PortForward(pod_sandbox_id=pod, port=[8080, 8081]).url
+    made = Spdy(node.house, url, "portforward.k8s.io")
     assert made.status == 101
     for number in ("1", "2"):
-        for attempt in range(50):  # the server is between two connections
-            name = f"{number}.{attempt}"
-            made.open(f"error {name}", streamtype="error", port="8080", requestid=name)
-            made.open(f"data {name}", streamtype="data", port="8080", requestid=name)
-            made.end(f"error {name}")
-            while f"data {name}" not in made.ended:
-                made.read()
-            if made.got.get(f"data {name}"):
-                break
-            assert b"refused" in made.got[f"error {name}"]
-        assert made.got[f"data {name}"] == b"hello\n"
-    made.open("error 9", streamtype="error", port="9", requestid="9")
-    made.open("data 9", streamtype="data", port="9", requestid="9")
-    made.until("error 9", b"was not asked for")
+        made.open(f"error {number}", streamtype="error", port="8080", requestid=number)
+        made.open(f"data {number}", streamtype="data", port="8080", requestid=number)
+        made.end(f"error {number}")
+        made.send(f"data {number}", REQUEST)
+        while f"data {number}" not in made.ended:
+            made.read()
+        assert made.got[f"data {number}"].endswith(b"hello\n")
+        assert not made.got.get(f"error {number}")
+    for port, word in (("8081", b"refused"), ("9", b"was not asked for")):
+        made.open(f"error {port}", streamtype="error", port=port, requestid=port)
+        made.open(f"data {port}", streamtype="data", port=port, requestid=port)
+        made.until(f"error {port}", word)
     made.sock.close()
     node.kubelet.RemovePodSandbox(pod_sandbox_id=pod)
 
 
 def test_a_port_over_websocket(node: Node) -> None:
     pod = served(node, "hallo")
-    names = ("data", "error")
-    for _ in range(50):
-        url = node.kubelet.PortForward(pod_sandbox_id=pod, port=[8080]).url
-        made = WebSocket(node.house, url, "v4.channel.k8s.io", names)
-        made.until("data", (8080).to_bytes(2, "little"))
-        made.until("error", (8080).to_bytes(2, "little"))
-        while len(made.got["data"]) == 2 and len(made.got["error"]) == 2:
-            made.read()
-        made.sock.close()
-        if made.got["data"][2:]:
-            break
-    assert made.got["data"][2:] == b"hallo\n"
+    url = node.kubelet.PortForward(pod_sandbox_id=pod, port=[8080]).url
+    made = WebSocket(node.house, url, "v4.channel.k8s.io", ("data", "error"))
+    made.until("data", (8080).to_bytes(2, "little"))
+    made.until("error", (8080).to_bytes(2, "little"))
+    made.send("data", REQUEST)
+    made.until("data", b"hallo\n")
+    made.sock.close()
     node.kubelet.RemovePodSandbox(pod_sandbox_id=pod)
 
 
@@ -179,18 +175,12 @@ def test_a_port_of_a_pod_on_the_node_s_network(node: Node) -> None:
     config = node.pod_config()
     config.linux.security_context.namespace_options.network = cri.NODE
     pod = served(node, "node", config, 18089)
-    for attempt in range(50):
-        url = node.kubelet.PortForward(pod_sandbox_id=pod, port=[18089]).url
-        made = Spdy(node.house, url, "portforward.k8s.io")
-        made.open("error", streamtype="error", port="18089", requestid="0")
-        made.open("data", streamtype="data", port="18089", requestid="0")
-        while "data" not in made.ended:
-            made.read()
-        made.sock.close()
-        if made.got.get("data"):
-            break
-        assert attempt < 49
-    assert made.got["data"] == b"node\n"
+    made = Spdy(node.house, node.kubelet.PortForward(pod_sandbox_id=pod).url, "portforward.k8s.io")
+    made.open("error", streamtype="error", port="18089", requestid="0")
+    made.open("data", streamtype="data", port="18089", requestid="0")
+    made.send("data", REQUEST)
+    made.until("data", b"node\n")
+    made.sock.close()
     node.kubelet.RemovePodSandbox(pod_sandbox_id=pod)
 
 
