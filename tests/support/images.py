@@ -152,3 +152,8 @@ class Registry:
             capture_output=True,
         )  # fmt: skip
         return target
+
+    def push_busybox(self, scratch: Path, name: str, *options: str) -> str:
+        """Push an image of busybox to NAME here; the whole reference."""
+        write_layout(scratch / "layout", busybox_layers(), {"Cmd": ["sh"], "Env": ["PATH=/bin"]})
+        return self.push(f"oci:{scratch}/layout:latest", name, *options)

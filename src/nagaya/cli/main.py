@@ -39,6 +39,8 @@ VERBS = (
     "inspect",
     "kill",
     "load",
+    "login",
+    "logout",
     "logs",
     "pause",
     "port",
@@ -64,7 +66,7 @@ VERBS = (
 
 # verbs that are no names of modules, or words of Python's
 _MODULES = {"exec": "execute", "import": "import_"}
-_OF_NOTHING = ("completion", "events", "info", "version")
+_OF_NOTHING = ("completion", "events", "info", "login", "logout", "version")
 _OF_IMAGES = ("history", "import", "load", "pull", "push", "save", "tag")
 
 # docker's nouns: `nagaya container ls` is `nagaya ps`

@@ -357,6 +357,9 @@ class Engine:
     ) -> AsyncIterator[PullProgress]:
         return self._images.pull(reference, platform, auth, all_tags=all_tags)
 
+    async def try_login(self, address: str, auth: RegistryAuth) -> None:
+        await self._images.login(address, auth)
+
     async def describe_image(self, reference: str, auth: RegistryAuth | None) -> Mapping[str, Any]:
         return await self._images.describe(reference, auth)
 

@@ -61,6 +61,11 @@ class Images:
 
         return self._reported(run, f"pull of {name[:200]}")
 
+    async def login(self, address: str, auth: RegistryAuth) -> None:
+        """Ask a registry whether it takes these credentials. Raises Unauthenticated, Unavailable."""
+        credentials = auths.RegistryAuth(*msgspec.structs.astuple(auth))
+        await self._world.pull_job(lambda: self._world.images.login(address, credentials))
+
     async def describe(self, name: str, auth: RegistryAuth | None) -> Mapping[str, Any]:
         """What a registry has under a name, as GET /distribution/{name}/json answers it."""
         credentials = _credentials(auth)

@@ -145,6 +145,10 @@ class EngineService(Protocol):
     def pull_image(
         self, reference: str, platform: str, auth: RegistryAuth | None, *, all_tags: bool = False
     ) -> AsyncIterator[PullProgress]: ...
+    async def try_login(self, address: str, auth: RegistryAuth) -> None:
+        """Ask a registry whether it takes these credentials. Raises Unauthenticated, Unavailable."""
+        ...
+
     async def describe_image(self, reference: str, auth: RegistryAuth | None) -> Mapping[str, Any]:
         """What a registry has under a name: the body of GET /distribution/{name}/json."""
         ...

@@ -136,6 +136,13 @@ class Session:
                 endpoint.dead = True
         return fetch(self._endpoints[-1])
 
+    def ping(self) -> Answer:
+        """What the registry itself answers to GET /v2/, asked with the credentials. Raises Unavailable,
+        Unauthenticated (the token server's)."""
+        return self.retry(
+            lambda: self._authorized(self.home, "GET", f"{self.transport.base(self.home.url)}/v2/", {}, None)
+        )
+
     def get(self, endpoint: Endpoint, path: str, headers: dict[str, str]) -> Answer:
         """GET below /v2/REPOSITORY/, with credentials, redirects and retries."""
         return self.request(endpoint, "GET", path, headers)
@@ -286,7 +293,8 @@ class Session:
             self.transport.is_insecure(parts.netloc) or urlsplit(url).scheme == "http"
         ):
             raise Unauthenticated(f"token server {realm[:200]!r} is not https: refused", step="log in")
-        wanted = parameters.get("scope") or f"repository:{self.reference.path}:pull"
+        path = self.reference.path
+        wanted = parameters.get("scope") or (f"repository:{path}:pull" if path else "")
         scopes = list(dict.fromkeys((*self._scopes, *(() if wanted in self._scopes else wanted.split()))))
         query = {"scope": " ".join(scopes)}  # as oauth.md has it
         if parameters.get("service"):

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from nagaya.errors import DataLoss, InvalidArgument, NagayaError, NotFound
-from nagaya.image import builtin, load, making, removal, save, streams
+from nagaya.image import builtin, load, login, making, removal, save, streams
 from nagaya.image.auth import RegistryAuth
 from nagaya.image.catalog import Catalog, ImageRow, NameRow
 from nagaya.image.pull import Progress, Puller, Report
@@ -209,6 +209,10 @@ class ImageStore:
             tags = tuple(n for n in image.names if "@" not in n)
             changes[0] = msgspec.structs.replace(changes[0], id=image.id, tags=tags)
         return changes
+
+    def login(self, address: str, auth: RegistryAuth) -> None:
+        """Ask a registry whether it takes these credentials: see `login.try_credentials`."""
+        login.try_credentials(address, auth, self._shelf.config, self._puller.schemes, lambda: None)
 
     def describe(self, name: str, auth: RegistryAuth | None = None) -> tuple[Descriptor, Sequence[Platform]]:
         """What a registry has under a name, and for which platforms: see `Puller.describe`."""

@@ -19,13 +19,15 @@ from nagaya.api.docker.types.events import EVENT_FILTERS, event_document, event_
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.image import summary
 from nagaya.api.docker.types.info import info_document
+from nagaya.api.docker.types.structs import AuthBody, decode_body
 from nagaya.api.docker.types.times import parse_timestamp
 from nagaya.api.docker.version import API_VERSION, MIN_API_VERSION
 from nagaya.api.docker.volumes import volume_document, volume_users
 from nagaya.api.http.messages import Request, Response, Stream
 from nagaya.api.http.router import Route
+from nagaya.engine.model import RegistryAuth
 from nagaya.engine.service import EngineService
-from nagaya.errors import InvalidArgument, Unimplemented
+from nagaya.errors import InvalidArgument
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 _PING_HEADERS = (
@@ -198,11 +200,12 @@ async def check(engine: EngineService, request: Request) -> Response:
 
 
 async def auth(engine: EngineService, request: Request) -> Response:
-    """POST /auth"""
-    raise Unimplemented(
-        "checking registry credentials (POST /auth) is not supported yet: "
-        "credentials sent with a pull (X-Registry-Auth) are used"
-    )
+    """POST /auth: nothing is kept here; the client stores what the registry took."""
+    body = decode_body(await request.body(), AuthBody)
+    username, password = body.username or "", body.password or ""
+    given = RegistryAuth(username, password, body.identitytoken or "", body.registrytoken or "")
+    await engine.try_login(body.serveraddress or "", given)
+    return json_response({"IdentityToken": "", "Status": "Login Succeeded"})
 
 
 ROUTES = (
