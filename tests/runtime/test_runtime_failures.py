@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -214,6 +215,23 @@ def test_root_without_a_mount_namespace_mounts_nothing_on_the_host(our_box: Bund
     assert (done.returncode, done.stdout) == (0, "/bin/busybox\n\n/proc:\n"), done.stderr
     assert "mounts are left out" in done.stderr
     assert str(our_box.base) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_terminal_without_a_mount_namespace_is_of_the_hosts(our_box: Bundle, tmp_path: Path) -> None:
+    our_box.spec["linux"]["namespaces"] = [UTS]
+    our_box.spec["linux"]["maskedPaths"] = our_box.spec["linux"]["readonlyPaths"] = []
+    our_box.spec["process"]["terminal"] = True
+    our_box.spec["process"]["args"] = ["sh", "-c", "echo $((6*7)); sleep 1000"]
+    our_box.save()
+    path = str(our_box.base / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        our_box.ok("run", "--detach", "--bundle", str(our_box.path), "--console-socket", path, our_box.id)
+        with listener.accept()[0] as end:
+            _, (master,), _, _ = socket.recv_fds(end, 100, 1)
+    assert os.read(master, 100).startswith(b"42")
+    os.close(master)
 
 
 @pytest.mark.parametrize("member", ["maskedPaths", "readonlyPaths"])

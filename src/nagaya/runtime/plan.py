@@ -215,12 +215,13 @@ class Devices(Step):
 class Console(Step):
     """A pseudoterminal of the container, mounted at /dev/console."""
 
-    __slots__ = ("mount", "size")
+    __slots__ = ("host", "mount", "size")
 
-    def __init__(self, size: tuple[int, int], *, mount: bool) -> None:
+    def __init__(self, size: tuple[int, int], *, mount: bool, host: bool = False) -> None:
         super().__init__("console", f"{size[0]}x{size[1]}" if any(size) else "")
         self.size = size
         self.mount = mount  # the first process's terminal is also /dev/console
+        self.host = host  # of the host's devpts: there is none below the root without a mount namespace
 
 
 class HostHooks(Step):
@@ -536,7 +537,7 @@ def _plan_root(
         nodes = [n for n in nodes if n["path"] not in own] + list(linux.get("devices") or [])
         steps.append(Devices(nodes, plan.userns))
     if console is not None:
-        steps.append(Console(console, mount=private))
+        steps.append(Console(console, mount=private, host=not private))
     if dev_readonly:
         steps.append(ReadonlyRoot("read-only /dev", True))
     if hooks.get("prestart") or hooks.get("createRuntime"):

@@ -106,14 +106,18 @@ def _bind_node(where: int, name: str, path: str) -> None:
 
 def console(context: Context, step: plan.Console) -> None:
     """A pty of the container's devpts; its slave becomes /dev/console and stdio (CVE-2025-52565)."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if step.host else context.rootfd
     try:
-        master = tty.open_master(context.rootfd)
+        master = tty.open_master(root)
     except KernelError as error:
         if error.errno != errno.ENOENT:
             raise
         raise FailedPrecondition(
             "a terminal needs a devpts mount at /dev/pts", subject="mounts", step=step.name
         ) from None
+    finally:
+        if step.host:
+            os.close(root)
     slave = tty.open_peer(master)
     if step.size and any(step.size):
         tty.set_size(master, *step.size)
