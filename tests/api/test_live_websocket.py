@@ -103,7 +103,7 @@ def test_a_ping_and_a_good_bye_which_ends_stdin(server: Server) -> None:
         client.send((1000).to_bytes(2, "big"), CLOSE)
     top = f"{API}/containers/{identity}/top"
     wait_for(
-        lambda: "cat" not in str(call(server.socket, "GET", top).json["Processes"][1:]), 20, "end of cat"
+        lambda: "cat" not in str(call(server.socket, "GET", top).json["Processes"][1:]), 60, "end of cat"
     )
     assert call(server.socket, "GET", f"{API}/containers/{identity}/json").json["State"]["Running"]
 

@@ -53,7 +53,7 @@ def test_policies_after_a_reboot() -> None:
         # the back-off goes on, too: it is started more than once
         before = house.ok("inspect", "-f", "{{.State.StartedAt}}", "crashing")
         wait_for(
-            lambda: house.ok("inspect", "-f", "{{.State.StartedAt}}", "crashing") != before, 20, "another try"
+            lambda: house.ok("inspect", "-f", "{{.State.StartedAt}}", "crashing") != before, 60, "another try"
         )
         # what it had is removed with it, as always
         assert house.ok("rm", "-f", *found) and states(house) == {}

@@ -64,8 +64,9 @@ class Forwarders:
 
     async def _forward(self, slot: Slot, target: logtargets.Target, former: asyncio.Task[Any] | None) -> None:
         world, container_id = self._world, slot.container.id
-        if former is not None:
-            await asyncio.wait([former])  # what the former life wrote comes first
+        if former is not None:  # of the former life: we go on where it was
+            former.cancel()
+            await asyncio.wait([former])
         position = await world.job(_read, world, container_id)
         noted = time.monotonic()
 
