@@ -1,6 +1,6 @@
 """Run tests on cgroup v2: boot Debian's cloud kernel in QEMU, run pytest in it, exit with its code.
 
-    tests/vm/boot.py [--kernel FILE] [--ours] [--quiet SECONDS] [PYTEST ARGUMENT ...]
+    tests/vm/boot.py [--kernel FILE] [--systemd] [--ours] [--quiet SECONDS] [PYTEST ARGUMENT ...]
 
 The processor is emulated: a machine whose /dev/kvm opens need not be able to run a guest with it. How
 long that takes says nothing: what has said nothing for long hangs.
@@ -27,7 +27,8 @@ _CACHE = initramfs.ROOT / "build" / "vm"
 _PACKAGE = "linux-image-cloud-amd64"
 _MEMORY, _CPUS = "1536M", 2
 _DISK, _SWAP = 64 << 20, 128 << 20
-_TESTS = "tests/vm"  # tests/runtime is there, too, for who names its files
+# tests/runtime is there, too, for who names its files
+_TESTS, _SYSTEMD_TESTS = "tests/vm", "tests/vm/test_systemd.py"
 _PYTEST = ("python3", "-B", "-m", "pytest", "-v", "-p", "no:cacheprovider", "--color=no")
 _OURS = ("-k", "not runc and not crun")
 _EXIT = re.compile(r"^test-vm: exit (\d+)\s*$")
@@ -122,11 +123,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="test-vm", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--kernel", type=Path, help="a bzImage with NVMe and cgroups built in")
     parser.add_argument("--quiet", type=int, default=600, metavar="SECONDS", help="the longest silence")
+    parser.add_argument(
+        "--systemd", action="store_true", help="with this host's systemd, and the tests of its driver"
+    )
     parser.add_argument("--ours", action="store_true", help="leave out the runs with runc and crun")
     parser.add_argument("--shell", metavar="COMMAND", help="run this in the machine instead of the tests")
     options, arguments = parser.parse_known_args()
     if not any(argument.startswith("tests/") for argument in arguments):
-        arguments.append(_TESTS)
+        arguments.append(_SYSTEMD_TESTS if options.systemd else _TESTS)
     command = options.shell or shlex.join([*_PYTEST, *(_OURS if options.ours else ()), *arguments])
     try:
         image = options.kernel or kernel()
@@ -138,7 +142,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nagaya-vm-") as directory:
         base = Path(directory)
         initrd = base / "initramfs"
-        initrd.write_bytes(initramfs.build(command, image))
+        initrd.write_bytes(initramfs.build(command, image, systemd=options.systemd))
         disks = [_sparse(base / "disk", _DISK), _sparse(base / "swap", _SWAP)]
         return run(argv(image, initrd, disks), options.quiet)
 

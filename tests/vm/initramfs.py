@@ -31,6 +31,26 @@ _MODULES = """
     nf_tables unix_diag tcp_diag udp_diag af_packet_diag netlink_diag veth tun
     overlay bridge nft_chain_nat nft_nat nft_masq nft_ct nft_fib_ipv4
 """.split()
+_SYSTEMD = ("systemd", "libsystemd-shared", "dbus", "dbus-daemon", "dbus-system-bus-common")
+# systemd starts what is asked for, and D-Bus; nothing else of a Debian
+_NOT_STARTED = re.compile(
+    r"^/(usr/)?(share/(doc|man|locale|bash-completion|zsh)|lib/systemd/system/[^/]*[.]wants)/"
+)
+_SYSTEMD_FILES = {
+    "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+    "/etc/systemd/system/test-vm.service": """[Unit]
+Requires=dbus.socket dbus.service
+After=dbus.socket dbus.service
+[Service]
+Type=oneshot
+ExecStart=/bin/busybox sh /init tests
+StandardInput=null
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+TimeoutStartSec=infinity
+""",
+}
 # parts of the standard library that no test needs
 _NOT_NEEDED = re.compile(
     r"/(config-[^/]*|test|idlelib|lib2to3|tkinter|ensurepip|pydoc_data|distutils|turtledemo|"
@@ -141,8 +161,17 @@ def _opened_by_name() -> Iterator[str]:
             yield line.split()[-1]
 
 
-def build(command: str, kernel: Path) -> bytes:
-    """The whole archive, for that kernel; the machine runs the shell command and ends.
+def _systemd() -> dict[str, str]:
+    """{path in the machine: path on the host} of the files of systemd and of D-Bus. Raises
+    subprocess.CalledProcessError when a package is not installed."""
+    listed = subprocess.run(["dpkg", "-L", *_SYSTEMD], capture_output=True, text=True, check=True).stdout
+    files = [f for f in listed.splitlines() if os.path.isfile(f) and not _NOT_STARTED.match(f)]
+    return {file: file for file in files}
+
+
+def build(command: str, kernel: Path, *, systemd: bool = False) -> bytes:
+    """The whole archive, for that kernel; the machine runs the shell command and ends. systemd: under
+    this host's.
 
     Raises OSError when a file of the host is missing.
     """
@@ -152,12 +181,23 @@ def build(command: str, kernel: Path) -> bytes:
     archive.put("/dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
     archive.put("/init", stat.S_IFREG | 0o755, (ROOT / "tests/vm/init").read_bytes())
     archive.put(f"{GUEST_ROOT}/command", stat.S_IFREG | 0o644, f"{command}\n".encode())
-    archive.put("/etc/passwd", stat.S_IFREG | 0o644, b"root:x:0:0:root:/root:/bin/sh\n")
-    archive.put("/etc/group", stat.S_IFREG | 0o644, b"root:x:0:\n")
+    archive.put(
+        "/etc/passwd",
+        stat.S_IFREG | 0o644,
+        b"root:x:0:0:root:/root:/bin/sh\nmessagebus:x:100:100::/:/bin/false\n",
+    )
+    archive.put("/var/run", stat.S_IFLNK | 0o777, b"../run")
+    archive.put("/etc/group", stat.S_IFREG | 0o644, b"root:x:0:\nmessagebus:x:100:\n")
     interpreter, library = os.path.realpath(sys.executable), sysconfig.get_path("stdlib")
     site = Path(sysconfig.get_path("purelib"))
     packages = [path for name in _PACKAGES for path in site.glob(name)]
     needed = [*_needed(interpreter, library, packages), *_opened_by_name()]
+    if systemd:
+        needed += _systemd().values()
+        for place, file in _systemd().items():
+            archive.copy(file, place)
+        for place, text in _SYSTEMD_FILES.items():
+            archive.put(place, stat.S_IFREG | 0o644, text.encode())
     for place, file in programs().items():
         archive.put(place, stat.S_IFREG | 0o755, Path(file).read_bytes())
     # /lib and /usr/lib are two directories here, one on most hosts: a library is found by either name
