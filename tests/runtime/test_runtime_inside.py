@@ -290,5 +290,6 @@ def ignore_signals() -> None:
 
 
 def test_signals_that_the_caller_ignored_are_not_ignored_inside(our_box: Bundle) -> None:
+    assert "SigBlk:\t0000000000000000" in our_box.run("grep", "SigBlk", "/proc/self/status").stdout
     done = our_box.run("grep", "SigIgn", "/proc/self/status", preexec_fn=ignore_signals)
     assert (done.returncode, done.stdout.split()) == (0, ["SigIgn:", "0" * 16]), done

@@ -117,6 +117,20 @@ def join_session_keyring(name: str) -> bool:
     return True
 
 
+def signalfd(numbers: list[int]) -> int:
+    """Block these signals, to be read from the descriptor that is returned (signalfd(2)): `arrived` takes
+    what was read apart. Close-on-exec, non-blocking. Raises KernelError."""
+    mask = sum(1 << number - 1 for number in numbers)
+    fd = syscall("signalfd4", -1, pack("=Q", mask), 8, os.O_CLOEXEC | os.O_NONBLOCK)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, numbers)
+    return fd
+
+
+def arrived(data: bytes) -> list[int]:
+    """The numbers of signals read from a signalfd (pure): struct signalfd_siginfo has 128 bytes."""
+    return [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 128)]
+
+
 def reset_signals() -> None:
     """Default dispositions and an empty mask, as a new program expects: Python ignores SIGPIPE and
     SIGXFSZ, a caller (nohup) may ignore more, and exec(2) would hand both on."""

@@ -279,7 +279,11 @@ def _map_by(helper: str, arguments: list[str]) -> None:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         child = os.posix_spawnp(
-            helper, [helper, *arguments], dict(os.environ), file_actions=[(os.POSIX_SPAWN_DUP2, writer, 2)]
+            helper,
+            [helper, *arguments],
+            dict(os.environ),
+            file_actions=[(os.POSIX_SPAWN_DUP2, writer, 2)],
+            setsigmask=[],
         )
     except FileNotFoundError:
         os.close(reader)

@@ -193,14 +193,9 @@ class Foreground:
     """
 
     def __init__(self) -> None:
-        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        for number in _FORWARDED:
-            try:
-                if _signal.getsignal(number) is not _signal.SIG_IGN or number in (13, 25):
-                    _signal.signal(number, _nothing)
-            except (OSError, ValueError):
-                continue
-        _signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        # what our caller ignores is not for the process either; Python itself ignores the other two
+        numbers = [n for n in _FORWARDED if n in (13, 25) or _signal.getsignal(n) is not _signal.SIG_IGN]
+        self._signals = process.signalfd(numbers)
 
     def wait(self, launched: container.Launched) -> int:
         """Exit code of the process: its own, or 128 + the signal that killed it."""
@@ -226,16 +221,16 @@ class Foreground:
     def _relay(self, pidfd: int, master: int) -> None:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        poll.register(self._read, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
         if master >= 0:
             poll.register(master, select.POLLIN)
             poll.register(0, select.POLLIN)
         while True:
             ready = dict(poll.poll())
-            if self._read in ready:
+            if self._signals in ready:
                 from nagaya.linux import tty
 
-                for number in os.read(self._read, 256):
+                for number in process.arrived(os.read(self._signals, 16 * 128)):
                     if number == 28 and master >= 0:
                         try:
                             tty.set_size(master, *tty.get_size(0))
@@ -255,10 +250,6 @@ class Foreground:
                 while master >= 0 and _readable(master) and _copy(master, 1):
                     pass
                 return
-
-
-def _nothing(_number: int, _frame: Any) -> None:
-    """The wakeup fd tells."""
 
 
 def _readable(fd: int) -> bool:
