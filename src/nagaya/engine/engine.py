@@ -17,8 +17,8 @@ from nagaya.engine import (
     archives,
     attachments,
     checking,
+    logoptions,
     logs,
-    nettable,
     networks,
     pods,
     recovery,
@@ -429,7 +429,7 @@ class Engine:
     def info(self) -> Mapping[str, object]:
         settings = self._world.settings
         return {
-            "id": nettable.network_id(os.uname().nodename)[:64],
+            "id": self._world.id,
             "root": settings.root,
             "driver": "overlay2",
             "driver_status": (("Supports d_type", "true"), ("Snapshots", f"{settings.root}/snapshots")),
@@ -440,6 +440,8 @@ class Engine:
             "init_binary": os.path.basename(settings.init_path) or "",
             "security_options": ("name=seccomp,profile=builtin", "name=cgroupns"),
             "warnings": (),
+            "log_drivers": logoptions.DRIVERS,
+            "cdi_spec_dirs": settings.cdi_spec_dirs,
             "events": self._world.bus.published,
             "event_listeners": self._world.bus.listeners,
         }

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -170,6 +171,14 @@ class Ledger:
         """All rows of a SELECT."""
         with self._lock:
             return self._db.execute(sql, parameters).fetchall()
+
+    def identity(self) -> str:
+        """The id of this daemon's root, which is chosen when it is first asked for."""
+        sql = "SELECT document FROM facts WHERE area='daemon' AND key='id'"
+        with self.write() as db:
+            if not db.execute(sql).fetchone():
+                db.execute("INSERT INTO facts VALUES('daemon', 'id', ?)", (str(uuid.uuid4()),))
+            return str(db.execute(sql).fetchone()[0])
 
     # containers
 

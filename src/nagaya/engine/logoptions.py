@@ -30,6 +30,7 @@ _DRIVERS = {
     "syslog": (_SYSLOG | _DETAILS, "unknown log opt '{}' for syslog log driver"),
     "journald": (_DETAILS, "unknown log opt '{}' for journald log driver"),
 }
+DRIVERS = (*sorted(_DRIVERS), "none")
 FACILITIES = {
     name: number
     for number, name in enumerate(

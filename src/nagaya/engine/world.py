@@ -50,6 +50,7 @@ class World:
     ) -> None:
         self.settings = settings
         self.ledger = ledger
+        self.id = ledger.identity()
         self.journal = Journal(ledger)
         self.images = images
         self.network = network

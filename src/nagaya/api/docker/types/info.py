@@ -27,9 +27,9 @@ def info_document(
         "DriverStatus": [list(pair) for pair in facts.get("driver_status") or ()],
         "Plugins": {
             "Volume": ["local"],
-            "Network": ["bridge", "host", "null"],
+            "Network": ["bridge", "host", "macvlan", "null"],
             "Authorization": None,
-            "Log": ["json-file", "none"],
+            "Log": list(facts.get("log_drivers") or ("json-file", "none")),
         },
         "MemoryLimit": True,
         "SwapLimit": bool(facts.get("swap_limit", True)),
@@ -89,7 +89,7 @@ def info_document(
         "RuncCommit": {"ID": nagaya.__version__},
         "InitCommit": {"ID": ""},
         "SecurityOptions": list(facts.get("security_options") or ("name=seccomp,profile=builtin",)),
-        "CDISpecDirs": [],
+        "CDISpecDirs": list(facts.get("cdi_spec_dirs") or ()),
         "Warnings": list(facts.get("warnings") or ()) or None,
     }
 
