@@ -37,6 +37,7 @@ _NOT_STARTED = re.compile(
     r"^/(usr/)?(share/(doc|man|locale|bash-completion|zsh)|lib/systemd/system/[^/]*[.]wants)/"
 )
 _SYSTEMD_FILES = {
+    "/etc/systemd/system.conf": "[Manager]\nDefaultTimeoutStartSec=infinity\n",
     "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
     "/etc/systemd/system/test-vm.service": """[Unit]
 Requires=dbus.socket dbus.service
@@ -194,10 +195,10 @@ def build(command: str, kernel: Path, *, systemd: bool = False) -> bytes:
     needed = [*_needed(interpreter, library, packages), *_opened_by_name()]
     if systemd:
         needed += _systemd().values()
-        for place, file in _systemd().items():
-            archive.copy(file, place)
         for place, text in _SYSTEMD_FILES.items():
             archive.put(place, stat.S_IFREG | 0o644, text.encode())
+        for place, file in _systemd().items():
+            archive.copy(file, place)
     for place, file in programs().items():
         archive.put(place, stat.S_IFREG | 0o755, Path(file).read_bytes())
     # /lib and /usr/lib are two directories here, one on most hosts: a library is found by either name
