@@ -8,7 +8,7 @@ import pytest
 from grpclib import Status
 from house import wait_for
 from kubelet import Node, refused
-from streams import Client, Spdy, WebSocket
+from streams import Client, Spdy, Tunnelled, WebSocket
 
 from nagaya.api.cri import runtime_pb2 as cri
 from nagaya.api.cri.streaming import spdy, websocket
@@ -137,10 +137,11 @@ def served(node: Node, text: str, config: cri.PodSandboxConfig | None = None, po
     return pod
 
 
-def test_a_port_over_spdy(node: Node) -> None:
+@pytest.mark.parametrize("within", ["tcp", "websocket"])
+def test_a_port_over_spdy(node: Node, within: str) -> None:
     pod = served(node, "hello")
     url = node.kubelet.PortForward(pod_sandbox_id=pod, port=[8080, 8081]).url
-    made = Spdy(node.house, url, "portforward.k8s.io")
+    made = Spdy(node.house, url, "portforward.k8s.io") if within == "tcp" else Tunnelled(node.house, url)
     assert made.status == 101
     for number in ("1", "2"):
         made.open(f"error {number}", streamtype="error", port="8080", requestid=number)

@@ -127,8 +127,10 @@ class WebSocket(Client):
             self._in = self._in[start + size :]
             if kind == websocket.CLOSE:
                 self.gone = True
-            elif kind == websocket.BINARY and payload[0] == 255:
+            elif kind == websocket.BINARY and payload[0] == 255 and self.names != ("spdy",):
                 self.ended.add(self.names[payload[1]])
+            elif kind == websocket.BINARY and self.names == ("spdy",):
+                self.note("spdy", payload)
             elif kind == websocket.BINARY:
                 self.note(self.names[payload[0]], payload[1:])
             else:
@@ -145,16 +147,19 @@ class Spdy(Client):
         self._streams: dict[str, int] = {}
         self.replies: set[str] = set()
 
+    def put(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
     def open(self, name: str, **headers: str) -> None:
         stream = 2 * len(self._streams) + 1
         self._streams[name] = stream
-        self.sock.sendall(self._framer.syn_stream(stream, headers or {"streamtype": name}))
+        self.put(self._framer.syn_stream(stream, headers or {"streamtype": name}))
 
     def send(self, channel: str, data: bytes) -> None:
-        self.sock.sendall(spdy.data_frame(self._streams[channel], data))
+        self.put(spdy.data_frame(self._streams[channel], data))
 
     def end(self, channel: str) -> None:
-        self.sock.sendall(spdy.data_frame(self._streams[channel], b"", fin=True))
+        self.put(spdy.data_frame(self._streams[channel], b"", fin=True))
 
     def take(self, data: bytes) -> None:
         names = {stream: name for name, stream in self._streams.items()}
@@ -167,3 +172,26 @@ class Spdy(Client):
                 self.note(names[frame.stream], frame.data)
                 if frame.fin:
                     self.ended.add(names[frame.stream])
+
+
+class Tunnelled(Spdy):
+    """SPDY within WebSocket messages."""
+
+    def __init__(self, house: House, url: str) -> None:
+        self._outer = WebSocket(house, url, "SPDY/3.1+portforward.k8s.io", ("spdy",))
+        self._framer = spdy.Framer()
+        self._streams = {}
+        self.replies = set()
+        self.got, self.ended, self.gone = {}, set(), False
+        self.sock, self.head = self._outer.sock, self._outer.head
+        self._outer.note = self._inner  # type: ignore[method-assign, assignment]
+
+    def _inner(self, _: str, data: bytes) -> None:
+        super().take(data)
+
+    def put(self, data: bytes) -> None:
+        self._outer.message(data)
+
+    def read(self) -> None:
+        self._outer.read()
+        self.gone = self._outer.gone

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import time
 from collections.abc import Sequence
@@ -81,7 +80,7 @@ def credentials(auth: cri.AuthConfig) -> RegistryAuth | None:
     if auth.auth and not username:
         try:
             text = base64.b64decode(auth.auth, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # binascii.Error, UnicodeDecodeError, and what is not ASCII
             raise InvalidArgument("auth.auth is not base64 of user:password", subject="auth.auth") from None
         username, colon, password = text.rstrip("\0").partition(":")
         if not colon:

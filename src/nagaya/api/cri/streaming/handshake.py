@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from nagaya.api.cri.streaming.channels import Channels
 from nagaya.api.cri.streaming.spdy_channels import SpdyChannels
+from nagaya.api.cri.streaming.tunnel import PREFIX, Tunnel
 from nagaya.api.cri.streaming.ws_channels import WebSocketChannels
 
 _MOST_HEAD = 64 << 10
@@ -103,6 +104,9 @@ def accept(
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             + f"Sec-WebSocket-Accept: {answer}\r\nSec-WebSocket-Protocol: {chosen}\r\n\r\n".encode()
         )
+        if chosen.startswith(PREFIX):
+            tunnel = Tunnel(reader, writer)
+            return SpdyChannels(tunnel, tunnel, upgrade.channels)
         return WebSocketChannels(reader, writer, chosen, upgrade.channels, upgrade.ports)
     raise Refused(400, f"no upgrade to {wanted!r}: SPDY/3.1 or WebSocket")
 

@@ -21,7 +21,7 @@ _SPDY = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel
 _WEBSOCKET = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2, "error": 3, "resize": 4}
 _PORTS_SPDY = ("portforward.k8s.io",)
-_PORTS_WEBSOCKET = ("v4.channel.k8s.io",)
+_PORTS_WEBSOCKET = ("SPDY/3.1+portforward.k8s.io", "v4.channel.k8s.io")
 
 
 def upgrade_of_command(*, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Upgrade:

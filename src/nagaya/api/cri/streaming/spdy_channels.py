@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from nagaya.api.cri.streaming import spdy
 from nagaya.api.cri.streaming.channels import Piece
+from nagaya.api.cri.streaming.tunnel import Tunnel
 from nagaya.errors import InvalidArgument
 
 _OPENING = 30.0  # seconds that a client has to open its channels
@@ -23,8 +24,8 @@ class SpdyChannels:
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        reader: asyncio.StreamReader | Tunnel,
+        writer: asyncio.StreamWriter | Tunnel,
         channels: Mapping[int, str] | None,
     ) -> None:
         self._reader = reader
