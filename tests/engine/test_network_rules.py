@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -15,6 +16,23 @@ pytestmark = pytest.mark.root
 
 IMAGE = "nagaya/busybox"
 SERVER = ("sh", "-c", "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www")
+ECHO = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("", 81))
+print("up", flush=True)
+while True:
+    data, peer = s.recvfrom(999)
+    s.sendto(data, peer)
+"""
+ASK = """
+import socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.settimeout(10)
+s.connect((sys.argv[1], int(sys.argv[2])))
+s.send(b"hello")
+print(s.recv(99).decode())
+"""
 OUT4, OUT6 = "10.231.200", "fd00:200:"
 
 
@@ -215,14 +233,82 @@ def test_ipv6(house: House, wan: list[str], firewall: bool) -> None:
         sh(house, family, "-P", "FORWARD", "ACCEPT")
 
 
-def test_what_cannot_be_published(house: House) -> None:
-    for words, why in (
-        (("-p", "[::1]:18301:80"), "cannot publish a port on ::1"),
-        (("-p", "[fd00::1]:18301:80"), "fd00::1"),
+def test_ipv6_ports_without_ipv6(house: House, wan: list[str]) -> None:
+    """[::1] cannot be translated, nor IPv6 to a container that has none: these are relayed."""
+    start(house, "web", "bridge", "-p", "[::1]:18301:80", "-p", "[::]:18302:80", "-p", "18303:80/udp",
+          "-p", "[::]:18304:81/udp")  # fmt: skip
+    here: list[str] = house.inside([])
+    assert served(house, here, "http://[::1]:18301/") == "web"
+    assert fetch(here, "http://[::1]:18302/") == fetch(wan, f"http://[{OUT6}:1]:18302/") == "web"
+    assert fetch(wan, f"http://[{OUT6}:1]:18301/", patience=2) == ""
+    assert "[::1]:18301" in house.ok("port", "web", "80")
+    pid = house.ok("inspect", "-f", "{{.State.Pid}}", "web")
+    server = ["nsenter", "-n", "-t", pid, sys.executable, "-c", ECHO]
+    with subprocess.Popen(server, stdout=subprocess.PIPE) as echo:
+        assert echo.stdout is not None and echo.stdout.readline() == b"up\n"
+        for argv, to in ((here, "::1"), (here, f"{OUT6}:1"), (wan, f"{OUT6}:1")):
+            client = [*argv, sys.executable, "-c", ASK, to, "18304"]
+            assert subprocess.run(client, capture_output=True, timeout=30).stdout == b"hello\n"
+        echo.kill()
+    house.ok("rm", "-f", "web")
+    said = house.docker("run", "--rm", "-p", "[fd00::1]:18301:80", IMAGE, "true")
+    assert said.returncode == 125 and b"fd00::1:18301" in said.stderr
+
+
+def drop_input(house: House) -> None:
+    for words in (
+        "-A INPUT -i lo -j ACCEPT",
+        "-A INPUT -m state --state ESTABLISHED -j ACCEPT",
+        "-P INPUT DROP",
     ):
-        said = house.docker("run", "--rm", *words, IMAGE, "true")
-        assert said.returncode == 125 and why.encode() in said.stderr, said
-    assert house.leaks() == []
+        sh(house, "iptables-nft", *words.split())
+
+
+def accept_input(house: House) -> None:
+    for words in ("-P INPUT ACCEPT", "-F INPUT"):
+        sh(house, "iptables-nft", *words.split())
+
+
+def test_a_host_that_drops_input(house: House, wan: list[str]) -> None:
+    """Published ports are open to the outside as far as the host's INPUT rules let them; to the host itself
+    and to containers always. The relay outlives the daemon, the rules may come and go."""
+    here: list[str] = house.inside([])
+    start(house, "before", "bridge", "-p", "18601:80")
+    assert served(house, wan, f"http://{OUT4}.1:18601/") == "before"
+    drop_input(house)
+    try:
+        house.stop_daemon()
+        house.start()  # it looks at once, else every ten seconds
+        assert fetch(wan, f"http://{OUT4}.1:18601/", patience=2) == ""
+        house.ok("network", "create", "one")
+        start(house, "web", "one", "-p", "18602:80")
+        start(house, "far", "bridge")
+        assert served(house, here, "http://127.0.0.1:18602/") == "web"
+        assert fetch(here, f"http://{OUT4}.1:18602/") == "web"
+        assert reaches_port(house, "far", f"{OUT4}.1", 18602)
+        assert fetch(wan, f"http://{OUT4}.1:18602/", patience=2) == ""
+        sh(house, "iptables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "18601:18602", "-j", "ACCEPT")
+        assert fetch(wan, f"http://{OUT4}.1:18602/") == "web"
+        assert fetch(wan, f"http://{OUT4}.1:18601/") == "before"
+        house.kill_daemon()
+        assert fetch(wan, f"http://{OUT4}.1:18602/") == "web"
+        house.start()
+        assert fetch(wan, f"http://{OUT4}.1:18602/") == "web"
+        house.ok("rm", "-f", "web")
+        assert fetch(wan, f"http://{OUT4}.1:18602/", patience=2) == ""
+    finally:
+        accept_input(house)
+    wait_for(lambda: "iifname @bridges fib" not in sh(house, "nft", "list", "ruleset"), 25, "the rule's end")
+    assert fetch(wan, f"http://{OUT4}.1:18601/") == "before"
+
+
+def test_large_transfers_are_relayed_whole(house: House) -> None:
+    script = "mkdir /www; head -c 20000000 /dev/urandom > /www/big; sha256sum /www/big; exec httpd -fh /www"
+    start(house, "web", "bridge", "-p", "[::1]:18701:80", command=("sh", "-c", script))
+    wait_for(lambda: house.ok("logs", "web"), 20, "the file")
+    get = "curl -g -s --retry 20 --retry-connrefused http://[::1]:18701/big | sha256sum"
+    sums = [subprocess.Popen(house.inside(["sh", "-c", get]), stdout=subprocess.PIPE) for _ in range(4)]
+    assert {p.communicate()[0].split()[0].decode() for p in sums} == {house.ok("logs", "web").split()[0]}
 
 
 def test_ranges_of_ports(house: House) -> None:

@@ -63,6 +63,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     nft_table: str = "nagaya"
     mtu: int = 1500
     icc: bool = True
+    firewall: str = "host"
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_option: tuple[str, ...] = ()
@@ -123,6 +124,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
             nft_table=self.nft_table,
             mtu=self.mtu,
             icc=self.icc,
+            firewall=self.firewall,
             default_pools=pools,
         )
 

@@ -98,6 +98,8 @@ class Engine:
         await pods.load_all(world)
         await recovery.recover(world, engine._containers, engine._changes)
         await pods.settle(world)
+        await networks.relay_all(world)
+        await world.job(world.names.sweep)
         early, engine._early = engine._early, None
         for exit in early or ():
             engine._exited(exit)
@@ -182,7 +184,8 @@ class Engine:
             await asyncio.sleep(_REASSERT)
             try:
                 if await self._world.job(self._world.network.reassert):
-                    log.warning("somebody removed rules or links of ours: put back")
+                    log.warning("somebody removed rules or links of ours, or changed the host's: put right")
+                    await networks.relay_all(self._world)
             except NagayaError as error:
                 log.error("network: %s", error)
 

@@ -196,8 +196,9 @@ async def _clean_network(world: World, container: Container) -> None:
         return
     await world.job(networks.take_down, world, container.id)
     container.endpoints = ()
-    if networks.dns_token(container.id) in world.supervisor.held:
-        await world.supervisor.unhold(networks.dns_token(container.id))
+    for token in (networks.dns_token(container.id), networks.relay_token(container.id)):
+        if token in world.supervisor.held:
+            await world.supervisor.unhold(token)
     # only now: until the rules are gone nobody else may bind the ports
     if container.config.ports or container.config.publish_all:
         await world.supervisor.unhold(networks.hold_token(container.id))

@@ -1,4 +1,5 @@
-"""The files from which the resolver (network/dnszone.py) knows containers by their names.
+"""The files from which the keeper's child knows containers by their names (network/dnszone.py), and which
+published ports it relays (supervisor/relay.py).
 
 It reads them itself, so it needs no word of ours and goes on while no daemon is there. One file a network,
 one a container; each appears whole, by rename. Thread-safe.
@@ -35,6 +36,7 @@ class NameFiles:
         self._lock = threading.Lock()
         self._networks: dict[str, tuple[Network, dict[str, _Member]]] = {}
         self._containers: dict[str, tuple[str, ...]] = {}  # where each is
+        self._relays: set[str] = set()
 
     def put(self, container: Container, networks: dict[str, Network], servers: tuple[str, ...]) -> None:
         """What there is to know of a container now. networks: all, by id; servers: those it asks instead of
@@ -77,6 +79,28 @@ class NameFiles:
             if places:
                 files.remove(f"{self._directory}/{container_id}")
 
+    def put_relay(self, owner: str, entries: list[dict[str, object]]) -> bool:
+        """Which of an owner's reserving sockets are served, and where they lead. False: the file, perhaps of
+        a former daemon, says so already. Raises KernelError and kin."""
+        name, data = f"relay-{owner}", _encode(entries)
+        with self._lock:
+            self._relays.add(name)
+            try:
+                with open(f"{self._directory}/{name}", "rb") as file:
+                    if file.read() == data:
+                        return False
+            except OSError:
+                pass
+            self._write(name, data)
+            return True
+
+    def drop_relay(self, owner: str) -> None:
+        """None of them. May be repeated."""
+        with self._lock:
+            if f"relay-{owner}" in self._relays:
+                self._relays.discard(f"relay-{owner}")
+                files.remove(f"{self._directory}/relay-{owner}")
+
     def has(self, container_id: str) -> bool:
         """Has it names?"""
         return container_id in self._containers
@@ -89,7 +113,7 @@ class NameFiles:
             except FileNotFoundError:
                 return
             for name in found:
-                if name not in self._networks and name not in self._containers:
+                if name not in self._networks and name not in self._containers and name not in self._relays:
                     files.remove(f"{self._directory}/{name}")
 
     def _leave(self, network_id: str, container_id: str) -> None:

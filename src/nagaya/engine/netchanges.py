@@ -166,6 +166,14 @@ class NetworkChanges:
         finally:
             os.close(netlink)
         container.networks, container.endpoints = changed.networks, changed.endpoints
+        await self._relay(container)
+
+    async def _relay(self, container: Container) -> None:
+        """Ports may have moved to another endpoint."""
+        world = self._world
+        if networks.hold_token(container.id) in world.supervisor.held:
+            made = await world.job(networks.plans, world.ledger, container.id)
+            await networks.relay(world, container.id, made)
 
     async def _unplug(self, slot: Slot, network: Network, future: tuple[Attachment, ...]) -> None:
         world, container = self._world, slot.container
@@ -175,6 +183,7 @@ class NetworkChanges:
         finally:
             os.close(netlink)
         container.networks, container.endpoints = changed.networks, changed.endpoints
+        await self._relay(container)
 
     async def heal(self, container_ids: Sequence[str]) -> None:
         """Lead the default routes of running containers as the ledger has them: after a crash."""

@@ -40,6 +40,52 @@ async def hold_resolver(world: World, container_id: str, fds: Sequence[int]) -> 
         close_all(fds)
 
 
+def relay_token(owner: str) -> str:
+    """The keeper's token for reserving sockets that its child serves."""
+    return f"relay-{owner}"
+
+
+async def relay(world: World, owner: str, made: Sequence[EndpointPlan]) -> None:
+    """Have the reserving sockets of a container (or pod) served that must be, and no other."""
+    held = world.supervisor.held
+    entries: list[dict[str, object]] = [
+        {
+            "protocol": port.protocol,
+            "host": port.host_ip or "0.0.0.0",
+            "port": port.host_port,
+            "target": plan.address or plan.address6,
+            "target_port": port.container_port,
+        }
+        for plan in made
+        for port in world.network.relayed(plan)
+    ]
+    token = relay_token(owner)
+    if not entries or not held.get(hold_token(owner)):
+        if token in held:
+            await world.supervisor.unhold(token)
+            await world.job(world.names.drop_relay, owner)
+        return
+    changed = await world.job(world.names.put_relay, owner, entries)
+    if token in held:
+        if not changed:
+            return  # connections go on
+        await world.supervisor.unhold(token)
+    await world.supervisor.hold(token, held[hold_token(owner)])
+
+
+async def relay_all(world: World) -> None:
+    """The same for everybody: the host's INPUT rules have changed, or a daemon has just started."""
+    owners = {token.removeprefix("ports-") for token in world.supervisor.held if token.startswith("ports-")}
+    for owner in sorted(owners):
+        slot = world.roster.get(owner)
+        if slot is None:
+            await relay(world, owner, await world.job(plans, world.ledger, owner))
+            continue
+        async with slot.lock:
+            if slot.container.state in ("running", "paused"):
+                await relay(world, owner, await world.job(plans, world.ledger, owner))
+
+
 def tell_names(world: World, container: Container) -> None:
     """Let the resolver know the container as it is now. Blocking."""
     if world.names.has(container.id) or has_names(e.network for e in container.endpoints):
@@ -278,6 +324,7 @@ def take_down(world: World, container_id: str) -> None:
         world.network.unpublish(made)
         world.network.disconnect(made)
     world.names.drop(container_id)
+    world.names.drop_relay(container_id)
     unpin(world.settings.netns(container_id))
     with world.ledger.write() as db:
         db.execute("DELETE FROM endpoints WHERE container=?", (container_id,))

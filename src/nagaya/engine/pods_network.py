@@ -70,6 +70,8 @@ async def connect_bridge(world: World, pod: Pod, netlink_fd: int) -> tuple[str, 
             finally:
                 close_all(fds)
         await world.job(_connect, world, pod, made, netlink_fd)
+        if world.network.relayed(made):
+            await networks.relay(world, pod.id, [made])
     finally:
         os.close(netlink_fd)
     return (made.address,)
@@ -97,6 +99,7 @@ async def disconnect_bridge(world: World, pod: Pod) -> None:
     """Undo `connect_bridge`, also of half of it. May be repeated."""
     await world.job(networks.take_down, world, pod.id)
     if pod.config.port_mappings:
+        await world.supervisor.unhold(networks.relay_token(pod.id))
         await world.supervisor.unhold(networks.hold_token(pod.id))
 
 

@@ -89,7 +89,7 @@ async def recover(world: World, containers: Containers, changes: NetworkChanges)
             await world.supervisor.release(token)  # an exec session of the former daemon
     for token in list(world.supervisor.held):
         kind, _, owner = token.partition("-")
-        if kind in ("ports", "dns") and owner not in running:
+        if kind in ("ports", "dns", "relay") and owner not in running:
             await world.supervisor.unhold(token)
     await world.job(_put_all, world)
 
@@ -205,7 +205,6 @@ def _tell_names(world: World, alive: set[str]) -> None:
     for slot in world.roster:
         if slot.container.id in alive:
             networks.tell_names(world, slot.container)
-    world.names.sweep()
 
 
 async def _sweep(world: World, running: set[str]) -> None:

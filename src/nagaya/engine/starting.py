@@ -152,6 +152,8 @@ class Starts:
         )
         if len(reply.fds) > 1:
             await networks.hold_resolver(world, container.id, reply.fds[1:])
+        if any(world.network.relayed(plan) for plan in plans):
+            await networks.relay(world, container.id, plans)
         steps += more
         return prepared
 

@@ -62,9 +62,12 @@ class Bridging(msgspec.Struct, frozen=True):
     masquerade: bool = True
 
 
-def chains(family: str, bridges: Sequence[Bridging]) -> dict[str, tuple[str, ...]]:
+def chains(family: str, bridges: Sequence[Bridging], *, relayed: bool = False) -> dict[str, tuple[str, ...]]:
     """The chains of the table of a family ("ip", "ip6"): name -> lines, of which a base chain's first is
-    its hook. What is asked of every packet is a look into a set, however many bridges there are."""
+    its hook. What is asked of every packet is a look into a set, however many bridges there are.
+
+    relayed: what comes from outside to a published port goes to its reserving socket, past the host's
+    INPUT rules; only our containers' own packets are translated."""
     return {
         # before conntrack: nobody but ourselves speaks to or from 127/8. The bridges have route_localnet,
         # and DNAT comes before routing would refuse such packets (CVE-2020-8558's kin)
@@ -79,7 +82,7 @@ def chains(family: str, bridges: Sequence[Bridging]) -> dict[str, tuple[str, ...
         ),
         "prerouting": (
             "type nat hook prerouting priority dstnat; policy accept;",
-            "fib daddr type local jump publish",
+            f"{'iifname @bridges ' if relayed else ''}fib daddr type local jump publish",
         ),
         "output": (
             "type nat hook output priority -100; policy accept;",
@@ -128,6 +131,7 @@ def ruleset(
     *,
     family: str = "ip",
     unrouted: Collection[str] = (),
+    relayed: bool = False,
 ) -> str:
     """The whole table as one transaction that replaces whatever was there."""
     lines = [f"add table {family} {table}", f"delete table {family} {table}", f"table {family} {table} {{"]
@@ -155,7 +159,7 @@ def ruleset(
         if members:
             lines.append(f"    elements = {{ {', '.join(members)} }}")
         lines.append("  }")
-    for name, body in chains(family, bridges).items():
+    for name, body in chains(family, bridges, relayed=relayed).items():
         lines += [f"  chain {name} {{", *(f"    {line}" for line in body), "  }"]
     return "\n".join([*lines, "}", ""])
 
@@ -197,6 +201,17 @@ def foreign_forward_chains(listing: Mapping[str, Any], table: str) -> list[tuple
     ]
 
 
+def foreign_input_chains(listing: Mapping[str, Any], table: str) -> list[tuple[str, str, str]]:
+    """(family, table, chain) of the others' base chains that see what is for this host."""
+    return [
+        (chain["family"], chain["table"], chain["name"])
+        for chain in _objects(listing, "chain")
+        if chain.get("hook") == "input"
+        and chain["family"] in ("ip", "ip6", "inet")
+        and chain["table"] != table
+    ]
+
+
 def drops_by_default(listing: Mapping[str, Any]) -> bool:
     """Does the chain of a `list chain` end every packet it does not know? By its policy, or by a last
     rule that drops or rejects unconditionally (firewalld, RHEL's classic iptables)."""
@@ -228,8 +243,12 @@ class Firewall:
     rules in others' chains. Thread-safe as libnftables is; `apply` and `publish` of the same port are the
     caller's to order."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, *, respect_input: bool = False) -> None:
+        """respect_input: where a chain of the host's drops what it does not know of what is for it, published
+        ports are relayed instead of translated (`relayed`)."""
         self._table = table
+        self._respect_input = respect_input
+        self.relayed: frozenset[str] = frozenset()  # families
         self._tag = f"nagaya:{table}"
         self._nft: Nftables | None = None
         self._bridges: tuple[Bridging, ...] = ()
@@ -268,16 +287,27 @@ class Firewall:
         self._bridges = tuple(bridges)
         families = self._families()
         elements = [(family_of(a), element(a, port)) for a, ports in published for port in ports]
+        self.relayed = self._families_to_relay()
         text = ""
         for family in families:
             own = [e for where, e in elements if where == family]
             names = sorted({*unrouted, *self._unrouted(family)})
-            text += ruleset(self._table, bridges, own, family=family, unrouted=names)
+            text += ruleset(
+                self._table, bridges, own, family=family, unrouted=names, relayed=family in self.relayed
+            )
         for family in self._present() - {*families}:
             text += f"add table {family} {self._table}\ndelete table {family} {self._table}\n"
         self._run(text, f"nft: replace table {self._table}")
         self._had = {*families}
         self.open_forwarding()
+
+    def _families_to_relay(self) -> frozenset[str]:
+        found: set[str] = set()
+        if self._respect_input:
+            for family, table, chain in foreign_input_chains(self._list("chains"), self._table):
+                if drops_by_default(self._list(f"chain {family} {table} {chain}")):
+                    found |= {"ip", "ip6"} if family == "inet" else {family}
+        return frozenset(found)
 
     def _present(self) -> set[str]:
         if self._had is None:
@@ -328,8 +358,11 @@ class Firewall:
                     raise
 
     def intact(self) -> bool:
-        """Are all our chains there with as many rules as we made? False after `nft flush ruleset`."""
-        return all(self._intact(family) for family in self._families())
+        """Are all our chains there with as many rules as we made, and the right ones for the host's INPUT
+        chains? False after `nft flush ruleset`."""
+        if not all(self._intact(family) for family in self._families()):
+            return False
+        return self.relayed == self._families_to_relay()
 
     def differences(self, published: Iterable[Published]) -> list[tuple[str, str]]:
         """(what, how it differs) between our tables and what these ports would make."""

@@ -72,14 +72,18 @@ class NetworkService:
         mtu: int = 1500,
         icc: bool = True,
         default_pools: Sequence[tuple[str, int]] = ipam.DEFAULT_POOLS,
+        firewall: str = "host",
     ) -> None:
-        """bip "": the bridge's present subnet, else the first of the pools that overlaps no route.
+        """bip "": the bridge's present subnet, else the first of the pools that overlaps no route. firewall:
+        do published ports pass the host's INPUT rules ("host"), or never ("nat")?
         Raises InvalidArgument; touches nothing."""
         check_names(nft_table, bridge)
         if not 68 <= mtu <= 65535:
             raise InvalidArgument(f"mtu {mtu} is not between 68 and 65535", subject="mtu")
+        if firewall not in ("host", "nat"):
+            raise InvalidArgument(f"{firewall!r} is neither host nor nat", subject="firewall")
         self._tag = f"nagaya:{nft_table}"
-        self._firewall = Firewall(nft_table)
+        self._firewall = Firewall(nft_table, respect_input=firewall == "host")
         self._pools = tuple(default_pools)
         self._mtu = mtu
         # guards what follows; never held while a namespace's or a container's work goes on
@@ -310,15 +314,6 @@ class NetworkService:
             if ports:
                 made = msgspec.structs.replace(made, ports=tuple(ports))
                 net.leases[endpoint_id] = made
-                wrong = next((p.host_ip for p in ports if not _leads_somewhere(p, made)), "")
-                if wrong:
-                    self._forget(made)
-                    raise InvalidArgument(
-                        f"cannot publish a port on {wrong}: the loopback address of IPv6 cannot be translated"
-                        if ip_address(wrong).is_loopback
-                        else f"cannot publish a port on {wrong}: the container's network has no IPv6",
-                        subject="ports",
-                    )
             return made
 
     def _free_doomed(self) -> bool:
@@ -407,6 +402,16 @@ class NetworkService:
                 # a client that never falls silent would keep on talking to whoever had the port before
                 conntrack.forget(conntrack.IPPROTO_UDP, port.host_port)
 
+    def relayed(self, plan: EndpointPlan) -> list[PublishedPort]:
+        """Those of its ports whose reserving sockets must be served: what cannot be translated, and while the
+        host's INPUT rules count all that comes from outside."""
+        families = self._firewall.relayed
+        return [
+            port
+            for port in plan.ports
+            if not _translated(port, plan) or ("ip6" if ":" in port.host_ip else "ip") in families
+        ]
+
     def unpublish(self, plan: EndpointPlan) -> None:
         """Undo `publish`. Idempotent. Before the reserving sockets are closed."""
         with self._lock:
@@ -473,15 +478,15 @@ class NetworkService:
         action()
 
 
-def _leads_somewhere(port: PublishedPort, plan: EndpointPlan) -> bool:
-    """Can the port be led to the container? From an IPv6 address only to one, and from ::1 to none."""
+def _translated(port: PublishedPort, plan: EndpointPlan) -> bool:
+    """Can rules lead the port to the container? From an IPv6 address only to one, and never from ::1."""
     return ":" not in port.host_ip or (bool(plan.address6) and not ip_address(port.host_ip).is_loopback)
 
 
 def _targets(plan: EndpointPlan) -> list[Published]:
     """Where its ports lead: of each address family to the container's address of it."""
     four = [port for port in plan.ports if ":" not in port.host_ip]
-    six = [port for port in plan.ports if ":" in port.host_ip]
+    six = [port for port in plan.ports if ":" in port.host_ip and _translated(port, plan)]
     found: list[Published] = []
     if plan.address and four:
         found.append((plan.address, four))

@@ -1,8 +1,9 @@
-"""The keeper's child that serves sockets of containers' networks: the resolver. It is started when the first
-container needs it, again when it dies, and goes on while the daemon is away.
+"""The keeper's child that serves sockets of containers' networks: the resolver, and relayed ports. It is
+started when the first container needs it, again when it dies, and goes on while the daemon is away.
 
-What the keeper holds under a token "dns-CONTAINER" is its own; it reads the names from RUN/dns. It is nobody
-(uid and gid 65534, no capabilities, no new privileges): it parses what hostile containers send.
+What the keeper holds under a token "dns-CONTAINER" or "relay-CONTAINER" is its own; what to do with it, it
+reads from RUN/dns. It is nobody (uid and gid 65534, no capabilities, no new privileges): it parses what
+hostile containers send.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nagaya.linux import json, process, seqpacket
 from nagaya.network.dnszone import Zones
 from nagaya.supervisor.builder import close_others
 from nagaya.supervisor.link import Link
+from nagaya.supervisor.relay import Relay
 from nagaya.supervisor.resolver import Resolver
 
 TYPE_CHECKING = False
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from nagaya.supervisor.keeper import Keeper
 
-PREFIX = "dns-"
+PREFIXES = ("dns-", "relay-")
 _NOBODY = 65534
 _SETTLED = 1.0  # seconds of life after which a death is not counted as a crash loop
 _MOST_DELAY = 1.0
@@ -47,7 +49,7 @@ class Helper:
 
     def hold(self, token: str, fds: Sequence[int]) -> None:
         """The keeper holds these now."""
-        if not token.startswith(PREFIX):
+        if not token.startswith(PREFIXES):
             return
         if self._link is not None:
             self._link.send(json.dumps({"kind": "add", "token": token}).encode(), fds)
@@ -56,12 +58,12 @@ class Helper:
 
     def unhold(self, token: str) -> None:
         """The keeper lets them go."""
-        if token.startswith(PREFIX) and self._link is not None:
+        if token.startswith(PREFIXES) and self._link is not None:
             self._link.send(json.dumps({"kind": "remove", "token": token}).encode())
 
     def _start(self) -> None:
         self._restarting = False
-        mine = {token: fds for token, fds in self._held.items() if token.startswith(PREFIX)}
+        mine = {token: fds for token, fds in self._held.items() if token.startswith(PREFIXES)}
         if self.pid or not mine:
             return
         ours, theirs = seqpacket.pair()
@@ -135,11 +137,16 @@ def work(fd: int, mine: dict[str, list[int]], directory: str) -> None:
     keeper = socket(-1, -1, -1, fileno=fd)
     poll = epoll()
     poll.register(fd, EPOLLIN)
-    resolver = Resolver(poll, Zones(zones))
+    resolver, relay = Resolver(poll, Zones(zones)), Relay(poll, zones)
+
+    def of(token: str) -> Resolver | Relay:
+        return relay if token.startswith("relay-") else resolver
+
     for token, fds in mine.items():
-        resolver.add(token, fds)
+        _guarded(of(token).add, token, fds)
     while True:
-        for ready, events in poll.poll(resolver.timeout()):
+        waits = [seconds for seconds in (resolver.timeout(), relay.timeout()) if seconds >= 0]
+        for ready, events in poll.poll(min(waits, default=-1)):
             if ready == fd:
                 packet = seqpacket.receive(keeper)
                 if packet is None:
@@ -148,15 +155,18 @@ def work(fd: int, mine: dict[str, list[int]], directory: str) -> None:
                     return  # the keeper has gone, or is another program now
                 said = json.loads(packet.data)
                 if said["kind"] == "add":
-                    resolver.add(said["token"], packet.fds)
+                    _guarded(of(said["token"]).add, said["token"], packet.fds)
                 else:
-                    resolver.remove(said["token"])
+                    _guarded(of(said["token"]).remove, said["token"])
+            elif ready in relay:
+                _guarded(relay.handles, ready, events)
             else:
                 _guarded(resolver.handles, ready, events)
         _guarded(resolver.expire)
+        _guarded(relay.expire)
 
 
-def _guarded(action: Callable[..., object], *arguments: int) -> None:
+def _guarded(action: Callable[..., object], *arguments: object) -> None:
     """A defect in one question must not take all others' answers with it."""
     try:
         action(*arguments)

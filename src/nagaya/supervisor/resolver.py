@@ -156,13 +156,11 @@ class Resolver:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def handles(self, fd: int, events: int) -> bool:
-        """Do what is to be done about a descriptor of ours; False: it is none."""
+    def handles(self, fd: int, events: int) -> None:
+        """Do what is to be done about a descriptor of ours."""
         handler = self._handlers.get(fd)
-        if handler is None:
-            return False
-        handler(events)
-        return True
+        if handler is not None:
+            handler(events)
 
     def timeout(self) -> float:
         """Seconds until `expire` must be called; -1: nothing waits."""
