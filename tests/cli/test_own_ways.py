@@ -163,3 +163,24 @@ def test_the_tree_of_layers(nagaya: Cli, tmp_path: Path) -> None:
     said = nagaya("images", "--tree", "-q")
     assert said.status != 0 and "--tree" in said.err
     nagaya.ok("rmi", "tree:1", "tree:2")
+
+
+def test_system_prune_takes_what_nothing_needs(house: House) -> None:
+    house.ok("run", "--name", "ended", "-v", "/anonymous", "nagaya/busybox", "true")
+    house.ok("network", "create", "unused")
+    house.ok("volume", "create", "named")
+    asked = house.nagaya("system", "prune", "--volumes", input=b"n\n")
+    assert asked.returncode == 0 and b"- all stopped containers" in asked.stdout
+    assert house.ok("ps", "-aq")
+    done = house.nagaya("system", "prune", "-f", "--volumes")
+    assert done.returncode == 0, done
+    said = done.stdout.decode()
+    for heading in (
+        "Deleted Containers:",
+        "Deleted Networks:\nunused",
+        "Deleted Volumes:",
+        "Total reclaimed space: ",
+    ):
+        assert heading in said
+    assert house.ok("ps", "-aq") == "" and house.ok("volume", "ls", "-q") == "named"
+    house.ok("volume", "rm", "named")

@@ -116,17 +116,18 @@ class TestImage:
         house.ok("rm", "shown")
 
 
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    base = tmp_path_factory.mktemp("tree")
+    (base / "inner").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", base / "inner"], check=True)
+    (base / "inner/file").touch()
+    yield base
+    subprocess.run(["umount", base / "inner"], check=True)
+
+
 class TestRecursion:
     """A directory of the host with a file system mounted in it."""
-
-    @pytest.fixture(scope="class")
-    def tree(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-        base = tmp_path_factory.mktemp("tree")
-        (base / "inner").mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", base / "inner"], check=True)
-        (base / "inner/file").touch()
-        yield base
-        subprocess.run(["umount", base / "inner"], check=True)
 
     @pytest.mark.parametrize(
         ("more", "outer", "inner"),

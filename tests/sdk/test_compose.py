@@ -89,11 +89,6 @@ class Compose:
             found.setdefault(container["Service"], []).append(container["State"])
         return found
 
-    def address(self, service: str) -> str:
-        """Of a service's first container in the network that both have."""
-        template = "{{.NetworkSettings.Networks.shop_back.IPAddress}}"
-        return self.house.ok("inspect", "-f", template, f"shop-{service}-1")
-
     def page(self, index: int) -> str:
         """What the index-th web server serves at its published port."""
         address = self.ok("port", "--index", str(index), "web", "80")
@@ -115,9 +110,10 @@ def test_a_project_s_life(compose: Compose) -> None:
     assert compose.services() == {"web": ["running"], "redis": ["running"]}
     assert compose.page(1).startswith("page of ")
 
-    # over the network that leads nowhere else
-    ping = f"(printf 'PING\\r\\n'; sleep 0.3) | nc -w 2 {compose.address('redis')} 6379"
-    assert compose.ok("exec", "-T", "web", "sh", "-c", ping) == "+PONG"
+    # by names and aliases, over the network that leads nowhere else
+    for name in ("redis", "cache", "shop-redis-1"):
+        ping = f"(printf 'PING\\r\\n'; sleep 0.3) | nc -w 2 {name} 6379"
+        assert compose.ok("exec", "-T", "web", "sh", "-c", ping) == "+PONG"
     assert compose.ok("exec", "-T", "redis", "redis-cli", "set", "key", "value") == "OK"
 
     compose.ok("up", "-d", "--scale", "web=3")
@@ -144,7 +140,7 @@ def test_a_project_s_life(compose: Compose) -> None:
     compose.ok("up", "-d", "--scale", "web=1")
     assert compose.services()["web"] == ["running"]
 
-    said = compose.ok("run", "--rm", "-T", "redis", "redis-cli", "-h", compose.address("redis"), "get", "key")
+    said = compose.ok("run", "--rm", "-T", "redis", "redis-cli", "-h", "cache", "get", "key")
     assert said == "value"
     house = compose.house
     assert house.ok("volume", "ls", "-q", "--filter", "label=kept=yes") == "shop_data"

@@ -117,6 +117,7 @@ CREATE_FLAGS = (
     _text("userns", "User namespace"),
     _text("uts", "UTS namespace"),
     _list("volume", "Mount a directory or a volume: [SOURCE:]TARGET[:OPTIONS]", "v"),
+    _text("isolation", "Isolation technology: default is the only one on Linux"),
     _text("volume-driver", "Driver of the volumes"),
     _list("volumes-from", "Mount the volumes of these containers"),
     _text("workdir", "Working directory in the container", "w"),
@@ -151,6 +152,7 @@ _PLAIN = {
     "runtime": "Runtime",
     "userns": "UsernsMode",
     "uts": "UTSMode",
+    "isolation": "Isolation",
     "volume-driver": "VolumeDriver",
     "volumes-from": "VolumesFrom",
 }

@@ -91,7 +91,13 @@ NOUNS = {
         "list": "network_ls",
         "remove": "network_rm",
     },
-    "system": {"check": "system_check", "df": "df", "events": "events", "info": "info"},
+    "system": {
+        "check": "system_check",
+        "df": "df",
+        "events": "events",
+        "info": "info",
+        "prune": "system_prune",
+    },
     "volume": {
         "create": "volume_create",
         "inspect": "inspect",
