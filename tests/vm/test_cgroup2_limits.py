@@ -145,6 +145,14 @@ def test_a_limit_below_what_the_runtime_itself_needs(
     assert "0::/" in our_box.shell("cat /proc/self/cgroup")
 
 
+def test_exec_where_the_runtime_itself_would_not_fit(our_box: Bundle) -> None:
+    """Neither is the interpreter that joins charged for what it has loaded."""
+    resources(our_box, memory={"limit": MB, "swap": MB})
+    our_box.start()
+    for _ in range(3):
+        assert our_box.ok("exec", our_box.id, "echo", "alive") == "alive\n"
+
+
 def test_processes_beyond_the_limit_are_refused(events_box: Bundle) -> None:
     resources(events_box, pids={"limit": 16})
     events_box.start()
