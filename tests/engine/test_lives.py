@@ -52,6 +52,19 @@ def test_on_failure_leaves_success_alone(house: House) -> None:
     house.ok("rm", "works")
 
 
+def test_a_shared_shm_outlives_the_daemon_and_goes_with_its_container(house: House) -> None:
+    house.ok("run", "-d", "--name", "giver", "--ipc", "shareable", IMAGE, "sleep", "600")
+    house.ok("exec", "giver", "sh", "-c", "echo shared > /dev/shm/f")
+    house.kill_daemon()
+    house.start()
+    joined = ("run", "--rm", "--ipc", "container:giver")
+    assert house.ok(*joined, IMAGE, "cat", "/dev/shm/f") == "shared"
+    assert house.nagaya("system", "check").returncode == 0
+    (place,) = (house.run_dir / "shm").iterdir()
+    house.ok("rm", "-f", "giver")
+    wait_for(lambda: not place.exists(), 60, "the mount's end")
+
+
 def test_health_is_not_forgotten_with_the_daemon(house: House) -> None:
     house.ok(
         *("run", "-d", "--name", "well", "--health-cmd", "echo fine", "--health-interval", "100ms"),

@@ -121,6 +121,7 @@ def _mounts(world: World, scene: _Scene) -> Iterator[_Difference]:
         for base, owners in (
             (f"{settings.run}/staged/", set[str]()),
             (f"{settings.root}/containers/", scene.living),
+            (f"{settings.run}/shm/", scene.living),
         ):
             owner = place.removeprefix(base).partition("/")[0]
             if place.startswith(base) and names.is_id(owner) and owner not in owners | scene.busy:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Awaitable
 from contextlib import suppress
 
 from nagaya.engine import launch, names, pods_spec, runtimes
@@ -108,9 +109,10 @@ class Execs:
         session.running = True
         config, container = session.config, slot.container
         try:
+            attaching: Awaitable[int | None] = asyncio.sleep(0)
             if fd is not None:
                 handed, fd = fd, None
-                await world.supervisor.attach(
+                attaching = world.supervisor.attach(
                     exec_id,
                     handed,
                     stdin=config.attach_stdin,
@@ -122,7 +124,8 @@ class Execs:
                     preface=preface,
                 )
             prepare = launch.prepare_exec if container.config.pod is None else pods_spec.prepare_exec
-            process = await world.job(prepare, world, container, config)
+            # side by side: the attachment takes two other processes' turns, and the process waits for both
+            process, _ = await asyncio.gather(world.job(prepare, world, container, config), attaching)
             work = runtimes.of(world, container).exec(
                 container, exec_id, process, stdin=config.attach_stdin, console=console
             )
