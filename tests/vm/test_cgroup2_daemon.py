@@ -183,6 +183,18 @@ def test_stop_kill_wait(cli: Cli) -> None:
     assert cli.ok("wait", "box") == "137"
 
 
+def test_cp_of_a_stopped_container(cli: Cli, tmp_path: Path) -> None:
+    """Its overlay is mounted for that alone, where nobody sees it."""
+    assert cli("run", "--name", "box", IMAGE, "sh", "-c", "echo made > /root/file").status == 0
+    cli.ok("cp", "box:/root/file", str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "made\n"
+    (tmp_path / "file").write_text("changed\n")
+    cli.ok("cp", str(tmp_path / "file"), "box:/root/file")
+    cli.ok("cp", "box:/root/file", str(tmp_path / "again"))
+    assert (tmp_path / "again").read_text() == "changed\n"
+    assert "overlay" not in Path("/proc/self/mountinfo").read_text()
+
+
 def test_a_network_of_its_own(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "box", "-p", "8099:80", IMAGE, "httpd", "-f", "-h", "/etc")
     address = cli.ok("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "box")
