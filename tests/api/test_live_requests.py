@@ -332,6 +332,20 @@ def test_exec_as_its_users_know_it(server: Dockerd | House) -> None:
     )
 
 
+def test_detach_keys_are_looked_at_first(server: Dockerd | House) -> None:
+    identity = make(server, "sleep", "600", Tty=True)
+    assert post(server, f"/containers/{identity}/start").status == 204
+    for keys in ("foo", "ctrl-a,,b"):
+        answer = post(server, f"/containers/{identity}/attach?stream=1&detachKeys={keys}")
+        assert answer.status == 400
+        assert f"Invalid detach keys ({keys}) provided".encode() in answer.body
+        answer = post(server, f"/containers/{identity}/exec", {"Cmd": ["true"], "DetachKeys": keys})
+        assert (answer.status, answer.message) == (
+            400 if isinstance(server, House) else 500,
+            f"Invalid escape keys ({keys}) provided",
+        )
+
+
 def test_execs_end_with_their_container_and_not_while_it_is_paused(server: Dockerd | House) -> None:
     identity = make(server, "sleep", "600")
     assert post(server, f"/containers/{identity}/start").status == 204

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nagaya.api.docker.containers import terminal_size
-from nagaya.api.docker.respond import hijack_head, json_response, stream_type, tell_and_close
+from nagaya.api.docker.respond import detach_keys, hijack_head, json_response, stream_type, tell_and_close
 from nagaya.api.docker.types.create import exec_config
 from nagaya.api.docker.types.structs import ExecCreateBody, ExecStartBody, decode_body
 from nagaya.api.http.messages import Answer, Request, Response
@@ -17,6 +17,7 @@ from nagaya.errors import FailedPrecondition, InvalidArgument
 async def create(engine: EngineService, request: Request) -> Response:
     """POST /containers/{id}/exec"""
     config = exec_config(decode_body(await request.body(), ExecCreateBody))
+    detach_keys(config.detach_keys, "escape")
     return json_response({"Id": await engine.create_exec(request.params["id"], config)}, 201)
 
 

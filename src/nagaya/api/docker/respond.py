@@ -11,6 +11,8 @@ import msgspec
 
 from nagaya.api.docker.errors import message_of
 from nagaya.api.http.messages import Request, Response
+from nagaya.errors import InvalidArgument
+from nagaya.wire.streams import parse_detach_keys
 
 RAW_STREAM = b"application/vnd.docker.raw-stream"
 MULTIPLEXED_STREAM = b"application/vnd.docker.multiplexed-stream"
@@ -35,6 +37,16 @@ def no_content() -> Response:
 def stream_type(version: tuple[int, int], tty: bool) -> bytes:
     """The content type of a container's output: since 1.42 it says whether frames are inside."""
     return RAW_STREAM if tty or version < (1, 42) else MULTIPLEXED_STREAM
+
+
+def detach_keys(text: str, kind: str) -> str:
+    """The keys of a request, checked before anything is made or taken over. Raises InvalidArgument, in
+    dockerd's words for this kind of request."""
+    try:
+        parse_detach_keys(text)
+    except InvalidArgument:
+        raise InvalidArgument(f"Invalid {kind} keys ({text}) provided", subject="detachKeys") from None
+    return text
 
 
 def frame(stream: int, data: bytes) -> bytes:

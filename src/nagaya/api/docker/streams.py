@@ -12,6 +12,7 @@ from urllib.parse import quote_plus
 
 from nagaya.api.docker.errors import message_of
 from nagaya.api.docker.respond import (
+    detach_keys,
     frame,
     hijack_head,
     json_line,
@@ -41,6 +42,7 @@ def _attachable(engine: EngineService, request: Request) -> Container:
         raise FailedPrecondition(
             f"container {request.params['id']} is restarting, wait until the container is running"
         )
+    detach_keys(request.get("detachKeys"), "detach")
     return container
 
 
