@@ -6,12 +6,15 @@ import base64
 import json
 import time
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from nagaya.api.cri import runtime_pb2 as cri
 from nagaya.api.cri.context import Context, Lister, Unary
 from nagaya.engine.model import ImageSummary, RegistryAuth
 from nagaya.errors import InvalidArgument, NotFound
 from nagaya.oci import reference
+
+_DOCKER = ("index.docker.io", "registry-1.docker.io")  # what `docker login` calls docker.io
 
 
 def _named(spec: cri.ImageSpec) -> str:
@@ -74,8 +77,13 @@ async def status(context: Context, request: cri.ImageStatusRequest) -> cri.Image
     return reply
 
 
-def credentials(auth: cri.AuthConfig) -> RegistryAuth | None:
-    """What a kubelet knows for the registry. Raises InvalidArgument."""
+def credentials(auth: cri.AuthConfig, domain: str) -> RegistryAuth | None:
+    """What a kubelet knows for the registry of that domain; what is for another server goes nowhere.
+    Raises InvalidArgument."""
+    server = auth.server_address
+    host = urlsplit(server if "://" in server else f"//{server}").netloc
+    if host and host != domain and not (domain == "docker.io" and host in _DOCKER):
+        return None
     username, password = auth.username, auth.password
     if auth.auth and not username:
         try:
@@ -92,7 +100,7 @@ def credentials(auth: cri.AuthConfig) -> RegistryAuth | None:
 async def pull(context: Context, request: cri.PullImageRequest) -> cri.PullImageResponse:
     """Get an image from its registry; its id."""
     name = _named(request.image)
-    auth = credentials(request.auth)
+    auth = credentials(request.auth, reference.parse(name).domain)
     async for _ in context.engine.pull_image(name, "", auth):
         pass
     return cri.PullImageResponse(image_ref=(await context.engine.inspect_image(name)).id)
