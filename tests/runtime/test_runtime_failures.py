@@ -211,9 +211,10 @@ def test_log_file_gets_json_and_stderr_the_text(our_box: Bundle) -> None:
 def test_root_without_a_mount_namespace_mounts_nothing_on_the_host(our_box: Bundle) -> None:
     our_box.spec["linux"]["namespaces"] = [UTS]
     our_box.spec["linux"]["maskedPaths"] = our_box.spec["linux"]["readonlyPaths"] = []
+    our_box.spec["root"]["readonly"] = True
     done = our_box.run("ls", "/bin/busybox", "/proc")
     assert (done.returncode, done.stdout) == (0, "/bin/busybox\n\n/proc:\n"), done.stderr
-    assert "mounts are left out" in done.stderr
+    assert "mounts, and a read-only root, are left out" in done.stderr
     assert str(our_box.base) not in Path("/proc/self/mountinfo").read_text()
 
 

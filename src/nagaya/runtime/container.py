@@ -127,7 +127,7 @@ def _make(
     linux: dict[str, Any] = spec.get("linux") or {}
     trace.add("plan", f"{len(job.steps)} steps", begin)
     if spec.get("mounts") and "mount" not in job.namespaces:
-        trace.warn("mounts are left out without a mount namespace")
+        trace.warn("mounts, and a read-only root, are left out without a mount namespace")
 
     begin = monotonic_ns()
     path = store.make(root, identifier)

@@ -431,7 +431,7 @@ def plan_container(
         steps.append(ReadonlyPaths(linux["readonlyPaths"]))
     if linux.get("maskedPaths"):
         steps.append(MaskedPaths(linux["maskedPaths"]))
-    if (spec.get("root") or {}).get("readonly"):
+    if (spec.get("root") or {}).get("readonly") and "mount" in plan.namespaces:  # else it is the host's mount
         steps.append(ReadonlyRoot("read-only root", False))
     steps.append(Identity(process, linux.get("seccomp")))
     return plan
