@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from bundles import Bundle, cgroups_named, wait_until
+from clients import Terminal
 
 pytestmark = pytest.mark.root
 
@@ -373,6 +374,23 @@ def test_terminal_in_the_foreground(box: Bundle) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, text
     assert "/dev/pts/0" in text or "/dev/console" in text
     assert "got hello" in text
+
+
+def test_a_terminal_in_the_foreground_that_changes_its_size(box: Bundle) -> None:
+    """SIGWINCH is ours: the container's terminal gets the size, and its program a signal of its own."""
+    box.spec["process"]["terminal"] = True
+    box.spec["process"]["args"] = [
+        "sh",
+        "-c",
+        "trap 'stty size; exit 3' WINCH; echo ready; while :; do sleep 0.05; done",
+    ]
+    box.save()
+    argv = box.argv("run", "--bundle", str(box.path), box.id)
+    with Terminal(argv, {"PATH": os.environ["PATH"]}, 24, 80) as terminal:
+        terminal.expect(b"ready")
+        terminal.resize(41, 101)
+        terminal.expect(b"41 101")
+        assert terminal.wait() == 3
 
 
 def _read_all(fd: int) -> str:
