@@ -38,11 +38,11 @@ PUSHED = f"{_TARGET}/big:1"
 ARCHIVED = "localhost/big:1"
 
 
-def layers() -> list[Path]:
+def layers(packages: Sequence[str]) -> list[Path]:
     """The packages' files as tar archives, kept for the next time. Raises Failed when there are none."""
     _CACHE.mkdir(mode=0o700, exist_ok=True)
     found = []
-    for package in PACKAGES:
+    for package in packages:
         archive = _CACHE / f"{package}.tar"
         if not archive.exists():
             say(f"fetching {package}")
@@ -278,10 +278,10 @@ def peak(client: Client | str, pid: int) -> dict[str, Any]:
     return {"title": "peak memory of nagayad in a pull, MB", "rows": [row]}
 
 
-def compete(base: Path, rounds: int) -> list[dict[str, Any]]:
+def compete(base: Path, packages: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     """Build the image, start the daemons and registries, play all contests, and return the results."""
     layout = base / "layout"
-    archives = [path for package in PACKAGES if (path := _CACHE / f"{package}.tar").exists()]
+    archives = [path for package in packages if (path := _CACHE / f"{package}.tar").exists()]
     write_layout(layout, archives)
     size = sum(path.stat().st_size for path in (layout / "blobs/sha256").iterdir())
     whole = sum(path.stat().st_size for path in archives)
@@ -314,13 +314,17 @@ def main() -> int:
     """Measure, print, and keep the JSON in benchmarks/results."""
     parser = argparse.ArgumentParser(prog="./dev bench images", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each peer (default 5)")
+    parser.add_argument(
+        "--package", action="append", help="a layer of the image, instead of the usual ones; repeatable"
+    )
     stage.add_options(parser)
     options = parser.parse_args()
+    packages = options.package or PACKAGES
     if "NAGTB_BASE" not in os.environ:  # there is no network where it is measured
-        layers()
+        layers(packages)
     base = stage.enter()
     about = stage.machine()
-    return stage.publish("images", compete(base, options.rounds), about, options, measure.matrix)
+    return stage.publish("images", compete(base, packages, options.rounds), about, options, measure.matrix)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from clients import Cli
 from fakeregistry import file, tar
 from house import House
 from images import Registry, busybox_layers, write_layout
+from imagetrees import free_port
 from parcels import docker_archive, packed
 
 pytestmark = pytest.mark.root
@@ -184,3 +186,22 @@ def test_system_prune_takes_what_nothing_needs(house: House) -> None:
         assert heading in said
     assert house.ok("ps", "-aq") == "" and house.ok("volume", "ls", "-q") == "named"
     house.ok("volume", "rm", "named")
+
+
+def test_bars_of_a_load_and_a_push(nagaya: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "archive.tar"
+    layer = tar(file("big", os.urandom(3 << 20)))
+    path.write_bytes(packed(docker_archive(layer, tags=["bars:1"])))
+    with nagaya.terminal("load", "-i", str(path)) as person:
+        assert person.wait() == 0
+        seen = person.seen.decode()
+    assert "Loading layer" in seen and "Loaded image: bars:1" in seen and "\x1b[" in seen
+    with Registry(tmp_path / "registry", nagaya.server.inside([]), port=free_port()) as registry:
+        name = f"{registry.address}/bars:1"
+        nagaya.ok("tag", "bars:1", name)
+        for status in ("Pushed", "Layer already exists"):
+            with nagaya.terminal("push", name, columns=120) as person:
+                assert person.wait() == 0
+                seen = person.seen.decode()
+            assert status in seen and "1: digest: sha256:" in seen and "aux" not in seen
+    nagaya.ok("rmi", name, "bars:1")

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from nagaya.cli.http import Client
 
-_DONE = ("Pull complete", "Already exists", "Download complete")
+_DONE = (
+    *("Pull complete", "Already exists", "Download complete"),
+    *("Pushed", "Layer already exists", "Mounted from"),
+)
 
 
 def split(reference: str) -> tuple[str, str]:
@@ -93,7 +96,9 @@ def _draw(messages: Iterator[dict[str, Any]], fd: int) -> None:
                     continue
                 if layer not in tasks:
                     tasks[layer] = bars.add_task(layer, total=None, status=status)
-                # a bar without a total would pulse for ever
-                total = detail.get("total") or (1 if status in _DONE else None)
-                current = total if status in _DONE else detail.get("current", 0)
+                total, current = detail.get("total"), detail.get("current", 0)
+                if status.startswith(_DONE):
+                    # a bar without a total would pulse for ever
+                    (known,) = [task.total for task in bars.tasks if task.id == tasks[layer]]
+                    total = current = known or 1
                 bars.update(tasks[layer], status=status, completed=current or 0, total=total)
