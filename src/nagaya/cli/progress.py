@@ -92,7 +92,7 @@ def _draw(messages: Iterator[dict[str, Any]], fd: int) -> None:
                 layer, status = message.get("id", ""), str(message.get("status", ""))
                 detail = message.get("progressDetail") or {}
                 if not layer or status.startswith("Pulling from"):
-                    bars.console.print(_line(message), highlight=False, markup=False)
+                    bars.console.print(_line(message), highlight=False, markup=False, soft_wrap=True)
                     continue
                 if layer not in tasks:
                     tasks[layer] = bars.add_task(layer, total=None, status=status)
