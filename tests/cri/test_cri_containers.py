@@ -507,6 +507,22 @@ def test_limits_are_set_and_changed(node: Node, pod: str) -> None:
     )
 
 
+def test_no_huge_pages_are_no_limit_where_none_can_be_limited(node: Node, pod: str) -> None:
+    mounted = any(p.name == "hugetlb" for p in Path("/sys/fs/cgroup").iterdir())
+    config = node.container_config("echo", "well")
+    for size in ("2MB", "1GB"):  # as kubelets ask in any case
+        config.linux.resources.hugepage_limits.add(page_size=size, limit=0)
+    assert node.run(pod, config=config) == "well\n"
+    running = node.start(pod)
+    node.kubelet.UpdateContainerResources(container_id=running, linux=config.linux.resources)
+    if not mounted:
+        config = node.container_config()
+        config.linux.resources.hugepage_limits.add(page_size="2MB", limit=2 << 20)
+        made = node.create(pod, config=config)
+        start = node.kubelet.StartContainer
+        refused(lambda: start(container_id=made), Status.FAILED_PRECONDITION, "hugetlb")
+
+
 def test_a_container_that_needs_more_memory_than_it_has_is_told_from_others(node: Node, pod: str) -> None:
     config = node.container_config("sh", "-c", "x=xxxxxxxxxxxxxxxx; while :; do x=$x$x; done")
     config.linux.resources.memory_limit_in_bytes = 16 << 20

@@ -295,7 +295,8 @@ class PodService:
             if ask:
                 await world.plugins.update(self.pod(member.pod_id), container, new)
             if container.state != "created":
-                await self._containers.ask(container, "update", resources=pods_spec.to_oci(new))
+                resources = pods_spec.to_oci(new, hugetlb=pods_spec.has_hugetlb())
+                await self._containers.ask(container, "update", resources=resources)
             linux = msgspec.structs.replace(member.config.linux, resources=new)
             config = msgspec.structs.replace(member.config, linux=linux)
             container.config = msgspec.structs.replace(

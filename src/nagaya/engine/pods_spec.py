@@ -7,6 +7,7 @@ seccomp profile there is no filter (containerd's reading of the interface).
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from nagaya.engine.pods_model import LinuxResources, Pod, PodContainerConfig, Po
 from nagaya.engine.user import Identity
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, NagayaError
-from nagaya.linux import seccomp
+from nagaya.linux import cgroup, seccomp
 from nagaya.oci import seccomp_default
 
 _MOST_PROFILE = 1 << 20
@@ -128,8 +129,18 @@ def read_profile(path: str) -> dict[str, Any]:
 # resources
 
 
-def to_oci(limits: LinuxResources) -> dict[str, Any]:
-    """`linux.resources` of the runtime-spec; what is not said is absent. Pure."""
+@functools.cache
+def has_hugetlb() -> bool:
+    """Is there a controller for huge pages? Kubelets limit every size to 0, whether or not there is."""
+    found = cgroup.layout()
+    if found.version == 1:
+        return found.hierarchy("hugetlb") is not None
+    return "hugetlb" in (cgroup.try_read(f"{found.unified}/cgroup.controllers") or "").split()
+
+
+def to_oci(limits: LinuxResources, *, hugetlb: bool) -> dict[str, Any]:
+    """`linux.resources` of the runtime-spec; what is not said is absent. hugetlb: huge pages can be
+    limited; where not, only limits to none of them are left out. Pure."""
     memory: dict[str, Any] = {}
     if limits.memory_limit_in_bytes:
         memory["limit"] = limits.memory_limit_in_bytes
@@ -152,8 +163,8 @@ def to_oci(limits: LinuxResources) -> dict[str, Any]:
         out["memory"] = memory
     if cpu:
         out["cpu"] = cpu
-    if limits.hugepage_limits:
-        out["hugepageLimits"] = [{"pageSize": h.page_size, "limit": h.limit} for h in limits.hugepage_limits]
+    if huge := [h for h in limits.hugepage_limits if h.limit or hugetlb]:
+        out["hugepageLimits"] = [{"pageSize": h.page_size, "limit": h.limit} for h in huge]
     if limits.unified:
         out["unified"] = dict(limits.unified)
     return out
@@ -330,7 +341,10 @@ def log_of(member: PodMember) -> dict[str, Any] | None:
 
 def _add_resources(document: dict[str, Any], config: PodContainerConfig) -> None:
     found = document["linux"]["resources"]
-    document["linux"]["resources"] = {**to_oci(config.linux.resources), "devices": found["devices"]}
+    document["linux"]["resources"] = {
+        **to_oci(config.linux.resources, hugetlb=has_hugetlb()),
+        "devices": found["devices"],
+    }
 
 
 def _add_ambient(document: dict[str, Any], config: PodContainerConfig, held: frozenset[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
 from nagaya.api.cri.streaming import StreamingServer
@@ -21,4 +21,4 @@ class Context:
 
 Unary = Callable[[Context, Any], Coroutine[Any, Any, Any]]
 Lister = Callable[[Context, Any], Coroutine[Any, Any, Sequence[Any]]]
-Watcher = Callable[[Context, Any], AsyncIterator[Any]]
+Watcher = Callable[[Context, Any], AsyncGenerator[Any, None]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from nagaya.api.cri import runtime_pb2 as cri
 from nagaya.api.cri.containers import container_status
@@ -22,7 +22,9 @@ _KINDS = {
 }
 
 
-async def watch(context: Context, request: cri.GetEventsRequest) -> AsyncIterator[cri.ContainerEventResponse]:
+async def watch(
+    context: Context, request: cri.GetEventsRequest
+) -> AsyncGenerator[cri.ContainerEventResponse, None]:
     """What happens to pods and containers from now on; a pod's own events carry its id."""
     async for event in context.pods.world.bus.subscribe():
         kind = _KINDS.get((event.type, event.action))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -116,8 +116,9 @@ class _Service:
             request = await stream.recv_message()
             await stream.send_initial_metadata()  # the subscription begins before the first event
             try:
-                async for reply in handler(self._context, request):
-                    await stream.send_message(reply)
+                async with aclosing(handler(self._context, request)) as replies:
+                    async for reply in replies:
+                        await stream.send_message(reply)
             except (asyncio.CancelledError, GRPCError):
                 raise
             except Exception as error:
