@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import pytest
-from house import House, wait_for
+from clients import have_dockerd
+from dockerd import Dockerd
+from house import DOCKER, House, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -189,6 +191,31 @@ def test_between_networks(house: House, wan: list[str], beside: str) -> None:
 def reaches_port(house: House, name: str, address: str, port: int) -> bool:
     script = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {address} {port} | grep -q ."
     return house.docker("exec", name, "sh", "-c", script).returncode == 0
+
+
+@pytest.mark.skipif(not have_dockerd(), reason="no dockerd on this machine")
+def test_beside_dockerd(house: House, wan: list[str]) -> None:
+    """Its iptables rules drop what they do not know; both daemons' containers are served."""
+    here: list[str] = house.inside([])
+    house.ok("network", "create", "one")
+    start(house, "early", "one", "-p", "18801:80")
+    sh(house, "sysctl", "-qw", "net.ipv4.ip_forward=0")  # it is first: then it sets the policy
+    with Dockerd(bip="10.231.250.1/24", beside=house) as dockerd:
+        assert "-P FORWARD DROP" in sh(house, "iptables-nft", "-S", "FORWARD")
+        theirs = [DOCKER, "run", "-d", "--hostname", "theirs", "-p", "18803:80", IMAGE, *SERVER]
+        started = subprocess.run(house.inside(theirs), capture_output=True, env=dockerd.environment)
+        assert started.returncode == 0, started.stderr
+        start(house, "late", "bridge", "-p", "18802:80")
+        for port, name in ((18802, "late"), (18803, "theirs")):
+            assert served(house, here, f"http://127.0.0.1:{port}/") == name
+            assert served(house, wan, f"http://{OUT4}.1:{port}/") == name
+        # who was there before it gets through again when we look
+        wait_for(lambda: fetch(wan, f"http://{OUT4}.1:18801/", patience=1) == "early", 25, "the rules")
+        assert reaches_port(house, "late", f"{OUT4}.1", 18803)
+        assert house.docker("exec", "early", "ping", "-c", "1", "-W", "5", f"{OUT4}.2").returncode == 0
+    for family in ("iptables-nft", "ip6tables-nft"):
+        sh(house, family, "-P", "FORWARD", "ACCEPT")
+    sh(house, "ip", "link", "del", "docker0")
 
 
 @pytest.mark.parametrize("firewall", [False, True])

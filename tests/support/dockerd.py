@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from house import wait_for
+from house import House, wait_for
 
 from nagaya.image import builtin
 
@@ -21,10 +21,13 @@ from nagaya.image import builtin
 class Dockerd:
     """One dockerd with an image of nagaya/busybox's files. Use as a context manager.
 
-    runtimes: further ones, by name, of paths. bip: the address of a bridge; without there is none.
+    runtimes: further ones, by name, of paths. bip: the address of a bridge; without there is none. beside: it
+    lives in that house's network namespace, with its own iptables rules.
     """
 
-    def __init__(self, runtimes: Mapping[str, str] | None = None, bip: str = "") -> None:
+    def __init__(
+        self, runtimes: Mapping[str, str] | None = None, bip: str = "", beside: House | None = None
+    ) -> None:
         self.tag = uuid.uuid4().hex[:8]
         self.base = Path(tempfile.mkdtemp(prefix=f"nagt-{self.tag}-", dir="/tmp"))
         self.socket = self.base / "d.sock"
@@ -38,16 +41,18 @@ class Dockerd:
         (self.base / "daemon.json").write_text("{}")
         arguments = (
             f"--config-file {self.base}/daemon.json --data-root {self.base}/root --exec-root {self.base}/run "
-            f"--pidfile {self.base}/d.pid --host unix://{self.socket} --iptables=false "
-            f"--ip6tables=false --cgroup-parent {self.cgroup_parent} --containerd-namespace nagt-{self.tag} "
+            f"--pidfile {self.base}/d.pid --host unix://{self.socket} "
+            f"--cgroup-parent {self.cgroup_parent} --containerd-namespace nagt-{self.tag} "
             f"--containerd-plugins-namespace nagt-p-{self.tag} "
             + (f"--bip {bip} " if bip else "--bridge none ")
+            + ("" if beside else "--iptables=false --ip6tables=false ")
             + " ".join(f"--add-runtime {name}={path}" for name, path in (runtimes or {}).items())
         )
         self.log = self.base / "log"
+        command = ["unshare", "--mount", "sh", "-c", f"ip link set lo up; exec dockerd {arguments}"]
         with self.log.open("wb") as log:
             self.daemon = subprocess.Popen(
-                ["unshare", "--net", "--mount", "sh", "-c", f"ip link set lo up; exec dockerd {arguments}"],
+                beside.inside(command) if beside else [command[0], "--net", *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -265,7 +265,7 @@ class House:
         for parent in Path("/sys/fs/cgroup").glob(f"*/{self.cgroup_parent}/*"):
             if parent.is_dir():
                 found.append(f"cgroup {parent}")
-        for directory in ("ns", "bundles", "runtime", "shm", "foreign/*"):
+        for directory in ("ns", "dns", "bundles", "runtime", "shm", "foreign/*"):
             found += [f"run {p}" for p in (self.run_dir / directory).glob("*") if p.name != "lock"]
         found += [f"container {p}" for p in (self.root / "containers").glob("*")]
         links = subprocess.run(

@@ -12,6 +12,7 @@ from nagaya.api.docker.types.create import container_config, container_name, exe
 from nagaya.api.docker.types.mounts import parse_bind
 from nagaya.api.docker.types.structs import CreateBody, ExecCreateBody, decode_body
 from nagaya.engine.model import (
+    Attachment,
     ContainerConfig,
     DeviceMapping,
     MountSpec,
@@ -235,3 +236,53 @@ def test_exec_body() -> None:
     assert (config.command, config.tty, config.user) == (("ls", "-l"), True, "1:2")
     with pytest.raises(InvalidArgument, match="No exec command specified"):
         exec_config(ExecCreateBody())
+
+
+def networks_of(mode: str = "default", networking: object = None, **more: Any) -> tuple[Attachment, ...]:
+    endpoints = {"EndpointsConfig": networking}
+    return decode({"NetworkMode": mode}, NetworkingConfig=endpoints, **more).networks
+
+
+def test_networks() -> None:
+    wish = {
+        "IPAMConfig": {"IPv4Address": "10.9.0.9", "IPv6Address": "FD00::9"},
+        "Aliases": ["web", "www", "web"],
+        "Links": ["db:store"],
+        "MacAddress": "02-42-00-00-00-77",
+        "GwPriority": -3,
+        "DriverOpts": {"a": "b"},
+    }
+    found = networks_of("shop", {"front": None, "shop": wish})
+    assert found == (
+        Attachment(
+            "shop", "10.9.0.9", "fd00::9", "02:42:00:00:00:77", ("web", "www"), ("db:store",), -3, {"a": "b"}
+        ),
+        Attachment("front"),
+    )
+    # what says nothing is nothing; the container's own MAC is that of its mode's network
+    assert networks_of(networking={"default": {}}) == ()
+    assert networks_of(MacAddress="02:42:00:00:00:78") == (Attachment("bridge", mac="02:42:00:00:00:78"),)
+    assert networks_of("container:x") == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "endpoints", "why"),
+    [
+        ("none", {"shop": {}}, "cannot attach a container to none and another network"),
+        ("host", {"shop": {}}, "cannot attach host network to a container with another network"),
+        ("shop", {"shop": {"MacAddress": "01:42:00:00:00:77"}}, "invalid MAC address"),
+        ("shop", {"shop": {"MacAddress": "zz"}}, "invalid MAC address"),
+        ("shop", {"shop": {"IPAMConfig": {"IPv4Address": "fd00::1"}}}, "invalid IPv4 address: fd00::1"),
+        ("shop", {"shop": {"IPAMConfig": {"IPv6Address": "fd00::1%x"}}}, "invalid IPv6 address"),
+        (
+            "shop",
+            {"shop": {"IPAMConfig": {"LinkLocalIPs": ["169.254.1.1"]}}},
+            "LinkLocalIPs is not",
+        ),
+        ("shop", {"shop": {"Aliases": ["a\nb"]}}, "invalid name in a network"),
+        ("shop", {"shop": {"Links": [":x"]}}, "bad format for links"),
+    ],
+)
+def test_refused_networks(mode: str, endpoints: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why):
+        networks_of(mode, endpoints)

@@ -76,6 +76,7 @@ def test_bad_subnets(config: IpamConfig, why: str) -> None:
     [
         (f"{B}name", 'x"; flush ruleset'),
         (f"{B}name", "../lo"),
+        (f"{B}name", "all"),
         (f"{B}enable_icc", "maybe"),
         (f"{B}host_binding_ipv4", "::1"),
         (f"{B}gateway_mode_ipv4", "routed"),

@@ -126,7 +126,8 @@ def _bridge(plan: NetworkPlan, request: NetworkRequest, others: Sequence[Network
         if options.get(name) not in (None, "", "nat"):
             raise InvalidArgument(f"the option {name} is not supported", subject=name)
     interface = options.get(f"{_BRIDGE}name") or f"br-{plan.id[:12]}"
-    if not _INTERFACE.fullmatch(interface):
+    # the kernel has settings for "all" interfaces and for "default" ones
+    if not _INTERFACE.fullmatch(interface) or interface in ("all", "default", "lo"):
         raise InvalidArgument(f"{interface!r} is not a name for a bridge", subject=f"{_BRIDGE}name")
     for other in others:
         if other.interface == interface:
