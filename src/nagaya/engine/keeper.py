@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONNECT = 10.0  # seconds for a new keeper to answer
+CONNECT = 10.0  # seconds for a keeper to answer
+_START = 60.0  # seconds for a new one, as long as it lives: an interpreter may have to wait for its turn
 _BATCH = 64  # packets read in one turn of the loop
 _MOST_REPLY = 16 << 20
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
@@ -180,8 +181,9 @@ async def reach_keeper(command: list[str], run_dir: str) -> _socket.socket:
     """A connection to the keeper of the directory, which is started when none answers. Raises Unavailable."""
     loop = asyncio.get_running_loop()
     path = f"{run_dir}/supervisor.sock"
-    deadline = loop.time() + CONNECT
+    begin = loop.time()
     retry_at = 0.0
+    started: asyncio.Future[None] | None = None
     while True:
         try:
             sock = seqpacket.connect(path)
@@ -192,11 +194,12 @@ async def reach_keeper(command: list[str], run_dir: str) -> _socket.socket:
                     f"cannot reach the supervisor: {error.strerror}", subject=path, errno=error.errno or 0
                 ) from None
         now = loop.time()
-        if now > deadline:
+        starting = started is not None and not started.done()
+        if now - begin > (_START if starting else CONNECT):
             raise Unavailable("the supervisor does not answer", subject=path, step="start supervisor")
-        if now >= retry_at:  # the first one may have met the lock of a keeper that was still dying
+        if not starting and now >= retry_at:  # the first one may have met the lock of a keeper still dying
             retry_at = now + 2.0
-            spawn_keeper(command, run_dir)
+            started = spawn_keeper(command, run_dir)
         await asyncio.sleep(0.005)
     if seqpacket.peer_uid(sock) != os.geteuid():
         sock.close()
@@ -225,8 +228,9 @@ def memfd_of(name: str, data: bytes) -> int:
     return fd
 
 
-def spawn_keeper(command: list[str], run_dir: str) -> None:
-    """Start a keeper that outlives us: own session, no standard streams. Reaped when it ends first."""
+def spawn_keeper(command: list[str], run_dir: str) -> asyncio.Future[None]:
+    """Start a keeper that outlives us: own session, no standard streams. Reaped when it ends first, which
+    the future tells."""
     loop = asyncio.get_running_loop()
     os.makedirs(run_dir, 0o711, exist_ok=True)
     streams = [
@@ -247,13 +251,17 @@ def spawn_keeper(command: list[str], run_dir: str) -> None:
         setsigdef=defaults,
     )
     pidfd = os.pidfd_open(pid)
+    gone = loop.create_future()
 
     def ended() -> None:
         loop.remove_reader(pidfd)
         os.close(pidfd)
         os.waitpid(pid, 0)
+        if not gone.cancelled():
+            gone.set_result(None)
 
     loop.add_reader(pidfd, ended)
+    return gone
 
 
 def exit_of(said: Message) -> Exit:
