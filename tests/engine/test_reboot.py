@@ -32,11 +32,13 @@ def test_policies_after_a_reboot() -> None:
         house.ok("run", "-d", "--name", "crashing", "--restart", "on-failure", IMAGE, *crash)
         joins = ("--network", "container:always", "--restart", "always", "-v", "kept:/kept")
         house.ok("run", "-d", "--name", "joined", *joins, IMAGE, "sh", "-c", "date > /kept/f; exec sleep 600")
+        linked = ("--link", "always:db", "--restart", "always")
+        house.ok("run", "-d", "--name", "linked", *linked, IMAGE, "sleep", "600")
         house.ok("wait", "well")
 
         house.reboot()
         house.start()
-        up = {"always", "unless", "failure", "always-stopped", "joined", "crashing"}
+        up = {"always", "unless", "failure", "always-stopped", "joined", "linked", "crashing"}
         wait_for(
             lambda: {n for n, s in states(house).items() if s in ("running", "restarting")} == up,
             30,
@@ -50,6 +52,7 @@ def test_policies_after_a_reboot() -> None:
         assert (no["State"]["ExitCode"], no["State"]["Pid"]) == (255, 0)
         again = house.ok("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "always")
         assert f" {again}/24 " in house.ok("exec", "joined", "ip", "-o", "addr")
+        assert f"{again}\tdb " in house.ok("exec", "linked", "cat", "/etc/hosts")
         # the back-off goes on, too: it is started more than once
         before = house.ok("inspect", "-f", "{{.State.StartedAt}}", "crashing")
         wait_for(

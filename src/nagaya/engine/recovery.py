@@ -14,12 +14,14 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from nagaya.engine import (
     creation,
     files,
     filling,
     launch,
+    links,
     names,
     netchanges,
     networks,
@@ -31,11 +33,12 @@ from nagaya.engine import (
 from nagaya.engine.containers import Containers
 from nagaya.engine.journal import Operation
 from nagaya.engine.keeper import Exit
+from nagaya.engine.model import ContainerConfig
 from nagaya.engine.netchanges import NetworkChanges
 from nagaya.engine.removal import remove_files
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
-from nagaya.errors import NagayaError
+from nagaya.errors import NagayaError, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +103,20 @@ async def recover(world: World, containers: Containers, changes: NetworkChanges)
         if container.state not in ("running", "paused", "restarting") and restart.at_daemon_start(
             container, was_up=container.id in was_up
         ):
-            peers = launch.peers_of(container.config)
+            peers = _needed(world, container.config)
             before = [starting[peer] for peer in peers if peer in starting]
             starting[container.id] = world.task(
                 _start(containers, slot, before), f"start {container.id[:12]}"
             )
+
+
+def _needed(world: World, config: ContainerConfig) -> list[str]:
+    """The ids of containers that must run first: whose namespaces it joins, and to which it has links."""
+    found = launch.peers_of(config)
+    for link in config.links:
+        with suppress(NotFound):
+            found.append(world.roster.find(links.parse(link)[0]).container.id)
+    return found
 
 
 async def _start(containers: Containers, slot: Slot, before: Sequence[asyncio.Task[None]]) -> None:
