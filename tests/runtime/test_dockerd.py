@@ -127,7 +127,7 @@ def test_exit_codes(box: Box, command: tuple[str, ...], code: int, message: str)
     ("options", "message"),
     [
         (("-w", "/etc/passwd"), "not a directory"),
-        (("-v", "/nosuch/nowhere/x:/etc/passwd/x"), "not a directory"),
+        (("-v", "/usr:/etc/passwd/x"), "not a directory"),
         (("--cpuset-cpus", "0", "--sysctl", "kernel.nosuch=1"), "kernel.nosuch"),
         (("--device", "/dev/null:/etc/passwd/x"), "not a directory"),
     ],
