@@ -4,15 +4,17 @@ done or undone, no address, interface, bridge, rule or route left wrong."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from agreement import rows
-from house import SOURCE, House, python_main
+from house import SOURCE, House, python_main, wait_for
 from rawhttp import call
 
 pytestmark = pytest.mark.root
@@ -137,4 +139,29 @@ def test_kill_at(house: House, point: str) -> None:
     house.ok("rm", "-f", "box")
     house.ok("network", "rm", "first")
     assert rows(house, "SELECT 1 FROM addresses") == rows(house, "SELECT 1 FROM endpoints") == []
+    assert house.leaks() == []
+
+
+def test_a_container_that_ends_while_no_daemon_is_there(house: House) -> None:
+    """It was being plugged in: the daemon starts all the same, and nothing is left."""
+    ask(house, "POST", "/networks/create", {"Name": "first"})
+    house.ok("run", "-d", "--name", "box", "--network", "none", "nagaya/busybox", "sleep", "600")
+    ask(house, "POST", "/networks/none/disconnect", {"Container": "box"})
+    pid = int(house.ok("inspect", "-f", "{{.State.Pid}}", "box"))
+    house.stop_daemon()
+    program, house.program = house.program, [*python_main("crashing"), "connect: connected"]
+    try:
+        house.start()
+        with pytest.raises((OSError, ValueError, AssertionError)):
+            ask(house, "POST", "/networks/first/connect", {"Container": "box"})
+        assert house.daemon is not None and house.daemon.wait(20) == -signal.SIGKILL
+    finally:
+        house.program = program
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 10, "its end")
+    house.start()
+    assert ask(house, "GET", "/containers/box/json")["State"]["Status"] == "exited"
+    ask(house, "DELETE", "/networks/first")
+    assert rows(house, "SELECT 1 FROM addresses") == rows(house, "SELECT 1 FROM endpoints") == []
+    house.ok("rm", "box")
     assert house.leaks() == []

@@ -7,6 +7,7 @@ and the room makes the kernel agree with them. A container's default routes are 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from nagaya.errors import (
 )
 from nagaya.network.design import NetworkRequest
 from nagaya.network.model import EndpointPlan
+
+log = logging.getLogger(__name__)
 
 _NOT_HOST = "container cannot be disconnected from host network or connected to host network"
 _LONGEST = 255
@@ -186,20 +189,28 @@ class NetworkChanges:
         await self._relay(container)
 
     async def heal(self, container_ids: Sequence[str]) -> None:
-        """Lead the default routes of running containers as the ledger has them: after a crash."""
+        """Lead the default routes of running containers as the ledger has them: after a crash. One that has
+        just ended needs none."""
         world = self._world
         for container_id in container_ids:
             slot = world.roster.get(container_id)
             if slot is None or slot.container.state not in ("running", "paused"):
                 continue
-            netlink = await self._enter(slot.container)
             try:
-                plans = await world.job(networks.plans, world.ledger, container_id)
-                await world.job(world.network.route, plans, netlink)
-                slot.container.endpoints = tuple(networks.endpoint(world, plan) for plan in plans)
-                await world.job(launch.rewrite_etc, world, slot.container)
-            finally:
-                os.close(netlink)
+                await self._heal(slot.container)
+            except NagayaError as error:
+                log.error("networks of container %s: %s", container_id[:12], error)
+
+    async def _heal(self, container: Container) -> None:
+        world = self._world
+        netlink = await self._enter(container)
+        try:
+            plans = await world.job(networks.plans, world.ledger, container.id)
+            await world.job(world.network.route, plans, netlink)
+            container.endpoints = tuple(networks.endpoint(world, plan) for plan in plans)
+            await world.job(launch.rewrite_etc, world, container)
+        finally:
+            os.close(netlink)
 
 
 def netns_of(world: World, container: Container) -> str:

@@ -8,6 +8,7 @@ container are in `netchanges`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ from nagaya.linux.mounts import MNT_DETACH, umount2
 from nagaya.network.local import Wanted
 from nagaya.network.model import DEFAULT, EndpointPlan, PublishedPort, Subnet
 from nagaya.network.service import close_all
+
+log = logging.getLogger(__name__)
 
 
 def dns_token(container_id: str) -> str:
@@ -78,12 +81,15 @@ async def relay_all(world: World) -> None:
     owners = {token.removeprefix("ports-") for token in world.supervisor.held if token.startswith("ports-")}
     for owner in sorted(owners):
         slot = world.roster.get(owner)
-        if slot is None:
-            await relay(world, owner, await world.job(plans, world.ledger, owner))
-            continue
-        async with slot.lock:
-            if slot.container.state in ("running", "paused"):
+        try:
+            if slot is None:
                 await relay(world, owner, await world.job(plans, world.ledger, owner))
+                continue
+            async with slot.lock:
+                if slot.container.state in ("running", "paused"):
+                    await relay(world, owner, await world.job(plans, world.ledger, owner))
+        except NagayaError as error:
+            log.error("published ports of %s: %s", owner[:12], error)
 
 
 def tell_names(world: World, container: Container) -> None:

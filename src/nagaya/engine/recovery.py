@@ -216,7 +216,10 @@ def _settle_network(world: World, alive: set[str]) -> None:
 def _tell_names(world: World, alive: set[str]) -> None:
     for slot in world.roster:
         if slot.container.id in alive:
-            networks.tell_names(world, slot.container)
+            try:
+                networks.tell_names(world, slot.container)
+            except NagayaError as error:  # a full disk: it runs on without a name
+                log.error("names of container %s: %s", slot.container.id[:12], error)
 
 
 async def _sweep(world: World, running: set[str]) -> None:
