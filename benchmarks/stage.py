@@ -67,6 +67,8 @@ def _inside(base: Path) -> Path:
     _quiet("ip", "link", "set", "lo", "up")
     if Path("/sys/fs/cgroup/unified/cgroup.procs").exists():
         _quiet("umount", "/sys/fs/cgroup/unified")
+        # crun makes directories and files there all the same: not on the machine's own mount
+        _quiet("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup/unified")
     return base
 
 
