@@ -228,6 +228,8 @@ def _stop_unit(unit: str) -> None:
     bus = _Bus()
     try:
         bus.call("StopUnit", "ss", (unit, "replace"))
+        # one that ended by the kernel's hand (oom-kill) has failed, and would stay to be looked at
+        bus.call("ResetFailedUnit", "s", (unit,))
     except FailedPrecondition as error:
         if not error.subject.endswith(".NoSuchUnit"):
             raise
