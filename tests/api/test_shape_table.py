@@ -436,7 +436,7 @@ def answers(house: House) -> dict[tuple[str, str], list[Any]]:
     ask("GET", "/exec/{id}/json", f"/exec/{session}/json")
     house.ok("exec", "box", "touch", "/new")
     health = ("inspect", "-f", "{{.State.Health.Status}}", "box")
-    wait_for(lambda: house.ok(*health) == "healthy", 20, "health")
+    wait_for(lambda: house.ok(*health) == "healthy", 60, "health")
     for path in ("/containers/json?all=1&size=1", "/containers/json?all=1"):
         ask("GET", "/containers/json", path)
     for path in ("/containers/box/json?size=1", "/containers/idle/json"):

@@ -43,7 +43,7 @@ def test_after_an_orderly_end_and_a_sudden_one(house: House) -> None:
     assert told(house, begun, "one") == before
     house.ok("rm", "one")
     kept = house.root / "events.jsonl"
-    wait_for(lambda: b'"destroy"' in kept.read_bytes(), 5, "the last event")
+    wait_for(lambda: b'"destroy"' in kept.read_bytes(), 30, "the last event")
     house.kill_daemon()
     house.start()
     assert told(house, begun, "one") == [*before, "destroy"]

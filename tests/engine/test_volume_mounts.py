@@ -176,7 +176,7 @@ class TestOptions:
         house.ok("rm", "-f", "one")
         assert mounted(house) == [path]
         house.ok("stop", "-t", "0", "two")
-        wait_for(lambda: mounted(house) == [], 10, "unmounting")
+        wait_for(lambda: mounted(house) == [], 30, "unmounting")
         house.ok("start", "two")
         assert mounted(house) == [path]
         house.ok("restart", "-t", "0", "two")
@@ -193,7 +193,7 @@ class TestOptions:
         os.kill(pid, 9)
         wait_for(lambda: not Path(f"/proc/{pid}/exe").exists(), 10, "its end")
         house.start()
-        wait_for(lambda: mounted(house) == [], 10, "unmounting")
+        wait_for(lambda: mounted(house) == [], 30, "unmounting")
         house.ok("rm", "one")
         house.ok("volume", "rm", "memory")
 

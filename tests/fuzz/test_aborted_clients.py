@@ -66,7 +66,7 @@ def settled(house: House, before: dict[str, int]) -> None:
         now = held(house)
         return {k: now[k] - before[k] for k in before if "daemon threads" not in k and now[k] > before[k] + 2}
 
-    wait_for(lambda: not more(), 30, f"the end of all: {more()}")
+    wait_for(lambda: not more(), 90, f"the end of all: {more()}")
     assert held(house)["daemon threads"] < 100
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.root
 
 IMAGE = "nagaya/busybox"
 EACH = 25  # requests a route and seed
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 REAL = ("alive", "idle", "data", "lan", IMAGE)
 NAMES = (

@@ -115,7 +115,7 @@ def test_life(client: docker.DockerClient) -> None:
     container.reload()
     assert (container.name, container.attrs["HostConfig"]["Memory"]) == ("other", 128 << 20)
     # the trap is set once the shell has got so far
-    wait_for(lambda: "sleep" in str(container.top()["Processes"]), 10, "the shell")
+    wait_for(lambda: "sleep" in str(container.top()["Processes"]), 30, "the shell")
     container.stop(timeout=20)
     assert container.wait()["StatusCode"] == 5
     container.restart()
@@ -129,7 +129,7 @@ def test_life(client: docker.DockerClient) -> None:
 def test_logs(client: docker.DockerClient) -> None:
     script = "for n in 1 2 3; do echo $n; echo e$n >&2; done; sleep 600"
     container = client.containers.run(IMAGE, ["sh", "-c", script], detach=True, **NONE)
-    wait_for(lambda: container.logs().count(b"\n") == 6, 10, "six lines")
+    wait_for(lambda: container.logs().count(b"\n") == 6, 30, "six lines")
     assert container.logs(stderr=False) == b"1\n2\n3\n"
     assert container.logs(stdout=False) == b"e1\ne2\ne3\n"
     # dockerd counts the lines of both streams, which it writes in any order
@@ -140,9 +140,9 @@ def test_logs(client: docker.DockerClient) -> None:
         target=lambda: lines.extend(container.logs(stream=True, follow=True, stderr=False))
     )
     follower.start()
-    wait_for(lambda: b"".join(lines) == b"1\n2\n3\n", 10, "the follower")
+    wait_for(lambda: b"".join(lines) == b"1\n2\n3\n", 30, "the follower")
     container.kill()
-    follower.join(10)
+    follower.join(30)
     assert not follower.is_alive()
 
 
@@ -165,7 +165,7 @@ def test_exec(client: docker.DockerClient) -> None:
         assert data, said
         said += data
     sock.close()
-    wait_for(lambda: not client.api.exec_inspect(made["Id"])["Running"], 10, "its end")
+    wait_for(lambda: not client.api.exec_inspect(made["Id"])["Running"], 30, "its end")
     assert client.api.exec_inspect(made["Id"])["ExitCode"] == 0
 
 
@@ -203,7 +203,7 @@ def test_archives(client: docker.DockerClient) -> None:
 
 def test_stats_and_top(client: docker.DockerClient) -> None:
     container = sleeping(client)
-    wait_for(lambda: "sleep 600" in str(container.top()["Processes"]), 10, "more than runc's first process")
+    wait_for(lambda: "sleep 600" in str(container.top()["Processes"]), 30, "more than runc's first process")
     once = container.stats(stream=False)
     assert once["memory_stats"]["usage"] > 0 and once["cpu_stats"]["cpu_usage"]["total_usage"] > 0
     flow = container.stats(decode=True)
@@ -271,7 +271,7 @@ def test_prune(client: docker.DockerClient) -> None:
 def test_old_versions_of_the_api(server: Dockerd | House, version: str) -> None:
     client = docker.DockerClient(base_url=f"unix://{server.socket}", version=version)
     container = client.containers.run(IMAGE, ["sh", "-c", "echo hi; sleep 600"], detach=True)
-    wait_for(lambda: container.logs() == b"hi\n", 10, "its line")
+    wait_for(lambda: container.logs() == b"hi\n", 30, "its line")
     assert [c.id for c in client.containers.list()] == [container.id]
     assert container.exec_run(["echo", "x"]).output == b"x\n"
     assert client.images.list()

@@ -148,7 +148,7 @@ def test_cve_2025_54388_isolation_comes_back_with_the_rules(house: House) -> Non
     before = rules()
     assert not reached() and "18080" in before
     subprocess.run(house.inside(["nft", "flush", "ruleset"]), check=True)
-    wait_for(lambda: "18080" in rules(), 25, "the rules")
+    wait_for(lambda: "18080" in rules(), 60, "the rules")
     assert not reached()
     house.ok("rm", "-f", "one", "two")
     house.ok("network", "rm", "other")
@@ -334,7 +334,7 @@ def test_cve_2026_47262_passwd_may_be_anything(house: House, tmp_path: Path, kin
             file.truncate(2 << 30)
     begun = time.monotonic()
     said = house.docker("start", name)
-    assert said.returncode != 0 and time.monotonic() - begun < 20
+    assert said.returncode != 0 and time.monotonic() - begun < 45
     assert (
         int(Path(f"/proc/{(house.run_dir / 'nagayad.pid').read_text().strip()}/statm").read_text().split()[1])
         < 40000
