@@ -307,7 +307,8 @@ def _place(
     if born or not manager.paths:
         place(launch, manager.paths, [], -1, [])
         return
-    tiny = _has_tiny_memory(linux)
+    # a scope of systemd ends when nobody is in it: there is no stepping out
+    tiny = _has_tiny_memory(linux) and manager.driver != "systemd"
     # a new cgroup namespace must have all of its cgroups as its roots: join, then step out of memory's
     inside = "cgroup" in launch.job.namespaces
     joins = manager.join_fds(memory=False if tiny and not inside else None)
