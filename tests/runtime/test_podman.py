@@ -57,7 +57,13 @@ class Podman:
         # to files: a container in the background, and its monitor, would keep a pipe open
         with (self.base / "out").open("w+") as out, (self.base / "err").open("w+") as err:
             done = subprocess.run(
-                self.argv(*arguments), input=input, stdout=out, stderr=err, timeout=120, env=self.environment
+                self.argv(*arguments),
+                input=input,
+                stdout=out,
+                stderr=err,
+                timeout=120,
+                env=self.environment,
+                cwd=self.base,  # conmon leaves a file named "oom" where it is
             )
             out.seek(0)
             err.seek(0)
