@@ -107,7 +107,7 @@ docker volume rm nosuch
 docker run -d --name user --network none -v named:/n $I sleep 600
 docker volume rm named
 docker rm -f user; docker volume rm named
-docker tag $I second:v1; docker images --format '{{.Repository}}:{{.Tag}}'
+docker tag $I second:v1; docker images --format '{{.Repository}}:{{.Tag}}' | sort
 docker tag nosuch second
 docker rmi second:v1
 docker rmi nosuch

@@ -56,7 +56,7 @@ def refused(house: House, code: int, *arguments: str) -> str:
         (("--security-opt", "nonsense=1"), "invalid --security-opt"),
         (("--runtime", "nothing"), "unknown or invalid runtime name: nothing"),
         (("--network", "nothing"), "network nothing not found"),
-        (("--log-driver", "nothing"), "no log driver named 'nothing'"),
+        (("--log-driver", "nothing"), 'looking up logging plugin nothing: plugin "nothing" not found'),
         (("--tmpfs", "/x:nonsense"), "Invalid tmpfs option"),
         (("--stop-signal", "NOPE"), "invalid signal: NOPE"),
         (("--name", "-bad"), "Invalid container name (-bad)"),

@@ -79,10 +79,11 @@ def test_options_of_a_checkpoint(tmp_path: Path, ours: list[str], theirs: list[s
     assert any(argv[at : at + len(theirs)] == theirs for at in range(len(argv)))
 
 
-def test_a_pre_dump_has_memory_alone(tmp_path: Path) -> None:
+def test_a_pre_dump_has_memory_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     argv = criu.dump_argv(_record(tmp_path), _options(checkpoint.OPTIONS, "--pre-dump"), "", ["/proc/kcore"])
     assert argv[1] == "pre-dump" and "--external" not in argv
-    assert argv[3] == f"{os.getcwd()}/checkpoint"  # as runc
+    assert argv[3] == f"{tmp_path}/checkpoint"  # as runc
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,8 @@ def test_what_is_read_at_once_holds_the_index(package: Path) -> None:
     assert begin + 4 + int.from_bytes(data[begin : begin + 4], "little") < codecache._HEAD
 
 
-def test_a_file_written_meanwhile_is_not_mixed_up(package: Path) -> None:
+def test_a_file_written_meanwhile_is_not_mixed_up(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "nagaya.runtime.verbs.checkpoint", raising=False)
     cache(package).parent.mkdir()
     codefile.write(str(package), str(cache(package)))
     finder = codecache.Finder(str(package))

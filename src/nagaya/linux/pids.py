@@ -71,7 +71,7 @@ def signal_number(text: str) -> int:
     return 0
 
 
-def _stat(pid: int) -> list[bytes] | None:
+def stat(pid: int) -> list[bytes] | None:
     """The fields of /proc/PID/stat from the third on (proc(5)); None when it is gone."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
@@ -89,12 +89,12 @@ def _stat(pid: int) -> list[bytes] | None:
 
 def stat_fields(pid: int) -> tuple[str, int] | None:
     """(state letter, start time in ticks) of a process; None when it is gone."""
-    fields = _stat(pid)
+    fields = stat(pid)
     return (fields[0].decode(), int(fields[19])) if fields else None
 
 
 def is_ending(pid: int) -> bool:
     """Whether a process has begun to exit (PF_EXITING among its flags) or is gone. The kernel sets the
     flag before it closes the process's files: whoever has read their end sees it."""
-    fields = _stat(pid)
+    fields = stat(pid)
     return fields is None or fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 4)

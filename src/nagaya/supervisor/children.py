@@ -11,7 +11,7 @@ from _socket import socket
 from select import EPOLLOUT
 
 from nagaya.errors import InvalidArgument, Unavailable
-from nagaya.linux import json, process, seqpacket
+from nagaya.linux import json, pids, process, seqpacket
 from nagaya.supervisor.builder import close_others
 from nagaya.supervisor.io import Io
 from nagaya.supervisor.journal import Journal
@@ -20,8 +20,8 @@ from nagaya.wire.messages import TO_IO, message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
 
     from nagaya.supervisor.entries import Entry
     from nagaya.supervisor.keeper import Keeper
@@ -79,7 +79,8 @@ class IoProcess:
             theirs.close()
             raise
         if not pid:
-            self._become_io(theirs.detach(), entries, state)
+            fd = theirs.detach()
+            become(lambda: work(fd, entries, state))
         theirs.close()
         self.pid = pid
         self._started = time.monotonic()
@@ -87,17 +88,6 @@ class IoProcess:
         self._keeper.listen_to(self._link.fd, self._ready)
         for kind, token in self._keeper.unfinished():
             self.send(kind, token=token)
-
-    def _become_io(self, fd: int, entries: list[Entry], state: list[int]) -> None:
-        """In the child; never returns (see Builders._become_builder)."""
-        status = 70
-        try:
-            work(fd, entries, state)
-            status = 0
-        except BaseException:
-            sys.excepthook(*sys.exc_info())  # the keeper's stderr is a file for this
-        finally:
-            os._exit(status)
 
     def _ready(self, events: int) -> None:
         link = self._link
@@ -178,6 +168,18 @@ class IoProcess:
             self._serials.remove(serial)
 
 
+def become(serve: Callable[[], object]) -> NoReturn:
+    """All of a fork's life: frees no object of the keeper (see Builders._become_builder)."""
+    status = 70
+    try:
+        serve()
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # the keeper's stderr is a file for this
+    finally:
+        os._exit(status)
+
+
 def work(fd: int, entries: list[Entry], state: list[int]) -> None:
     """Be io: a fresh fork of the keeper that has the entries' descriptors by their numbers."""
     sock = socket(-1, -1, -1, fileno=fd)
@@ -203,15 +205,5 @@ def work(fd: int, entries: list[Entry], state: list[int]) -> None:
 def zombie_status(pid: int) -> int | None:
     """The wait status of a zombie that is another's child: field 52 of /proc/PID/stat (proc(5));
     None when it is not there any more."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        data = os.read(fd, 4096)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    fields = data[data.rfind(b")") + 2 :].split()
-    return int(fields[49]) if len(fields) > 49 and fields[0] in (b"Z", b"X") else None
+    fields = pids.stat(pid)
+    return int(fields[49]) if fields and len(fields) > 49 and fields[0] in (b"Z", b"X") else None

@@ -18,6 +18,7 @@ from select import EPOLLIN, EPOLLOUT, epoll
 from nagaya.linux import json, process, seqpacket
 from nagaya.network.dnszone import Zones
 from nagaya.supervisor.builder import close_others
+from nagaya.supervisor.children import become
 from nagaya.supervisor.link import Link
 from nagaya.supervisor.relay import Relay
 from nagaya.supervisor.resolver import Resolver
@@ -76,23 +77,13 @@ class Helper:
             self._keeper.later(_MOST_DELAY, self._start)
             return
         if not pid:
-            self._become(theirs.detach(), mine)
+            fd = theirs.detach()
+            become(lambda: work(fd, mine, self._directory))
         theirs.close()
         self.pid = pid
         self._started = time.monotonic()
         self._link = Link(ours, self._keeper.arm)
         self._keeper.listen_to(self._link.fd, self._ready)
-
-    def _become(self, fd: int, mine: dict[str, list[int]]) -> None:
-        """In the child; never returns."""
-        status = 70
-        try:
-            work(fd, mine, self._directory)
-            status = 0
-        except BaseException:
-            sys.excepthook(*sys.exc_info())  # the keeper's stderr is a file for this
-        finally:
-            os._exit(status)
 
     def _ready(self, events: int) -> None:
         link = self._link
