@@ -35,7 +35,7 @@ async def test_a_full_disk_drops_lines_counts_them_and_stalls_nobody() -> None:
     async with house:
         full = {"driver": "json-file", "path": f"{small}/full.log", "max_size": -1}
         viewer = await house.attach("full", mux=False)
-        await house.host("full", "sh", "-c", "seq 1 100; sleep 0.3; seq 101 20000; sleep 1000", log=full)
+        await house.host("full", "sh", "-c", "seq 1 100; sleep 0.3; seq 101 20000; exec sleep 1000", log=full)
         await house.host("fine", "seq", "1", "20000", log=house.log("fine"))
         expected = "".join(f"{n}\n" for n in range(1, 20001))
         assert (await viewer.until(b"\n20000\n")).decode() == expected  # clients see it all
