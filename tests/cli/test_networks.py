@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 from clients import Cli, available
 from house import House, wait_for
+from outside import other_machine, sh
 
 pytestmark = pytest.mark.root
 
@@ -40,13 +41,6 @@ def net(request: pytest.FixtureRequest, house: House) -> Iterator[Cli]:
     wait_for(lambda: house.leaks() == [], 20, "a clean house")
 
 
-def sh(house: House, *argv: str) -> str:
-    """The output of a program in the house's network namespace."""
-    done = subprocess.run(house.inside(argv), capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, (argv, done.stderr)
-    return done.stdout
-
-
 def fetch(house: House, url: str) -> str:
     """A page, tried until the server listens."""
     command = ["curl", "-s", "--max-time", "5", "--retry", "40", "--retry-delay", "0", "--retry-connrefused",
@@ -63,36 +57,12 @@ def page(address: str) -> str:
 @contextmanager
 def outside(house: House) -> Iterator[list[str]]:
     """Another machine beside the house: the argv prefix that enters it."""
-    machine = subprocess.Popen(
-        ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"],
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert machine.stdout is not None and machine.stdout.readline() == b"up\n"
-        enter = ["nsenter", f"--net=/proc/{machine.pid}/ns/net"]
-        sh(
-            house,
-            "ip",
-            "link",
-            "add",
-            "wan",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            str(machine.pid),
-        )
+    with other_machine(house) as enter:
         sh(house, "ip", "addr", "add", f"{OUTSIDE}.1/24", "dev", "wan")
         sh(house, "ip", "link", "set", "wan", "up")
         for words in (f"addr add {OUTSIDE}.2/24 dev eth0", "link set eth0 up"):
             subprocess.run([*enter, "ip", *words.split()], check=True)
         yield enter
-    finally:
-        machine.kill()
-        machine.communicate()
-        wait_for(lambda: "wan" not in sh(house, "ip", "-br", "link"), 20, "the end of the other machine")
 
 
 def test_the_bridge_gives_an_address_and_takes_it_back(house: House, net: Cli) -> None:

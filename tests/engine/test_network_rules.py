@@ -13,6 +13,7 @@ import pytest
 from clients import have_dockerd
 from dockerd import Dockerd
 from house import DOCKER, House, wait_for
+from outside import other_machine, sh
 
 pytestmark = pytest.mark.root
 
@@ -56,27 +57,7 @@ def tidy(house: House) -> Iterator[None]:
 @pytest.fixture
 def wan(house: House) -> Iterator[list[str]]:
     """Another machine beside the house, which routes to its containers: the argv prefix that enters it."""
-    machine = subprocess.Popen(
-        ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"],
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert machine.stdout is not None and machine.stdout.readline() == b"up\n"
-        enter = ["nsenter", f"--net=/proc/{machine.pid}/ns/net"]
-        sh(
-            house,
-            "ip",
-            "link",
-            "add",
-            "wan",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            str(machine.pid),
-        )
+    with other_machine(house) as enter:
         sh(house, "sysctl", "-qw", "net.ipv6.conf.wan.accept_dad=0")
         for words in (
             f"addr add {OUT4}.1/24 dev wan",
@@ -93,17 +74,6 @@ def wan(house: House) -> Iterator[list[str]]:
         ):
             subprocess.run([*enter, "ip", *words.split()], check=True)
         yield enter
-    finally:
-        machine.kill()
-        machine.communicate()
-        wait_for(lambda: "wan" not in sh(house, "ip", "-br", "link"), 20, "the end of the other machine")
-
-
-def sh(house: House, *argv: str) -> str:
-    """The output of a program in the house's network namespace."""
-    done = subprocess.run(house.inside(argv), capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, (argv, done.stderr)
-    return done.stdout
 
 
 def start(house: House, name: str, network: str, *more: str, command: Sequence[str] = SERVER) -> None:

@@ -25,9 +25,11 @@ async def remove_slot(world: World, slot: Slot, *, volumes_too: bool) -> None:
         for point in container.mount_points
         if volumes_too and point.type == "volume" and names.is_id(point.source)
     ]
-    used = {p.source for s in world.roster if s is not slot for p in s.container.mount_points}
+    used: set[str] = set()
+    if anonymous:  # of thousands of containers this is a look at each
+        used = {p.source for s in world.roster if s is not slot for p in s.container.mount_points}
+    gone = [v for v in anonymous if v not in used]
     try:
-        gone = [v for v in anonymous if v not in used]
         await world.job(remove_files, world, container.id, gone)
     except Exception:
         container.state = previous if previous != "restarting" else "exited"

@@ -28,7 +28,25 @@ if TYPE_CHECKING:
     from nagaya.wire.messages import Message
 
 _SETTLED = 1.0  # seconds of life after which a death is not counted as a crash loop
-_MOST_DELAY = 1.0
+MOST_DELAY = 1.0  # seconds between two starts
+
+
+class Pace:
+    """How soon a child that died is started again: at once, unless it dies again and again."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._quick_deaths = 0
+
+    def begun(self) -> None:
+        """It has been started."""
+        self._started = time.monotonic()
+
+    def delay(self) -> float:
+        """It has died: seconds until the next start, 0: now."""
+        lived = time.monotonic() - self._started
+        self._quick_deaths = self._quick_deaths + 1 if lived < _SETTLED else 0
+        return min(MOST_DELAY, 0.01 * 2**self._quick_deaths) if self._quick_deaths >= 3 else 0.0
 
 
 class IoProcess:
@@ -41,8 +59,7 @@ class IoProcess:
         self._stage_out = -1
         self._stage_in = -1
         self._link: Link | None = None
-        self._started = 0.0
-        self._quick_deaths = 0
+        self._pace = Pace()
         self._deaths = 0
         self._restarting = False
         self._serials: list[int] = []  # attachments that io has
@@ -83,7 +100,7 @@ class IoProcess:
             become(lambda: work(fd, entries, state))
         theirs.close()
         self.pid = pid
-        self._started = time.monotonic()
+        self._pace.begun()
         self._link = Link(ours, self._keeper.arm)
         self._keeper.listen_to(self._link.fd, self._ready)
         for kind, token in self._keeper.unfinished():
@@ -121,13 +138,12 @@ class IoProcess:
         self._deaths += 1
         serials, self._serials = self._serials, []
         self._keeper.tell("io_restarted", count=self._deaths, serials=serials)
-        lived = time.monotonic() - self._started
-        self._quick_deaths = self._quick_deaths + 1 if lived < _SETTLED else 0
-        if self._quick_deaths < 3:
+        delay = self._pace.delay()
+        if not delay:
             self._restart()
         else:
             self._restarting = True
-            self._keeper.later(min(_MOST_DELAY, 0.01 * 2**self._quick_deaths), self._restart)
+            self._keeper.later(delay, self._restart)
 
     def _restart(self) -> None:
         self._restarting = False
@@ -135,7 +151,7 @@ class IoProcess:
             self.start()
         except OSError:
             self._restarting = True
-            self._keeper.later(_MOST_DELAY, self._restart)
+            self._keeper.later(MOST_DELAY, self._restart)
 
     def send(self, kind: str, passing: Sequence[int] = (), /, **fields: Any) -> None:
         """A message to io. While none runs there is nothing to tell: the next one is born knowing."""

@@ -11,14 +11,13 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import os
 import sys
-import time
 from _socket import socket
 from select import EPOLLIN, EPOLLOUT, epoll
 
 from nagaya.linux import json, process, seqpacket
 from nagaya.network.dnszone import Zones
 from nagaya.supervisor.builder import close_others
-from nagaya.supervisor.children import become
+from nagaya.supervisor.children import MOST_DELAY, Pace, become
 from nagaya.supervisor.link import Link
 from nagaya.supervisor.relay import Relay
 from nagaya.supervisor.resolver import Resolver
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 PREFIXES = ("dns-", "relay-")
 _NOBODY = 65534
-_SETTLED = 1.0  # seconds of life after which a death is not counted as a crash loop
-_MOST_DELAY = 1.0
 
 
 class Helper:
@@ -44,8 +41,7 @@ class Helper:
         self._directory = f"{run}/dns"
         self._held = held
         self._link: Link | None = None
-        self._started = 0.0
-        self._quick_deaths = 0
+        self._pace = Pace()
         self._restarting = False
 
     def hold(self, token: str, fds: Sequence[int]) -> None:
@@ -74,14 +70,14 @@ class Helper:
             ours.close()
             theirs.close()
             self._restarting = True
-            self._keeper.later(_MOST_DELAY, self._start)
+            self._keeper.later(MOST_DELAY, self._start)
             return
         if not pid:
             fd = theirs.detach()
             become(lambda: work(fd, mine, self._directory))
         theirs.close()
         self.pid = pid
-        self._started = time.monotonic()
+        self._pace.begun()
         self._link = Link(ours, self._keeper.arm)
         self._keeper.listen_to(self._link.fd, self._ready)
 
@@ -100,13 +96,12 @@ class Helper:
         if link is not None:
             self._keeper.ignore(link.fd)
             link.close()
-        lived = time.monotonic() - self._started
-        self._quick_deaths = self._quick_deaths + 1 if lived < _SETTLED else 0
-        if self._quick_deaths < 3:
+        delay = self._pace.delay()
+        if not delay:
             self._start()
         else:
             self._restarting = True
-            self._keeper.later(min(_MOST_DELAY, 0.01 * 2**self._quick_deaths), self._start)
+            self._keeper.later(delay, self._start)
 
 
 def work(fd: int, mine: dict[str, list[int]], directory: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from nagaya.cli.flags import Flag
-from nagaya.cli.output import filters
+from nagaya.cli.output import confirmed, filters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,14 +18,13 @@ FLAGS = (
 )
 ARGS = (0, 0)
 
+_WARNING = "WARNING! This will remove all custom networks not used by at least one container."
+
 
 def run(given: Given, client: Client) -> int:
     """Print the names of what has gone."""
-    if not given["force"]:
-        print("WARNING! This will remove all custom networks not used by at least one container.")
-        print("Are you sure you want to continue? [y/N] ", end="", flush=True)
-        if sys.stdin.readline().strip().lower() != "y":
-            return 0
+    if not given["force"] and not confirmed(_WARNING):
+        return 0
     found = client.call("POST", "/networks/prune", {"filters": filters(given["filter"])})
     if found["NetworksDeleted"]:
         print("Deleted Networks:", *found["NetworksDeleted"], "", sep="\n")
