@@ -227,7 +227,7 @@ def rootfs(base: Path) -> Path:
     return where
 
 
-def archive(base: Path, root: Path) -> Path:
+def archive(base: Path, root: Path, command: Sequence[str] = ("sh",)) -> Path:
     """The same as an image in `docker save`'s format, which dockerd, podman and ctr read."""
     layer = base / "layer.tar"
     with tarfile.open(layer, "w") as tar:
@@ -236,7 +236,7 @@ def archive(base: Path, root: Path) -> Path:
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
+        "config": {"Env": ["PATH=/bin"], "Cmd": list(command)},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
     manifest = [{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]
@@ -421,7 +421,8 @@ def pss(pids: Sequence[int]) -> int:
     """Their memory in KB, each shared page counted by its share (PSS of smaps_rollup, proc(5))."""
     total = 0
     for pid in pids:
-        for line in _lines(f"/proc/{pid}/smaps_rollup"):
-            if line.startswith("Pss:"):
-                total += int(line.split()[1])
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            for line in _lines(f"/proc/{pid}/smaps_rollup"):
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1])
     return total

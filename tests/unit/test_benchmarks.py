@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import bench_cri
 import measure
 import runtime
 import stage
@@ -117,3 +118,31 @@ def test_a_command_counts_by_its_exit_code(tmp_path: Path) -> None:
     assert seen.read_text().split() == ["1", "2", "3"]
     with pytest.raises(measure.Failed, match="nagt-no-such-program is not installed"):
         stage.need("nagt-no-such-program")
+
+
+def test_steps_of_pods_are_compared_with_the_last_stack(tmp_path: Path) -> None:
+    nodes = [bench_cri.Node(tmp_path, name, name, 0, top=tmp_path) for name in ("ours", "gone", "theirs")]
+    nodes[1].failure = "RunPodSandbox: no such network"
+    took = bench_cri.result("StopContainer, ms", nodes, [[5, 9, 4], [], [10, 20]], "ms")
+    rate = bench_cri.result("pods/s", nodes, [[6], [], [2]], "pods/s")
+    assert bench_cri.table([took, rate]).split("\n") == [
+        "| | ours | gone | theirs |",
+        "|---|--:|--:|--:|",
+        "| StopContainer, ms | 5.0 (0.33) |  | 15.0 |",
+        "| pods/s | 6.0 (3.00) |  | 2.0 |",
+        "",
+        "Left out: gone: RunPodSandbox: no such network",
+    ]
+
+
+def test_a_stack_is_counted_by_its_cgroup(tmp_path: Path) -> None:
+    node = bench_cri.Node(tmp_path, "ours", "n", 0, top=tmp_path)
+    place = tmp_path / "cpuacct" / tmp_path.name / "n"
+    (place / "cpuacct.usage").write_text("2500000\n")
+    (place / "daemon" / "cgroup.procs").write_text("12\n15\n")
+    assert (node.cpu(), node.processes()) == (2.5, [12, 15])
+    (tmp_path / "cgroup.controllers").write_text("cpu\n")
+    (tmp_path / "b").mkdir()
+    node = bench_cri.Node(tmp_path / "b", "ours", "n", 0, top=tmp_path)
+    (tmp_path / "b" / "n" / "cpu.stat").write_text("usage_usec 7000\nuser_usec 1\n")
+    assert node.cpu() == 7
