@@ -81,6 +81,20 @@ class Contest:
         return {"title": self.title, "rows": rows}
 
 
+def as_rate(result: dict[str, Any], amount: float) -> dict[str, Any]:
+    """A contest's result as what was done in a second, where one run does `amount`: more is better, and
+    the ratio is still ours over theirs."""
+    rows = []
+    for row in result["rows"]:
+        if "left_out" not in row:
+            rest = {key: value for key, value in row.items() if not key.endswith("_ms")}
+            row = {**rest, "value": round(amount * 1000 / row["median_ms"], 2)}
+            if "ours_over_theirs" in row:
+                row["ours_over_theirs"] = round(1 / row["ours_over_theirs"], 3)
+        rows.append(row)
+    return {**result, "rows": rows}
+
+
 def play(contests: Sequence[Contest], rounds: int, warmups: int = 2) -> None:
     """Let the peers of all contests take turns; at its turn, a peer goes through the contests one by one."""
     for number in range(warmups + rounds):
@@ -129,7 +143,8 @@ def matrix(results: Sequence[dict[str, Any]]) -> str:
             if "left_out" in row:
                 notes[f"Left out: {row['peer']}: {row['left_out']}"] = None
                 continue
-            cells[row["peer"]] = f"{row.get('median_ms', row.get('peak_mb')):.1f}"
+            value = next(row[key] for key in ("median_ms", "peak_mb", "value") if key in row)
+            cells[row["peer"]] = f"{value:,.1f}"
             if "ours_over_theirs" in row:
                 cells[row["peer"]] += f" ({row['ours_over_theirs']:.2f})"
         lines.append(f"| {result['title']} | {' | '.join(cells.values())} |")

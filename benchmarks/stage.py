@@ -276,21 +276,21 @@ class Daemons:
 
     def __init__(self, base: Path) -> None:
         self._base = base
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
         self.nagaya = base / "n" / "docker.sock"
         self.dockerd = base / "d" / "docker.sock"
         self.containerd = base / "c" / "containerd.sock"
 
     def _start(self, name: str, argv: Sequence[str], answers: Callable[[], bool]) -> None:
         log = self._base / f"{name}.log"
-        with log.open("wb") as output:
+        with log.open("ab") as output:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-        self._started.append(process)
+        self._started[name] = process
         deadline = time.monotonic() + _STARTUP
         while not answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise Failed(f"{name} does not start: {log.read_text(errors='replace').strip()[-300:]}")
-            time.sleep(0.05)
+            time.sleep(0.005)
 
     def start_nagaya(self) -> None:
         """Start nagayad. Raises Failed."""
@@ -298,13 +298,13 @@ class Daemons:
         argv = [str(BIN / "nagayad"), "--root", f"{where}/root", "--run", f"{where}/run"]
         argv += ["--docker-socket", str(self.nagaya), "--cgroup-parent", self._base.name]
         argv += ["--bridge", "nagtb-n", "--nft-table", "nagtb", "--bip", _BRIDGES["nagaya"]]
-        where.mkdir()
+        where.mkdir(exist_ok=True)
         self._start("nagayad", argv, lambda: _pings(self.nagaya))
 
     def start_containerd(self) -> None:
         """Start containerd. Raises Failed."""
         where = self.containerd.parent
-        where.mkdir()
+        where.mkdir(exist_ok=True)
         config = where / "config.toml"
         config.write_text(
             f'version = 2\nroot = "{where}/root"\nstate = "{where}/state"\n'
@@ -318,7 +318,7 @@ class Daemons:
         if not self.containerd.exists():
             raise Failed("there is no containerd for it")
         where = self.dockerd.parent
-        where.mkdir()
+        where.mkdir(exist_ok=True)
         config = where / "daemon.json"
         config.write_text("{}")
         argv = [need("dockerd"), "--config-file", str(config), "--data-root", f"{where}/root"]
@@ -328,15 +328,37 @@ class Daemons:
         argv += ["--storage-driver", "overlay2", "--bip", _BRIDGES["dockerd"]]
         self._start("dockerd", argv, lambda: _pings(self.dockerd))
 
+    def end(self, name: str) -> None:
+        """End one, by its program's name, that may be started again."""
+        process = self._started.pop(name)
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
     def stop(self) -> None:
         """End them; what they started ends with the namespace."""
-        for process in reversed(self._started):
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for name in reversed(list(self._started)):
+            self.end(name)
+
+
+def podman(base: Path, archive: Path) -> list[str]:
+    """podman's command line up to its verb, with the image in a storage of its own. Raises Failed."""
+    argv = [need("podman"), "--root", f"{base}/p/root", "--runroot", f"{base}/p/run"]
+    argv += ["--runtime", need("runc"), "--cgroup-manager", "cgroupfs"]
+    argv += ["--storage-driver", "overlay", "--events-backend", "file"]
+    if not (base / "p").exists():
+        Command(base, *argv, "load", "-i", str(archive))()
+    return argv
+
+
+def podman_options(base: Path) -> list[str]:
+    """What podman's `run` and `create` need here."""
+    # without CAP_SYS_RESOURCE its own limits, higher than ours, are refused
+    limits = ["--ulimit", "nofile=1024:2048", "--ulimit", "nproc=1000:1000"]
+    return [*limits, "--cgroup-parent", f"/{base.name}", "--pull", "never"]
 
 
 def _pings(path: Path) -> bool:
@@ -385,6 +407,36 @@ class Client:
                 f"{method} {path.partition('?')[0]}: {status} {answer[:200].decode(errors='replace')}"
             )
         return answer
+
+    def hijack(self, path: str, body: object) -> bytes:
+        """Everything that comes after the daemon has left HTTP, as an attached command line reads it. The
+        connection is of no further use. Raises Failed."""
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        self._socket.sendall(head.encode() + data)
+        status = self._until(b"\r\n\r\n").split(b"\r\n")[0]
+        if b" 101 " not in status:
+            raise Failed(f"POST {path}: {status.decode(errors='replace')}")
+        rest = [self._rest]
+        while data := self._socket.recv(65536):
+            rest.append(data)
+        return b"".join(rest)
+
+    def follow(self, path: str) -> Callable[[bytes], int]:
+        """Ask for a stream, until its end; the answer, once called, reads it and says how often a byte came.
+        It is HTTP/1.0, which has no chunks. Raises Failed."""
+        self._socket.sendall(f"GET {path} HTTP/1.0\r\nHost: d\r\n\r\n".encode())
+
+        def count(byte: bytes) -> int:
+            self._until(b"\r\n\r\n")
+            found = self._rest.count(byte)
+            buffer = bytearray(1 << 20)
+            while size := self._socket.recv_into(buffer):
+                found += buffer.count(byte, 0, size)
+            return found
+
+        return count
 
     def _more(self) -> None:
         data = self._socket.recv(65536)

@@ -20,6 +20,9 @@ import stage
 from measure import Contest, Failed, Peer, table
 from stage import BIN, IMAGE, OUR_IMAGE, Client, Command, Daemons, attempt, need, say
 
+OUR_PROGRAMS = (os.path.basename(os.path.realpath(sys.executable)).rstrip("0123456789."),)
+THEIR_PROGRAMS = ("dockerd", "containerd", "containerd-shim-runc-v", "docker-proxy")
+
 
 def runtimes(base: Path, root: Path, title: str, configure: Callable[[dict[str, Any]], None]) -> Contest:
     """`run` of /bin/true by the low-level runtimes, on bundles that differ in their cgroup's name only."""
@@ -65,15 +68,8 @@ def commands(base: Path, daemons: Daemons, archive: Path, network: bool) -> Cont
         return Command(base, str(BIN / "nagaya"), "run", "--rm", *none, OUR_IMAGE, "true", env=env)
 
     def podman() -> Callable[[], None]:
-        program = need("podman")
-        argv = [program, "--root", f"{base}/p/root", "--runroot", f"{base}/p/run", "--runtime", need("runc")]
-        argv += ["--cgroup-manager", "cgroupfs", "--storage-driver", "overlay", "--events-backend", "file"]
-        if not (base / "p").exists():
-            Command(base, *argv, "load", "-i", str(archive))()
-        # without CAP_SYS_RESOURCE its own limits, higher than ours, are refused
-        limits = ["--ulimit", "nofile=1024:2048", "--ulimit", "nproc=1000:1000"]
-        parent = ["--cgroup-parent", f"/{base.name}", "--pull", "never"]
-        return Command(base, *argv, "run", "--rm", *none, *limits, *parent, IMAGE, "true")
+        argv = stage.podman(base, archive)
+        return Command(base, *argv, "run", "--rm", *none, *stage.podman_options(base), IMAGE, "true")
 
     def ctr() -> Callable[[], None]:
         if not daemons.containerd.exists():
@@ -132,8 +128,16 @@ def api(daemons: Daemons, bare: Peer | None, network: str, together: int) -> Con
     return Contest(title, [*peers, bare] if bare else peers, per_run=together)
 
 
-def idle(name: str, socket: Path, image: str, exes: Sequence[str], count: int) -> dict[str, Any]:
-    """Memory (PSS) of all processes of a stack but the containers' own: none, one, each more."""
+def idle(
+    name: str,
+    socket: Path,
+    image: str,
+    exes: Sequence[str],
+    count: int,
+    host: Callable[[int], dict[str, Any]] = lambda _: {"NetworkMode": "none"},
+) -> dict[str, Any]:
+    """Memory (PSS) of all processes of a stack but the containers' own: none, one, each more. `host` gives
+    each one's HostConfig by its number."""
     try:
         if not socket.exists():
             raise Failed("its daemon does not run")
@@ -141,7 +145,7 @@ def idle(name: str, socket: Path, image: str, exes: Sequence[str], count: int) -
             seen = [_memory(exes)]
             made = []
             for number in range(count + 1):
-                body = {"Image": image, "Cmd": ["sleep", "1000000"], "HostConfig": {"NetworkMode": "none"}}
+                body = {"Image": image, "Cmd": ["sleep", "1000000"], "HostConfig": host(number)}
                 answer = stage.decode(client.request("POST", "/v1.41/containers/create", body))
                 made.append(answer["Id"])
                 client.request("POST", f"/v1.41/containers/{answer['Id']}/start")
@@ -168,13 +172,11 @@ def _memory(exes: Sequence[str]) -> int:
 
 def memory(daemons: Daemons, count: int) -> dict[str, Any]:
     """Idle containers without network; ours runs in Python, theirs in dockerd, containerd and its shims."""
-    docker = ("dockerd", "containerd", "containerd-shim-runc-v")
-    ours = os.path.basename(os.path.realpath(sys.executable)).rstrip("0123456789.")
     return {
         "title": f"Memory of {count} idle containers, PSS of the stack's own processes",
         "rows": [
-            idle("nagayad, keeper and io", daemons.nagaya, OUR_IMAGE, (ours,), count),
-            idle("dockerd, containerd and shims", daemons.dockerd, IMAGE, docker, count),
+            idle("nagayad, keeper and io", daemons.nagaya, OUR_IMAGE, OUR_PROGRAMS, count),
+            idle("dockerd, containerd and shims", daemons.dockerd, IMAGE, THEIR_PROGRAMS, count),
         ],
     }
 

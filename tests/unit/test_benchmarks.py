@@ -64,6 +64,18 @@ def test_one_table_of_all_contests() -> None:
     ]
 
 
+def test_rates_are_the_better_the_more_and_their_ratio_is_ours_over_theirs() -> None:
+    gone = measure.Peer("c", lambda: None, failure="exit code 1")
+    timed = measure.Contest("copy, MB/s", [peer("ours", lambda: None, 50), peer("b", lambda: None, 100), gone])
+    assert measure.matrix([measure.as_rate(timed.result(), 300)]).split("\n") == [
+        "| | ours | b | c |",
+        "|---|--:|--:|--:|",
+        "| copy, MB/s | 6,000.0 | 3,000.0 (2.00) |  |",
+        "",
+        "Left out: c: exit code 1",
+    ]
+
+
 def test_a_runtime_that_is_not_there_is_left_out_of_every_contest() -> None:
     played = runtime.contests({"nagaya-oci": "not built", "runc": "not installed"})
     titles = [contest.title for contest in played]
