@@ -66,7 +66,9 @@ def test_one_table_of_all_contests() -> None:
 
 def test_rates_are_the_better_the_more_and_their_ratio_is_ours_over_theirs() -> None:
     gone = measure.Peer("c", lambda: None, failure="exit code 1")
-    timed = measure.Contest("copy, MB/s", [peer("ours", lambda: None, 50), peer("b", lambda: None, 100), gone])
+    timed = measure.Contest(
+        "copy, MB/s", [peer("ours", lambda: None, 50), peer("b", lambda: None, 100), gone]
+    )
     assert measure.matrix([measure.as_rate(timed.result(), 300)]).split("\n") == [
         "| | ours | b | c |",
         "|---|--:|--:|--:|",
