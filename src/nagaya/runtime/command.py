@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 NAME = "nagaya-oci"
-DEFAULT_ROOT = "/run/nagaya-oci"
 
 VERBS = {
     "checkpoint": "checkpoint a running container",
@@ -44,9 +43,7 @@ OPTIONS = [
     Option("log", TEXT, "set the log file to write logs to (default is '/dev/stderr')"),
     Option("log-format", TEXT, "set the log format ('text' (default), or 'json')", "text"),
     Option(
-        "root",
-        TEXT,
-        "directory of container state (default: /run/nagaya-oci; of users, $XDG_RUNTIME_DIR/nagaya-oci)",
+        "root", TEXT, "directory of container state (default: /run/NAME; of users, $XDG_RUNTIME_DIR/NAME)"
     ),
     Option("criu", TEXT, "accepted and ignored: criu is looked for in PATH"),
     Option("systemd-cgroup", FLAG, 'enable systemd cgroup support, cgroupsPath is "slice:prefix:name"'),
@@ -56,12 +53,28 @@ OPTIONS = [
 ]
 
 
+class Kind:
+    """A runtime with this command line: its name, its verbs with a line about each, and the package that
+    has a module for each; does its interpreter enter containers (CVE-2019-5736)?"""
+
+    __slots__ = ("enters", "name", "package", "verbs")
+
+    def __init__(self, name: str, verbs: dict[str, str], package: str, *, enters: bool) -> None:
+        self.name = name
+        self.verbs = verbs
+        self.package = package
+        self.enters = enters
+
+
+OCI = Kind(NAME, VERBS, "nagaya.runtime.verbs", enters=True)
+
+
 class Settings:
     """The global options."""
 
     __slots__ = ("log", "root", "root_given", "rootless", "systemd_cgroup")
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], name: str = NAME) -> None:
         form = values["log-format"] or "text"
         if form not in ("text", "json"):
             raise InvalidArgument(f"invalid log-format: {form}", subject="--log-format")
@@ -69,7 +82,7 @@ class Settings:
         self.log = Log(path, form, values["debug"])
         self.root_given = bool(values["root"])  # an empty one is none, for runc, too
         self.rootless = _rootless(values["rootless"])
-        self.root = os.abspath(values["root"] or _default_root())
+        self.root = os.abspath(values["root"] or _default_root(name))
         self.systemd_cgroup: bool = values["systemd-cgroup"]
 
     @property
@@ -95,26 +108,28 @@ def _rootless(word: str) -> bool:
     return os.geteuid() != 0 or _in_user_namespace()
 
 
-def _default_root() -> str:
+def _default_root(name: str) -> str:
     """Below XDG_RUNTIME_DIR for who is not the host's root, nor takes himself for it (as runc has it). The
     sticky bit keeps it from being tidied away (XDG Base Directory Specification)."""
     runtime = os.fsdecode(os.environ.get(b"XDG_RUNTIME_DIR", b""))
     if not runtime:
-        return DEFAULT_ROOT
+        return f"/run/{name}"
     if os.geteuid() == 0 and (os.environ.get(b"USER") == b"root" or not _in_user_namespace()):
-        return DEFAULT_ROOT
-    root = f"{runtime}/{NAME}"
+        return f"/run/{name}"
+    root = f"{runtime}/{name}"
     if not os.isdir(root):
         os.makedirs(root, 0o700, exist_ok=True)
         os.chmod(root, 0o1700)
     return root
 
 
-def main(argv: list[str], program: str = NAME) -> int:
-    """Run one command; returns the exit code. argv is without the program's name."""
+def main(argv: list[str], program: str = "", kind: Kind = OCI) -> int:
+    """Run one command; returns the exit code. argv is without the program's name, which may be another than
+    the kind's."""
+    program = program or kind.name
     try:
         values, rest = parse(argv, OPTIONS)
-        settings = Settings(values)
+        settings = Settings(values, kind.name)
     except NagayaError as error:
         _say(2, f"Incorrect Usage. {error}\n")
         return 1
@@ -122,17 +137,17 @@ def main(argv: list[str], program: str = NAME) -> int:
         _say(1, version(program))
         return 0
     if values["help"] or not rest or rest[0] in ("help", "h"):
-        _say(1, usage(program))
+        _say(1, usage(program, kind))
         return 0
     name, arguments = rest[0], rest[1:]
-    if name not in VERBS:
+    if name not in kind.verbs:
         settings.log.message("error", f"No help topic for '{name}'")
         return 3
-    verb = _load(name)
+    verb = _load(kind, name)
     if "--help" in arguments[:1] or "-h" in arguments[:1]:
         _say(
             1,
-            f"NAME:\n   {program} {name} - {VERBS[name]}\n\n"
+            f"NAME:\n   {program} {name} - {kind.verbs[name]}\n\n"
             f"USAGE:\n   {program} {name} {verb.USAGE}\n\nOPTIONS:\n",
         )
         _say(1, describe(verb.OPTIONS) + "\n")
@@ -150,7 +165,7 @@ def main(argv: list[str], program: str = NAME) -> int:
             _say(2, f"Incorrect Usage.\n\n{program} {name} {verb.USAGE}\n\n")
             settings.log.message("error", f'{program}: "{name}" requires {wanted} argument(s)')
             return 1
-        if name in ("create", "run", "exec"):
+        if kind.enters and name in ("create", "run", "exec"):
             selfbind.ensure()
         code: int = verb.main(settings, options, positional)
         return code
@@ -184,9 +199,9 @@ def _failure(program: str, name: str, error: NagayaError) -> str:
     return f"exec failed: {text}" if name == "exec" else f"{program} {name} failed: {text}"
 
 
-def _load(name: str) -> Any:
+def _load(kind: Kind, name: str) -> Any:
     # each verb is imported only when it is asked for: what `state` needs is a tenth of what `run` does
-    module = f"nagaya.runtime.verbs.{name}"
+    module = f"{kind.package}.{name}"
     __import__(module)
     return sys.modules[module]
 
@@ -203,10 +218,10 @@ def version(program: str = NAME) -> str:
     return f"{program} version {__version__}\ncommit: v{__version__}\nspec: {VERSION}\npython: {python}\n"
 
 
-def usage(program: str = NAME) -> str:
+def usage(program: str = NAME, kind: Kind = OCI) -> str:
     """The help text."""
-    width = max(len(name) for name in VERBS)
-    verbs = "\n".join(f"   {name:<{width}}  {text}" for name, text in VERBS.items())
+    width = max(len(name) for name in kind.verbs)
+    verbs = "\n".join(f"   {name:<{width}}  {text}" for name, text in kind.verbs.items())
     return (
         f"NAME:\n   {program} - Open Container Initiative runtime\n\nUSAGE:\n"
         f"   {program} [global options] command [command options] [arguments...]\n\n"
