@@ -1,0 +1,1 @@
+"""Dockerfiles to images: the language and the graph (pure), then context, cache and execution."""
