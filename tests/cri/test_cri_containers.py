@@ -193,8 +193,8 @@ def test_a_pod_that_was_stopped_takes_no_container(node: Node) -> None:
             lambda c: c.linux.security_context.apparmor.MergeFrom(
                 cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref="x")
             ),
-            Status.UNIMPLEMENTED,
-            "AppArmor",
+            Status.FAILED_PRECONDITION,
+            "no AppArmor",
         ),
         (lambda c: c.CDI_devices.add(name="vendor.com/x=y"), Status.INVALID_ARGUMENT, "vendor.com/x=y"),
         (

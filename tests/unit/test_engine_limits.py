@@ -58,6 +58,7 @@ def test_security_options() -> None:
     ).seccomp == ("unconfined")
     assert parse(['seccomp={"a":"b=c"}'], privileged=False).seccomp == '{"a":"b=c"}'
     assert parse(["apparmor=mine", "label=type:x"], privileged=False).apparmor == "mine"
+    assert parse([], privileged=False).apparmor is None
     assert parse(["writable-cgroups=true"], privileged=False).writable_cgroups
     for bad in ("nonsense", "writable-cgroups=x", "no-new-privileges=maybe", "seccomp2=x"):
         with pytest.raises(InvalidArgument):

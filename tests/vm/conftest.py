@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -12,8 +13,13 @@ from pathlib import Path
 
 import pytest
 from bundles import Bundle, bundle, forget, nagaya_oci
+from clients import Cli
+from guest import CGROUP_PARENT, Daemon
+from house import wait_for
 
-collect_ignore_glob = ["test_machine.py"] if "NAGAYA_TEST_VM" in os.environ else ["test_cgroup2_*.py"]
+_GUESTS = ["test_cgroup2_*.py", "test_apparmor.py", "test_selinux.py"]
+_HOSTS = ["test_machine.py", "test_micro*.py", "test_vmm*.py"]
+collect_ignore_glob = _HOSTS if "NAGAYA_TEST_VM" in os.environ else _GUESTS
 if not os.path.isdir("/run/systemd/system") or "NAGAYA_TEST_VM" not in os.environ:
     collect_ignore_glob.append("test_systemd.py")
 
@@ -51,3 +57,27 @@ def events_box(request: pytest.FixtureRequest, ours: str) -> Iterator[Bundle]:
 def our_box(ours: str) -> Iterator[Bundle]:
     """The same of nagaya-oci alone."""
     yield from _bundle(ours)
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    made = Daemon()
+    made.start()
+    keeper = int((made.base / "run" / "supervisor.pid").read_text())
+    yield made
+    made.stop(signal.SIGTERM)
+    os.kill(keeper, signal.SIGTERM)
+    wait_for(lambda: not Path(f"/proc/{keeper}").exists(), 30, "the supervisor's end")
+    left = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(made.base) in line]
+    assert left == []
+    shutil.rmtree(made.base)
+
+
+@pytest.fixture
+def cli(daemon: Daemon) -> Iterator[Cli]:
+    found = Cli(daemon, "nagaya")
+    yield found
+    if left := found("ps", "-aq").out.split():
+        found.ok("rm", "-f", *left)
+    parent = Path("/sys/fs/cgroup", CGROUP_PARENT)
+    assert [p.name for p in parent.glob("*") if p.is_dir()] == []

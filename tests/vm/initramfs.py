@@ -25,7 +25,7 @@ _PACKAGES = """
     pytest _pytest py.py pluggy* iniconfig packaging pygments msgspec h11 urllib3 isal backports jeepney
 """.split()
 # util-linux's and procps' know more options than busybox'; the peers, where they are installed
-_PROGRAMS = ("mount", "umount", "ps", "runc", "crun", "criu", "tar")
+_PROGRAMS = ("mount", "umount", "ps", "runc", "crun", "criu", "tar", "apparmor_parser")
 # what criu, and the daemon's snapshots and networks, need of the kernel, and Debian's has as modules
 _MODULES = """
     nf_tables unix_diag tcp_diag udp_diag af_packet_diag netlink_diag veth tun

@@ -5,93 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from clients import Cli
-from house import python_main, wait_for
+from guest import CGROUP_PARENT, Daemon
+from house import wait_for
 
 pytestmark = pytest.mark.root
 
 IMAGE = "nagaya/busybox"
 MB = 1 << 20
-PARENT = "nagt-daemon"
-
-
-class Daemon:
-    """nagayad in the machine's own network namespace."""
-
-    def __init__(self) -> None:
-        self.base = Path(tempfile.mkdtemp(prefix="nagt-", dir="/tmp"))
-        self.socket = self.base / "run" / "docker.sock"
-        self.environment = {**os.environ, "NAGAYA_HOST": f"unix://{self.socket}", "HOME": str(self.base)}
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def inside(self, argv: Sequence[str]) -> list[str]:
-        return list(argv)
-
-    def start(self) -> None:
-        with (self.base / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    *python_main("nagaya.daemon.main"),
-                    *("--root", str(self.base / "root"), "--run", str(self.base / "run")),
-                    *("--docker-socket", str(self.socket), "--cgroup-parent", PARENT),
-                    *("--bridge", "nagt0", "--bip", "10.231.0.1/24"),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.environment,
-            )
-        wait_for(lambda: self.log_of_end() or self.socket.exists(), 30, "the daemon's socket")
-        assert self.process.poll() is None, (self.base / "log").read_text()
-
-    def log_of_end(self) -> bool:
-        assert self.process is not None
-        return self.process.poll() is not None
-
-    def stop(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        os.kill(int((self.base / "run" / "nagayad.pid").read_text()), number)
-        self.process.wait(300)
-        self.socket.unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    made = Daemon()
-    made.start()
-    keeper = int((made.base / "run" / "supervisor.pid").read_text())
-    yield made
-    made.stop(signal.SIGTERM)
-    os.kill(keeper, signal.SIGTERM)
-    wait_for(lambda: not Path(f"/proc/{keeper}").exists(), 30, "the supervisor's end")
-    left = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(made.base) in line]
-    assert left == []
-    shutil.rmtree(made.base)
-
-
-@pytest.fixture
-def cli(daemon: Daemon) -> Iterator[Cli]:
-    found = Cli(daemon, "nagaya")
-    yield found
-    if left := found("ps", "-aq").out.split():
-        found.ok("rm", "-f", *left)
-    parent = Path("/sys/fs/cgroup", PARENT)
-    assert [p.name for p in parent.glob("*") if p.is_dir()] == []
 
 
 def group(cli: Cli, name: str = "box") -> Path:
     """The container's cgroup, as the kernel tells."""
     pid = cli.ok("inspect", "-f", "{{.State.Pid}}", name)
     path = Path(f"/proc/{pid}/cgroup").read_text().strip()
-    assert path.startswith(f"0::/{PARENT}/")
+    assert path.startswith(f"0::/{CGROUP_PARENT}/")
     return Path(f"/sys/fs/cgroup{path[3:]}")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nagaya.api.docker.server import start_server
 from nagaya.daemon import locks
 from nagaya.daemon.config import Config
+from nagaya.engine import apparmor
 from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.engine import Engine
 from nagaya.engine.ledger import Ledger
@@ -62,7 +63,9 @@ async def open_engine(config: Config) -> Engine:
         await supervisor.start()
         # only after a keeper was started: containers get the limit that nagayad was started with
         raise_file_limit()
-        return await Engine.create(World(config.settings(), ledger, images, config.network(), supervisor))
+        world = World(config.settings(), ledger, images, config.network(), supervisor)
+        world.apparmor = await asyncio.to_thread(apparmor.load_default)
+        return await Engine.create(world)
     except BaseException:
         await supervisor.close()
         ledger.close()

@@ -441,7 +441,12 @@ class Engine:
             "runtimes": {settings.default_runtime: {"path": "nagaya-oci"}, **settings.runtimes},
             "default_runtime": settings.default_runtime,
             "init_binary": os.path.basename(settings.init_path) or "",
-            "security_options": ("name=seccomp,profile=builtin", "name=cgroupns"),
+            "security_options": (
+                *(["name=apparmor"] if self._world.apparmor else []),
+                "name=seccomp,profile=builtin",
+                "name=cgroupns",
+            ),
+            "apparmor": self._world.apparmor,
             "warnings": (),
             "log_drivers": logoptions.DRIVERS,
             "cdi_spec_dirs": settings.cdi_spec_dirs,

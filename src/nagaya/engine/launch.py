@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nagaya.engine import (
+    apparmor,
     cdi,
     devices,
     files,
@@ -227,10 +228,11 @@ def _seccomp(container: Container, caps: list[str]) -> Profile:
     return _profile(seccomp_default.resolve_profile(privileges.seccomp_document(security.seccomp), caps))
 
 
-def _apparmor(config: ContainerConfig) -> str:
-    """The profile that the user named, where the kernel would know it."""
-    named = privileges.security_options(config.security_opt, privileged=config.privileged).apparmor
-    return named if named and _read("/sys/module/apparmor/parameters/enabled").startswith("Y") else ""
+def apparmor_profile(world: World, config: ContainerConfig) -> str:
+    """The name of its AppArmor profile. "": none, or the host knows none: dockerd passes over one there."""
+    security = privileges.security_options(config.security_opt, privileged=config.privileged)
+    profile = apparmor.chosen(security.apparmor, privileged=config.privileged, default=world.apparmor)
+    return profile if profile and apparmor.enabled() else ""
 
 
 def cgroups_path(world: World, container: Container) -> str:
@@ -316,7 +318,7 @@ def prepare(
             devices=nodes,
             device_rules=rules,
             block_io=devices.block_io(config.resources),
-            apparmor=_apparmor(config),
+            apparmor=apparmor_profile(world, config),
             join=join,
             share=share,
             shm_source=_shm(world, container, peers),
@@ -355,7 +357,11 @@ def prepare_exec(world: World, container: Container, config: ExecConfig) -> dict
         LayeredRoot([rootfs["upper"], *rootfs["lower"]]),
     )
     return spec.exec_process(
-        container, config, who, capabilities=capabilities(world, container, privileged=config.privileged)
+        container,
+        config,
+        who,
+        capabilities=capabilities(world, container, privileged=config.privileged),
+        apparmor=apparmor_profile(world, container.config),
     )
 
 

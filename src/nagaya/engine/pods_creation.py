@@ -13,6 +13,7 @@ import time
 import msgspec
 
 from nagaya.engine import (
+    apparmor,
     creation,
     files,
     filling,
@@ -71,7 +72,8 @@ def check(world: World, pod: Pod, config: PodContainerConfig) -> None:
             raise InvalidArgument(
                 f"a container's {field} is its pod's", subject=f"{_SECURITY}.namespace_options.{field}"
             )
-    _check_apparmor(config)
+    if profile := pods_spec.apparmor_profile(world, config):
+        apparmor.require(profile, f"{_SECURITY}.apparmor")
     privileges.capabilities(
         security.capabilities.add_capabilities,
         security.capabilities.drop_capabilities,
@@ -100,14 +102,6 @@ def check_resources(limits: LinuxResources) -> None:
         raise InvalidArgument("cpu limits are not negative", subject=f"{field}.cpu_shares")
     if not -1000 <= limits.oom_score_adj <= 1000:
         raise InvalidArgument("is not between -1000 and 1000", subject=f"{field}.oom_score_adj")
-
-
-def _check_apparmor(config: PodContainerConfig) -> None:
-    profile = config.security.apparmor
-    named = config.security.apparmor_profile
-    wanted = profile is not None and profile.profile_type == "Localhost"
-    if (wanted or named.startswith("localhost/")) and not config.security.privileged:
-        raise Unimplemented("AppArmor profiles are not offered", subject=f"{_SECURITY}.apparmor")
 
 
 def environment(config: PodContainerConfig) -> tuple[str, ...]:

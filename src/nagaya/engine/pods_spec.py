@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from nagaya.engine import (
+    apparmor,
     cdi,
     devices,
     files,
@@ -102,10 +103,25 @@ def _profile(config: PodContainerConfig, caps: Sequence[str]) -> Profile:
     return Profile(document, seccomp.precompile(document) if document else None)
 
 
+def apparmor_profile(world: World, config: PodContainerConfig) -> str:
+    """The name of its AppArmor profile, "" for none: the default one, also when nothing is said, but not
+    for privileged containers."""
+    security = config.security
+    named: str | None = None
+    if (wanted := security.apparmor or _old_profile(security.apparmor_profile)) is not None:
+        if wanted.profile_type == "Unconfined":
+            named = apparmor.UNCONFINED
+        elif wanted.profile_type == "Localhost":
+            named = wanted.localhost_ref.removeprefix("localhost/")
+    return apparmor.chosen(named, privileged=security.privileged, default=world.apparmor)
+
+
 def _old_profile(path: str) -> SecurityProfile | None:
-    """The deprecated field's words."""
-    if path in ("", "unconfined"):
+    """The words of the deprecated fields for seccomp and AppArmor."""
+    if path == "":
         return None
+    if path == "unconfined":
+        return SecurityProfile("Unconfined")
     if path in ("runtime/default", "docker/default"):
         return SecurityProfile("RuntimeDefault")
     return SecurityProfile("Localhost", path.removeprefix("localhost/"))
@@ -258,6 +274,7 @@ def prepare(world: World, container: Container) -> Launch:
         hostname=pods_files.hostname(pod),
         capabilities=caps,
         seccomp=profile.document,
+        apparmor=apparmor_profile(world, cri),
         masked=() if config.privileged else cri.security.masked_paths,
         readonly=() if config.privileged else cri.security.readonly_paths,
         mounts=points,
@@ -364,7 +381,8 @@ def prepare_exec(world: World, container: Container, config: ExecConfig) -> dict
     rootfs = world.images.snapshot(container.id)
     who = identity(member.config, container.config.user, LayeredRoot([rootfs["upper"], *rootfs["lower"]]))
     caps = launch.capabilities(world, container)
-    process = spec.exec_process(container, config, who, capabilities=caps)
+    profile = apparmor_profile(world, member.config)
+    process = spec.exec_process(container, config, who, capabilities=caps, apparmor=profile)
     _add_ambient({"process": process}, member.config, world.held)
     return process
 

@@ -68,18 +68,19 @@ def capabilities(
 
 class Security(NamedTuple):
     """`--security-opt`, parsed. seccomp: "default", "unconfined", or a profile's JSON text. apparmor: a
-    profile's name, for hosts that have AppArmor."""
+    profile's name, for hosts that have AppArmor; None when nothing is said of it."""
 
     seccomp: str = "default"
     no_new_privileges: bool = False
-    apparmor: str = ""
+    apparmor: str | None = None
     writable_cgroups: bool = False
 
 
 def security_options(options: Sequence[str], *, privileged: bool) -> Security:
     """Parse the options. Raises InvalidArgument for what is not known here."""
     seccomp, no_new = ("unconfined" if privileged else "default"), False
-    apparmor, writable = "", False
+    apparmor: str | None = None
+    writable = False
     for option in options:
         name, mark, value = option.partition("=")
         if not mark and ":" in option:
@@ -91,7 +92,7 @@ def security_options(options: Sequence[str], *, privileged: bool) -> Security:
         elif name == "seccomp":
             seccomp = "default" if value in ("builtin", "default") else value
         elif name == "apparmor":
-            apparmor = "" if value == "unconfined" else value  # no profile of ours could be left out
+            apparmor = value
         elif name == "writable-cgroups":
             if value not in ("true", "false"):
                 raise InvalidArgument(f'invalid --security-opt: "{option}"', subject="SecurityOpt")

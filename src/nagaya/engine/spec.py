@@ -197,7 +197,12 @@ def _linux(config: ContainerConfig, around: Surroundings) -> dict[str, Any]:
 
 
 def exec_process(
-    container: Container, config: ExecConfig, who: Identity, *, capabilities: Sequence[str]
+    container: Container,
+    config: ExecConfig,
+    who: Identity,
+    *,
+    capabilities: Sequence[str],
+    apparmor: str = "",
 ) -> dict[str, Any]:
     """The `process` of an exec session: the container's environment and directory unless named."""
     process: dict[str, Any] = {
@@ -219,6 +224,8 @@ def exec_process(
         ).no_new_privileges,
         "oomScoreAdj": container.config.oom_score_adj,
     }
+    if apparmor:
+        process["apparmorProfile"] = apparmor
     if config.tty:
         process["terminal"] = True
     rlimits = privileges.rlimits(container.config.ulimits)

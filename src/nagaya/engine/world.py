@@ -62,6 +62,7 @@ class World:
         self.volumes = VolumeLife(self)
         self.pods = PodTable()
         self.plugins: Plugins = NoPlugins()
+        self.apparmor = ""  # the profile of containers that name none
         self.held = frozenset(to_names(capget()[1]))
         self.cpus = os.sched_getaffinity(0)
         self.abilities = devices.abilities()

@@ -78,7 +78,12 @@ async def _sizes(engine: EngineService, container_id: str) -> dict[str, int]:
 async def inspect_one(engine: EngineService, request: Request) -> Response:
     """GET /containers/{id}/json"""
     container = engine.inspect_container(request.params["id"])
-    shown = inspect(container, _directory(engine, "root"), _directory(engine, "run"))
+    shown = inspect(
+        container,
+        _directory(engine, "root"),
+        _directory(engine, "run"),
+        apparmor=_directory(engine, "apparmor"),
+    )
     if request.flag("size"):
         shown |= await _sizes(engine, container.id)
     return json_response(shown)

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from nagaya.api.docker.types.times import rfc3339_nano
-from nagaya.engine import links
+from nagaya.engine import apparmor as profiles
+from nagaya.engine import links, privileges
 from nagaya.engine.model import (
     Attachment,
     Container,
@@ -31,8 +32,10 @@ Json = dict[str, Any]
 DRIVER = "overlay2"
 
 
-def inspect(container: Container, root: str, run: str = "", exec_ids: Iterable[str] = ()) -> Json:
-    """The whole resource. `root` and `run` are the daemon's directories."""
+def inspect(
+    container: Container, root: str, run: str = "", exec_ids: Iterable[str] = (), apparmor: str = ""
+) -> Json:
+    """The whole resource. `root` and `run` are the daemon's directories, `apparmor` its default profile."""
     home = f"{root}/containers/{container.id}"
     return {
         "Id": container.id,
@@ -51,7 +54,7 @@ def inspect(container: Container, root: str, run: str = "", exec_ids: Iterable[s
         "Platform": "linux",
         "MountLabel": "",
         "ProcessLabel": "",
-        "AppArmorProfile": "",
+        "AppArmorProfile": _apparmor(container, apparmor),
         "ExecIDs": list(exec_ids) or None,
         "HostConfig": host_config(container.config, container.name),
         "GraphDriver": {"Data": None, "Name": DRIVER},
@@ -59,6 +62,15 @@ def inspect(container: Container, root: str, run: str = "", exec_ids: Iterable[s
         "Config": config(container),
         "NetworkSettings": network_settings(container, run),
     }
+
+
+def _apparmor(container: Container, default: str) -> str:
+    """ "unconfined" where there would be one; "" on hosts without AppArmor."""
+    if not default:
+        return ""
+    config = container.config
+    named = privileges.security_options(config.security_opt, privileged=config.privileged).apparmor
+    return profiles.chosen(named, privileged=config.privileged, default=default) or profiles.UNCONFINED
 
 
 def state(container: Container) -> Json:
