@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import disk
 from house import House, wait_for
 from rawhttp import Reply, call
 
 pytestmark = pytest.mark.root
 
 IMAGE = "nagaya/busybox"
-
-
-@contextmanager
-def disk(megabytes: int, kind: str) -> Iterator[Path]:
-    """A small file system of a test's own, mounted."""
-    with tempfile.TemporaryDirectory(prefix="nagt-disk-", dir="/tmp") as name:
-        base = Path(name)
-        place = base / "disk"
-        place.mkdir()
-        if kind == "ext4":
-            image = base / "image"
-            with image.open("wb") as file:
-                file.truncate(megabytes << 20)
-            subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-            subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-        else:
-            options = f"size={megabytes}m,mode=0755"
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "nagt", str(place)], check=True)
-        try:
-            yield place
-        finally:
-            subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def fill(place: Path) -> Path:

@@ -1,0 +1,32 @@
+"""Small file systems of a test's own."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def disk(megabytes: int, kind: str, *options: str) -> Iterator[Path]:
+    """A small file system of a test's own, mounted; options: of mkfs."""
+    with tempfile.TemporaryDirectory(prefix="nagt-disk-", dir="/tmp") as name:
+        base = Path(name)
+        place = base / "disk"
+        place.mkdir()
+        if kind != "tmpfs":
+            image = base / "image"
+            with image.open("wb") as file:
+                file.truncate(megabytes << 20)
+            whole = ("-m", "0") if kind == "ext4" else ()  # of which root keeps nothing for itself
+            subprocess.run([f"mkfs.{kind}", "-q", *whole, *options, str(image)], check=True)
+            subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+        else:
+            size = f"size={megabytes}m,mode=0755"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", size, "nagt", str(place)], check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", "-l", str(place)], check=True)
