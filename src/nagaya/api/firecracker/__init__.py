@@ -1,0 +1,1 @@
+"""nagaya-vmm: one microVM behind Firecracker's REST API."""
