@@ -103,6 +103,26 @@ def test_details(server: Server) -> None:
     assert re.fullmatch(rb"2\S+Z E=1%2C2,a=x\+y,tag=box line\n", stamped)
 
 
+def test_a_tail_is_of_both_streams_whichever_is_asked_for(server: Server) -> None:
+    script = "echo a; sleep .2; echo b >&2; sleep .2; echo c >&2; sleep .2; echo d"
+    identity = run(server, "json-file", {}, "sh", "-c", script)
+    assert [line[8:] for line in logs(server, identity, "&tail=3").splitlines()] == [b"b", b"c", b"d"]
+    path = f"{API}/containers/{identity}/logs"
+    seen = {
+        (stream, tail): call(server.socket, "GET", f"{path}?{stream}=1&tail={tail}").body
+        for stream in ("stdout", "stderr")
+        for tail in (1, 2, 4)
+    }
+    assert {where: [line[8:] for line in body.splitlines()] for where, body in seen.items()} == {
+        ("stdout", 1): [b"d"],
+        ("stdout", 2): [b"d"],
+        ("stdout", 4): [b"a", b"d"],
+        ("stderr", 1): [],
+        ("stderr", 2): [b"c"],
+        ("stderr", 4): [b"b", b"c"],
+    }
+
+
 @pytest.mark.parametrize("driver", ("local", "json-file"))
 def test_what_can_be_read_and_rotates(server: Server, driver: str) -> None:
     options = {"max-size": "20k", "max-file": "2"}

@@ -119,10 +119,10 @@ class Script:
 
         threading.Thread(target=echo, daemon=True).start()
 
-    async def logs(self, ref: str, **wishes: Any) -> AsyncIterator[LogLine]:
+    async def logs(self, ref: str, **wishes: Any) -> AsyncIterator[list[LogLine]]:
         self.calls.append(("logs", wishes))
-        yield LogLine("stdout", 1_700_000_000_000_000_005, b"out\n")
-        yield LogLine("stderr", 1_700_000_000_000_000_006, b"err\n")
+        yield [LogLine("stdout", 1_700_000_000_000_000_005, b"out\n")]
+        yield [LogLine("stderr", 1_700_000_000_000_000_006, b"err\n")]
         if wishes["follow"]:
             try:
                 await asyncio.sleep(60)

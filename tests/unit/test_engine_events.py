@@ -135,7 +135,8 @@ def read(path: Path, state: str = "exited", **wanted: Any) -> list[LogLine]:
 
     async def main() -> list[LogLine]:
         world = cast(World, SimpleNamespace(job=job))
-        return [line async for line in logs.read(world, lambda: shown, **{**options, **wanted})]
+        batches = logs.read(world, lambda: shown, **{**options, **wanted})
+        return [line async for lines in batches for line in lines]
 
     return asyncio.run(main())
 
@@ -228,7 +229,7 @@ def test_following_crosses_a_rotation(tmp_path: Path, monkeypatch: pytest.Monkey
 
     async def main() -> list[str]:
         world = cast(World, SimpleNamespace(job=job))
-        lines = logs.read(
+        batches = logs.read(
             world,
             lambda: shown,
             stdout=True,
@@ -238,7 +239,7 @@ def test_following_crosses_a_rotation(tmp_path: Path, monkeypatch: pytest.Monkey
             tail=None,
             follow=True,
         )
-        return [line.data.decode() async for line in lines]
+        return [line.data.decode() async for lines in batches for line in lines]
 
     assert asyncio.run(asyncio.wait_for(main(), 20)) == ["a\n", "b\n", "c\n", "d\n", "e\n"]
 

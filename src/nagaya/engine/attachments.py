@@ -77,7 +77,8 @@ async def _replay(world: World, container: Container, request: AttachRequest, fd
     loop = asyncio.get_running_loop()
     with socket.socket(fileno=os.dup(fd)) as client:
         client.setblocking(False)
-        async for line in logs.read(
+        plain = container.config.tty or not request.frames
+        async for lines in logs.read(
             world,
             lambda: container,
             stdout=request.stdout,
@@ -87,7 +88,8 @@ async def _replay(world: World, container: Container, request: AttachRequest, fd
             tail=None,
             follow=False,
         ):
-            number = STDERR if line.stream == "stderr" else STDOUT
-            plain = container.config.tty or not request.frames
-            data = line.data if plain else frame(number, line.data)
-            await loop.sock_sendall(client, data)
+            parts = [
+                line.data if plain else frame(STDERR if line.stream == "stderr" else STDOUT, line.data)
+                for line in lines
+            ]
+            await loop.sock_sendall(client, b"".join(parts))

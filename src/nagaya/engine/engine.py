@@ -256,7 +256,7 @@ class Engine:
         until: int = 0,
         tail: int | None = None,
         follow: bool = False,
-    ) -> AsyncIterator[LogLine]:
+    ) -> AsyncIterator[Sequence[LogLine]]:
         slot = self._world.roster.find(ref)
         container_id = slot.container.id
 

@@ -74,7 +74,7 @@ class Forwarders:
             found = world.roster.get(container_id)
             return None if found is None else found.container
 
-        lines = logs.read(
+        batches = logs.read(
             world,
             now,
             stdout=True,
@@ -86,19 +86,20 @@ class Forwarders:
         )
         known = position.count
         try:
-            async for line in lines:
-                if line.time_ns == position.time_ns and known:
-                    known -= 1
-                    continue
-                known = 0
-                if not await self._send(target, line, now):
-                    log.error("container %s: its log's receiver is away, lines are kept", container_id[:12])
-                    return
-                same = line.time_ns == position.time_ns
-                position = Position(line.time_ns, position.count + 1 if same else 1)
-                if time.monotonic() - noted > _NOTE:
-                    await world.job(_write, world, container_id, position)
-                    noted = time.monotonic()
+            async for lines in batches:
+                for line in lines:
+                    if line.time_ns == position.time_ns and known:
+                        known -= 1
+                        continue
+                    known = 0
+                    if not await self._send(target, line, now):
+                        log.error("container %s: its log's receiver is away, lines are kept", container_id[:12])
+                        return
+                    same = line.time_ns == position.time_ns
+                    position = Position(line.time_ns, position.count + 1 if same else 1)
+                    if time.monotonic() - noted > _NOTE:
+                        await world.job(_write, world, container_id, position)
+                        noted = time.monotonic()
         finally:
             target.close()
             if self._tasks.get(container_id) is asyncio.current_task():

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Literal
 
@@ -39,6 +39,7 @@ class _Record(msgspec.Struct):
     attrs: dict[str, str] | None = None
 
 
+_NONE: dict[str, str] = {}
 _decode = msgspec.json.Decoder(_Record).decode
 
 
@@ -53,32 +54,43 @@ def parse_time(text: str) -> int:
 
 
 class _Clock:
-    """parse_time with the last second remembered: lines come many to a second."""
+    """parse_time with the last time and second remembered: lines come many to a second, and all that were
+    read at once have one time."""
 
-    __slots__ = ("_seconds", "_whole")
+    __slots__ = ("_found", "_seconds", "_text", "_whole")
 
     def __init__(self) -> None:
+        self._text, self._found = "", 0
         self._whole, self._seconds = "", 0
 
     def read(self, text: str) -> int:
+        if text != self._text:
+            self._text, self._found = text, self._read(text)
+        return self._found
+
+    def _read(self, text: str) -> int:
         whole, _, fraction = text.removesuffix("Z").partition(".")
         if whole != self._whole:
             self._whole, self._seconds = whole, parse_time(whole)
         return self._seconds + (int(fraction.ljust(9, "0")[:9]) if fraction.isdigit() else 0)
 
 
-def _lines(data: bytes, clock: _Clock) -> Iterator[LogLine]:
+def _lines(data: bytes, clock: _Clock) -> list[LogLine]:
+    found: list[LogLine] = []
     for raw in data.splitlines():
         try:
             record = _decode(raw)
         except msgspec.MsgspecError:
             continue  # a line cut short by a full disk: the next one is whole again
-        yield LogLine(
-            record.stream,
-            clock.read(record.time),
-            record.log.encode("utf-8", "surrogatepass"),
-            record.attrs or {},
+        found.append(
+            LogLine(
+                record.stream,
+                clock.read(record.time),
+                record.log.encode("utf-8", "surrogatepass"),
+                record.attrs or _NONE,
+            )
         )
+    return found
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -215,12 +227,12 @@ class _Files:
         self._lock()
         return bool(self._queue)
 
-    def tail(self, wanted: int, keep: Callable[[LogLine], bool]) -> list[LogLine]:
-        """The last `wanted` lines that pass; reading goes on behind them."""
+    def tail(self, wanted: int) -> list[LogLine]:
+        """The last `wanted` lines; reading goes on behind them."""
         with self._busy:
-            return self._tail(wanted, keep)
+            return self._tail(wanted)
 
-    def _tail(self, wanted: int, keep: Callable[[LogLine], bool]) -> list[LogLine]:
+    def _tail(self, wanted: int) -> list[LogLine]:
         found: list[LogLine] = []
         clock = _Clock()
         last = self._queue[-1:]
@@ -232,8 +244,7 @@ class _Files:
                 block = os.pread(fd, end - start, start) + rest
                 cut = block.find(b"\n") + 1 if start else 0
                 rest, whole = block[:cut], block[cut:]
-                lines = [line for line in _lines(whole, clock) if keep(line)]
-                found = lines[-(wanted - len(found)) :] + found
+                found = _lines(whole, clock)[-(wanted - len(found)) :] + found
                 end = start
             if fd not in last:
                 os.close(fd)
@@ -260,33 +271,40 @@ async def read(
     until: int,
     tail: int | None,
     follow: bool,
-) -> AsyncIterator[LogLine]:
-    """The lines in order. container: asked again while following; None when it was removed."""
+) -> AsyncIterator[list[LogLine]]:
+    """The lines in order, as many at once as were read at once. container: asked again while following;
+    None when it was removed. tail: of both streams together and whenever written, as with dockerd."""
     first = container()
     if first is None or not first.log_path:
         return
     streams = {name for name, wanted in (("stdout", stdout), ("stderr", stderr)) if wanted}
     clock = _Clock()
 
-    def keep(line: LogLine) -> bool:
-        return line.stream in streams and line.time_ns >= since and (not until or line.time_ns <= until)
+    def kept(lines: list[LogLine]) -> list[LogLine]:
+        return [
+            line
+            for line in lines
+            if line.stream in streams and line.time_ns >= since and (not until or line.time_ns <= until)
+        ]
 
     log = _Files(first.log_path, follow=follow)
     try:
         await world.job(log.open)
         if tail is not None:
-            for line in await world.job(log.tail, tail, keep):
-                yield line
+            found = kept(await world.job(log.tail, tail))
+            if found:
+                yield found
         while True:
             # asked before reading: what was written before the end is then read, not missed
             now = container()
             data = await world.job(log.read)
             if data:
-                for line in _lines(data, clock):
-                    if until and line.time_ns > until and follow:
-                        return
-                    if keep(line):
-                        yield line
+                lines = _lines(data, clock)
+                found = kept(lines)
+                if found:
+                    yield found
+                if until and follow and lines and lines[-1].time_ns > until:
+                    return
                 continue
             if not follow:
                 return

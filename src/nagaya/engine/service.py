@@ -81,7 +81,10 @@ class EngineService(Protocol):
         until: int = 0,
         tail: int | None = None,
         follow: bool = False,
-    ) -> AsyncIterator[LogLine]: ...
+    ) -> AsyncIterator[Sequence[LogLine]]:
+        """Lines as they were written, as many at once as were read at once."""
+        ...
+
     async def top(self, ref: str, ps_args: str) -> tuple[list[str], list[list[str]]]: ...
     async def stats(self, ref: str) -> Mapping[str, object]:
         """One reading of the container's cgroup and interfaces, in the shape of `events --stats`' data."""

@@ -130,7 +130,7 @@ async def logs(engine: EngineService, request: Request) -> Answer:
     if container.config.log.driver == "none":
         raise Unimplemented("configured logging driver does not support reading")
     now = time.time_ns()
-    lines = engine.logs(
+    batches = engine.logs(
         container.id,
         stdout=stdout,
         stderr=stderr,
@@ -141,14 +141,17 @@ async def logs(engine: EngineService, request: Request) -> Answer:
     )
     tty, stamps, details = container.config.tty, request.flag("timestamps"), request.flag("details")
 
+    def shown(line: LogLine) -> bytes:
+        data = line.data
+        if details:
+            data = _details(line) + b" " + data
+        if stamps:
+            data = rfc3339_fixed(line.time_ns).encode() + b" " + data
+        return data if tty else frame(2 if line.stream == "stderr" else 1, data)
+
     async def items() -> AsyncIterator[bytes]:
-        async for line in lines:
-            data = line.data
-            if details:
-                data = _details(line) + b" " + data
-            if stamps:
-                data = rfc3339_fixed(line.time_ns).encode() + b" " + data
-            yield data if tty else frame(2 if line.stream == "stderr" else 1, data)
+        async for lines in batches:
+            yield b"".join([shown(line) for line in lines])
 
     def render_error(error: Exception) -> bytes:
         text = b"Error grabbing logs: " + message_of(error).encode() + b"\n"
