@@ -28,7 +28,7 @@ from stage import IMAGE, OUR_IMAGE, Client, Command, Daemons, attempt, need, say
 CROWD = 50
 LISTED = 100
 STOPPED = 500
-PORTS = 20
+PORTS = 40
 # lines of a log, and bytes of each: many small ones, and ones as long as dockerd leaves whole
 LOGS = {"lines of 100 bytes": (300_000, 100), "lines of 8 KiB": (8_000, 8192)}
 _TERMINABLE = ["sh", "-c", "trap exit TERM; sleep 1000000 & wait"]
