@@ -93,7 +93,9 @@ class Forwarders:
                         continue
                     known = 0
                     if not await self._send(target, line, now):
-                        log.error("container %s: its log's receiver is away, lines are kept", container_id[:12])
+                        log.error(
+                            "container %s: its log's receiver is away, lines are kept", container_id[:12]
+                        )
                         return
                     same = line.time_ns == position.time_ns
                     position = Position(line.time_ns, position.count + 1 if same else 1)
