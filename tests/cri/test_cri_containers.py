@@ -284,6 +284,19 @@ def test_commands_and_their_output(node: Node, pod: str) -> None:
         refused(functools.partial(kubelet.ExecSync, request), status, word)
 
 
+def test_commands_are_each_caller_s_own_and_end_with_him(node: Node, pod: str) -> None:
+    made = node.start(pod)
+    ask = node.kubelet.method("ExecSync")
+    twice = cri.ExecSyncRequest(container_id=made, cmd=["sh", "-c", "echo $$; sleep 0.3"])
+    both = [node.kubelet.begin(ask(twice)) for _ in range(2)]
+    assert len({found.result(20).stdout for found in both}) == 2
+    forever = node.kubelet.begin(ask(cri.ExecSyncRequest(container_id=made, cmd=["sleep", "4321"])))
+    running = "ps -o args | grep -c '^sleep 4321' || true"
+    wait_for(lambda: node.exec(made, "sh", "-c", running) == "1\n", 20, "the command")
+    forever.cancel()
+    wait_for(lambda: node.exec(made, "sh", "-c", running) == "0\n", 20, "its end")
+
+
 def identity(node: Node, pod: str, **security: object) -> str:
     config = node.container_config("sh", "-c", "id -u; id -g; id -G")
     config.linux.security_context.MergeFrom(cri.LinuxContainerSecurityContext(**security))  # type: ignore[arg-type]

@@ -123,9 +123,13 @@ class Execs:
                     detach_keys=config.detach_keys,
                     preface=preface,
                 )
-            prepare = launch.prepare_exec if container.config.pod is None else pods_spec.prepare_exec
-            # side by side: the attachment takes two other processes' turns, and the process waits for both
-            process, _ = await asyncio.gather(world.job(prepare, world, container, config), attaching)
+            if container.config.pod is None:
+                preparing = world.job(launch.prepare_exec, world, container, config)
+                # side by side: the attachment takes two other processes' turns, and it waits for both
+                process, _ = await asyncio.gather(preparing, attaching)
+            else:
+                process = pods_spec.prepare_exec(world, container, config)
+                await attaching
             work = runtimes.of(world, container).exec(
                 container, exec_id, process, stdin=config.attach_stdin, console=console
             )

@@ -376,10 +376,10 @@ def _add_ambient(document: dict[str, Any], config: PodContainerConfig, held: fro
 
 
 def prepare_exec(world: World, container: Container, config: ExecConfig) -> dict[str, Any]:
-    """The `process` of a further command. Blocking. Raises InvalidArgument."""
+    """The `process` of a further command: of the user that the container's first process is, whatever its
+    /etc/passwd says by now; the runtime looks up his home there. Waits for nothing."""
     member = member_of(container)
-    rootfs = world.images.snapshot(container.id)
-    who = identity(member.config, container.config.user, LayeredRoot([rootfs["upper"], *rootfs["lower"]]))
+    who = Identity(*member.user, home="")
     caps = launch.capabilities(world, container)
     profile = apparmor_profile(world, member.config)
     process = spec.exec_process(container, config, who, capabilities=caps, apparmor=profile)

@@ -2,7 +2,8 @@
 handlers, the others with UNIMPLEMENTED and one line that says so.
 
 A handler runs to its end whether its caller waits or not, and the same request again joins it: a kubelet
-that gave up too early finds the work done, not a name that is taken (docs/cri.md).
+that gave up too early finds the work done, not a name that is taken (docs/cri.md). Commands
+alone are each caller's own, and end with him.
 """
 
 from __future__ import annotations
@@ -90,14 +91,11 @@ class _Service:
             request = await stream.recv_message()
             if request is None:
                 return
-            key = (name, request.SerializeToString(deterministic=True))
-            task = self._running.get(key)
-            if task is None:
-                task = asyncio.get_running_loop().create_task(handler(self._context, request), name=name)
-                self._running[key] = task
-                task.add_done_callback(lambda done: self._ended(key, done))
             try:
-                reply = await asyncio.shield(task)
+                if name in commands.UNARY:
+                    reply = await handler(self._context, request)
+                else:
+                    reply = await asyncio.shield(self._join(name, handler, request))
             except asyncio.CancelledError:
                 raise
             except Exception as error:
@@ -105,6 +103,16 @@ class _Service:
             await stream.send_message(reply)
 
         return serve
+
+    def _join(self, name: str, handler: Unary, request: Any) -> asyncio.Task[Any]:
+        """The work of this very request: what runs already, or begins now."""
+        key = (name, request.SerializeToString(deterministic=True))
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(handler(self._context, request), name=name)
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return task
 
     def _ended(self, key: tuple[str, bytes], task: asyncio.Task[Any]) -> None:
         self._running.pop(key, None)
