@@ -1,6 +1,6 @@
 """Run tests on cgroup v2: boot Debian's cloud kernel in QEMU, run pytest in it, exit with its code.
 
-    tests/vm/boot.py [--kernel FILE] [--systemd] [--ours] [--quiet SECONDS] [PYTEST ARGUMENT ...]
+    tests/vm/boot.py [--kernel FILE] [--systemd | --selinux] [--ours] [--quiet SECONDS] [PYTEST ARGUMENT ...]
 
 The processor is emulated: a machine whose /dev/kvm opens need not be able to run a guest with it. How
 long that takes says nothing: what has said nothing for long hangs.
@@ -28,7 +28,7 @@ _PACKAGE = "linux-image-cloud-amd64"
 _MEMORY, _CPUS = "1536M", 2
 _DISK, _SWAP = 64 << 20, 128 << 20
 # tests/runtime is there, too, for who names its files
-_TESTS, _SYSTEMD_TESTS = "tests/vm", "tests/vm/test_systemd.py"
+_TESTS, _SYSTEMD_TESTS, _SELINUX_TESTS = "tests/vm", "tests/vm/test_systemd.py", "tests/vm/test_selinux.py"
 _PYTEST = ("python3", "-B", "-m", "pytest", "-v", "-p", "no:cacheprovider", "--color=no")
 _OURS = ("-k", "not runc and not crun")
 _EXIT = re.compile(r"^test-vm: exit (\d+)\s*$")
@@ -62,12 +62,12 @@ def _sparse(path: Path, size: int) -> str:
     return str(path)
 
 
-def argv(kernel: Path, initrd: Path, disks: list[str]) -> list[str]:
+def argv(kernel: Path, initrd: Path, disks: list[str], more: str = "") -> list[str]:
     """QEMU's command line: q35 boots a stock kernel as it is, and NVMe is the disk that Debian's cloud
     kernel has built in."""
     line = "console=ttyS0 loglevel=3 panic=-1 cryptomgr.notests mitigations=off random.trust_cpu=on"
     # a busy host may not run the machine for seconds: its timer is there, its disk answers
-    line += " no_timer_check nowatchdog nvme_core.io_timeout=4000 rdinit=/init"
+    line += " no_timer_check nowatchdog nvme_core.io_timeout=4000 rdinit=/init" + more
     # it ends with us, however that comes
     words = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
     words += ["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", _MEMORY]
@@ -126,11 +126,13 @@ def main() -> int:
     parser.add_argument(
         "--systemd", action="store_true", help="with this host's systemd, and the tests of its driver"
     )
+    parser.add_argument("--selinux", action="store_true", help="with SELinux in the place of AppArmor")
     parser.add_argument("--ours", action="store_true", help="leave out the runs with runc and crun")
     parser.add_argument("--shell", metavar="COMMAND", help="run this in the machine instead of the tests")
     options, arguments = parser.parse_known_args()
     if not any(argument.startswith("tests/") for argument in arguments):
-        arguments.append(_SYSTEMD_TESTS if options.systemd else _TESTS)
+        wanted = {True: _TESTS, options.systemd: _SYSTEMD_TESTS, options.selinux: _SELINUX_TESTS}
+        arguments.append(wanted[True])
     command = options.shell or shlex.join([*_PYTEST, *(_OURS if options.ours else ()), *arguments])
     try:
         image = options.kernel or kernel()
@@ -142,9 +144,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nagaya-vm-") as directory:
         base = Path(directory)
         initrd = base / "initramfs"
-        initrd.write_bytes(initramfs.build(command, image, systemd=options.systemd))
+        initrd.write_bytes(initramfs.build(command, image, systemd=options.systemd, selinux=options.selinux))
         disks = [_sparse(base / "disk", _DISK), _sparse(base / "swap", _SWAP)]
-        return run(argv(image, initrd, disks), options.quiet)
+        more = " security=selinux" if options.selinux else ""
+        return run(argv(image, initrd, disks, more), options.quiet)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -52,6 +53,21 @@ TTYPath=/dev/ttyS0
 TimeoutStartSec=infinity
 """,
 }
+# SELinux: what the test's policy has rules of, and the kernel's initial labels in their order
+# (security/selinux/include/initial_sid_to_string.h)
+_CLASSES = {
+    "process": "transition dyntransition setexec setkeycreate setcurrent",
+    "process2": "nnp_transition nosuid_transition",
+    "file": "entrypoint execute read write open getattr relabelfrom relabelto",
+    "dir": "read search getattr relabelfrom relabelto",
+    "filesystem": "mount relabelfrom relabelto associate",
+    "key": "view read write search link setattr create",
+}
+_INITIAL_SIDS = """
+    kernel security unlabeled fs file file_labels init any_socket port netif netmsg node igmp_packet
+    icmp_socket tcp_socket sysctl_modprobe sysctl sysctl_fs sysctl_kernel sysctl_net sysctl_net_unix
+    sysctl_vm sysctl_dev kmod policy scmp_packet devnull
+""".split()
 # parts of the standard library that no test needs
 _NOT_NEEDED = re.compile(
     r"/(config-[^/]*|test|idlelib|lib2to3|tkinter|ensurepip|pydoc_data|distutils|turtledemo|"
@@ -170,9 +186,35 @@ def _systemd() -> dict[str, str]:
     return {file: file for file in files}
 
 
-def build(command: str, kernel: Path, *, systemd: bool = False) -> bytes:
+def _policy() -> bytes:
+    """A policy of SELinux with which all is allowed, and labels are checked: checkpolicy(8) compiles it.
+
+    Raises OSError, subprocess.CalledProcessError.
+    """
+    contexts = "nagt_u:nagt_r:nagt_t:s0"
+    lines = [f"class {name}" for name in _CLASSES]
+    lines += [f"sid {name}" for name in _INITIAL_SIDS]
+    lines += [f"class {name} {{ {permissions} }}" for name, permissions in _CLASSES.items()]
+    lines += ["sensitivity s0;", "dominance { s0 }", *(f"category c{n};" for n in range(4))]
+    lines += ["level s0:c0.c3;", "mlsconstrain file read ( l1 dom l2 or l1 domby l2 or l1 incomp l2 );"]
+    lines += ["policycap nnp_nosuid_transition;", "type nagt_t;", "type nagt_file_t;"]
+    lines += ["role nagt_r;", "role nagt_r types { nagt_t nagt_file_t };"]
+    lines += [f"allow nagt_t {{ nagt_t nagt_file_t }}:{name} *;" for name in _CLASSES]
+    lines += ["user nagt_u roles { nagt_r } level s0 range s0 - s0:c0.c3;"]
+    lines += [f"sid {name} {contexts}" for name in _INITIAL_SIDS]
+    lines += [f"fs_use_trans {name} {contexts};" for name in ("tmpfs", "devpts", "mqueue", "ramfs")]
+    lines += [f"genfscon {name} / {contexts}" for name in ("proc", "sysfs", "rootfs", "cgroup2", "selinuxfs")]
+    with tempfile.TemporaryDirectory() as directory:
+        source, policy = Path(directory, "policy.conf"), Path(directory, "policy")
+        source.write_text("\n".join(lines) + "\n")
+        words = ["checkpolicy", "-M", "-U", "allow", "-c", "33", "-o", str(policy), str(source)]
+        subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
+        return policy.read_bytes()
+
+
+def build(command: str, kernel: Path, *, systemd: bool = False, selinux: bool = False) -> bytes:
     """The whole archive, for that kernel; the machine runs the shell command and ends. systemd: under
-    this host's.
+    this host's. selinux: with a policy.
 
     Raises OSError when a file of the host is missing.
     """
@@ -193,6 +235,8 @@ def build(command: str, kernel: Path, *, systemd: bool = False) -> bytes:
     site = Path(sysconfig.get_path("purelib"))
     packages = [path for name in _PACKAGES for path in site.glob(name)]
     needed = [*_needed(interpreter, library, packages), *_opened_by_name()]
+    if selinux:
+        archive.put(f"{GUEST_ROOT}/selinux", stat.S_IFREG | 0o644, _policy())
     if systemd:
         needed += _systemd().values()
         for place, text in _SYSTEMD_FILES.items():

@@ -50,6 +50,11 @@ def test_runtime_and_daemon_on_cgroup_v2(tmp_path: Path) -> None:
     boot(tmp_path / "log")
 
 
+@pytest.mark.skipif(not shutil.which("checkpolicy"), reason="checkpolicy is not installed")
+def test_labels_of_selinux(tmp_path: Path) -> None:
+    boot(tmp_path / "log", "--selinux")
+
+
 @pytest.mark.skipif(not os.access("/lib/systemd/systemd", os.X_OK), reason="systemd is not installed")
 @pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="D-Bus is not installed")
 def test_the_systemd_driver(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ _NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"
 _HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _ID_LIMIT = (1 << 31) - 1  # CVE-2024-40635, 2026-46680: larger ones wrapped to 0 or became names
 _RLIMIT_LIMIT = 1 << 64
-_NO_SELINUX = "selinux label is specified in config, but selinux is disabled or not supported"
 _IPC_SYSCTLS = frozenset(
     "kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax kernel.shmmni"
     " kernel.shm_rmid_forced".split()
@@ -172,8 +171,7 @@ def validate_process(process: Any, field: str = "process") -> None:
     _rlimits(process, field)
     _number(process, "oomScoreAdj", f"{field}.oomScoreAdj", -1000, 1000)
     _get(process, "apparmorProfile", str, f"{field}.apparmorProfile")
-    if _get(process, "selinuxLabel", str, f"{field}.selinuxLabel"):
-        raise _bad(f"{field}.selinuxLabel", _NO_SELINUX)
+    _get(process, "selinuxLabel", str, f"{field}.selinuxLabel")
 
 
 def _rlimits(process: dict[str, Any], field: str) -> None:
@@ -244,8 +242,7 @@ def _linux(linux: dict[str, Any], spec: dict[str, Any]) -> None:
     _network_devices(linux, kinds)
     if _get(linux, "intelRdt", dict, "linux.intelRdt") is not None:
         raise _bad("linux.intelRdt", "Intel RDT is not enabled")
-    if _get(linux, "mountLabel", str, "linux.mountLabel"):
-        raise _bad("linux.mountLabel", _NO_SELINUX)
+    _get(linux, "mountLabel", str, "linux.mountLabel")
 
 
 def _resources(resources: dict[str, Any]) -> None:

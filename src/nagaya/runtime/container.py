@@ -119,6 +119,7 @@ def _make(
     begin = monotonic_ns()
     store.check_id(identifier)
     oci.validate(spec)
+    _require_selinux(spec.get("process") or {}, spec.get("linux") or {})
     if console is not None and not any(console):
         console = plan.console_size(spec.get("process") or {})
     job = plan.plan_container(
@@ -135,7 +136,7 @@ def _make(
     launch: Launch | None = None
     fds: list[int] = []
     try:
-        record = new_record(identifier, bundle, spec, no_pivot=no_pivot)
+        record = new_record(identifier, bundle, spec, no_pivot=no_pivot, no_new_keyring=no_new_keyring)
         trace.add("state directory", path, begin)
         ours, theirs = channel.pair()
         context = Context(identifier, theirs)
@@ -226,7 +227,9 @@ def _make(
     return Launched(launch.pid, launch.pidfd, launch.console)
 
 
-def new_record(identifier: str, bundle: str, spec: dict[str, Any], *, no_pivot: bool) -> dict[str, Any]:
+def new_record(
+    identifier: str, bundle: str, spec: dict[str, Any], *, no_pivot: bool, no_new_keyring: bool = False
+) -> dict[str, Any]:
     """The state of a container that has no process and no cgroups yet."""
     return {
         "version": store.VERSION,
@@ -237,6 +240,7 @@ def new_record(identifier: str, bundle: str, spec: dict[str, Any], *, no_pivot: 
         "pid": 0,
         "start_time": 0,
         "no_pivot": no_pivot,
+        "no_new_keyring": no_new_keyring,
         "config": spec,
     }
 
@@ -246,6 +250,22 @@ def note_process(record: dict[str, Any], pid: int) -> None:
     record["pid"] = pid
     fields = pids.stat_fields(pid)
     record["start_time"] = fields[1] if fields else 0
+
+
+def _require_selinux(process: dict[str, Any], linux: dict[str, Any]) -> None:
+    """Labels need SELinux, as with runc. Raises InvalidArgument with the field."""
+    labels = {
+        "process.selinuxLabel": process.get("selinuxLabel"),
+        "linux.mountLabel": linux.get("mountLabel"),
+    }
+    for field, label in labels.items():
+        if not label:
+            continue
+        from nagaya.linux import selinux  # few hosts have it
+
+        if not selinux.enabled():
+            message = "selinux label is specified in config, but selinux is disabled or not supported"
+            raise InvalidArgument(f"{field}: {message}", subject=field)
 
 
 def _rootfs_path(spec: dict[str, Any], bundle: str) -> str:
@@ -388,6 +408,7 @@ def exec_process(
             "cannot exec in a paused container (use --ignore-paused to override)", subject=identifier
         )
     oci.validate_process(process)
+    _require_selinux(process, {})
     if console is not None:
         process = {**process, "terminal": True}
         if any(console):
@@ -399,7 +420,9 @@ def exec_process(
         if not store.alive(record):
             raise FailedPrecondition("cannot exec in a stopped container", subject=identifier)
         spec = record["config"]
-        job = plan.plan_exec(spec, process, record["pid"], pidfd)
+        job = plan.plan_exec(
+            spec, process, record["pid"], pidfd, no_new_keyring=bool(record.get("no_new_keyring"))
+        )
         ours, theirs = channel.pair()
         context = Context(identifier, theirs)
         context.stdio = stdio

@@ -118,7 +118,7 @@ def _become(
     identity.stdio(context, uid)
     if context.slave >= 0 and not job.late:
         _terminal()
-    identity.confine(context, settings.get("apparmorProfile") or "")
+    identity.confine(context, settings.get("apparmorProfile") or "", settings.get("selinuxLabel") or "")
     keep = [0, 1, 2, *range(3, 3 + context.preserve_fds), context.channel.fileno(), *context.memory_fds]
     if context.fifo >= 0:
         keep.append(context.fifo)

@@ -102,7 +102,7 @@ def _load(launch: Launch, start_hooks: list[dict[str, Any]]) -> dict[type[plan.S
         from nagaya.runtime.steps import scheduling  # noqa: F401
     if any(isinstance(step, plan.NetDevices) for step in steps):
         from nagaya.linux import netmove  # noqa: F401
-    if all(isinstance(step, plan.Enter | plan.Identity) for step in steps):
+    if all(isinstance(step, plan.Enter | plan.Keyring | plan.Identity) for step in steps):
         from nagaya.runtime.steps import joining
 
         return joining.PERFORM

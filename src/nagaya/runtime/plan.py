@@ -126,7 +126,13 @@ class NetDevices(Step):
 
 
 class Keyring(Step):
-    """A session keyring of the container's own."""
+    """The container's own session keyring, with the SELinux label of its processes."""
+
+    __slots__ = ("label",)
+
+    def __init__(self, process: dict[str, Any]) -> None:
+        super().__init__("session keyring")
+        self.label: str = process.get("selinuxLabel") or ""
 
 
 class Loopback(Step):
@@ -167,6 +173,7 @@ class Mount(Step):
         "idmapped",
         "index",
         "inside",
+        "label",
         "mappings",
         "options",
         "recursive",
@@ -174,7 +181,7 @@ class Mount(Step):
         "type",
     )
 
-    def __init__(self, index: int, entry: dict[str, Any]) -> None:
+    def __init__(self, index: int, entry: dict[str, Any], label: str = "") -> None:
         self.index = index
         self.destination: str = entry["destination"]
         self.source: str = entry.get("source") or ""
@@ -182,6 +189,8 @@ class Mount(Step):
         self.type: str = entry.get("type") or ""
         self.bind = bool(self.options.flags & m.MS_BIND) or self.type == "bind"
         self.recursive = bool(self.options.flags & m.MS_REC)
+        # of what the container has alone; what the kernel fills has labels by the policy
+        self.label = "" if self.bind or self.type in ("proc", "sysfs") else label
         self.mappings: tuple[Any, Any] = (entry.get("uidMappings"), entry.get("gidMappings"))
         self.inside = False  # the source lies in the container's root: what was mounted there before counts
         # whose files' owners are mapped: with the entry's mappings, or the container's
@@ -303,9 +312,10 @@ class ReadonlyPaths(Step):
 class MaskedPaths(Step):
     """Paths hidden below /dev/null or an empty directory."""
 
-    __slots__ = ("paths",)
+    __slots__ = ("label", "paths")
 
-    def __init__(self, paths: list[str]) -> None:
+    def __init__(self, paths: list[str], label: str) -> None:
+        self.label = label
         self.paths = list(dict.fromkeys(paths))  # one cover is enough for a path that is given twice
         super().__init__("masked paths", " ".join(self.paths))
 
@@ -413,7 +423,7 @@ def plan_container(
     if plan.userns:
         steps.extend(placed)
     if not no_new_keyring:
-        steps.append(Keyring("session keyring"))
+        steps.append(Keyring(process))
     if "network" in new:
         steps.append(Loopback("loopback up"))
     _plan_root(plan, spec, linux, bundle, rootfs, console, no_pivot)
@@ -430,16 +440,18 @@ def plan_container(
     if linux.get("readonlyPaths"):
         steps.append(ReadonlyPaths(linux["readonlyPaths"]))
     if linux.get("maskedPaths"):
-        steps.append(MaskedPaths(linux["maskedPaths"]))
+        steps.append(MaskedPaths(linux["maskedPaths"], linux.get("mountLabel") or ""))
     if (spec.get("root") or {}).get("readonly") and "mount" in plan.namespaces:  # else it is the host's mount
         steps.append(ReadonlyRoot("read-only root", False))
     steps.append(Identity(process, linux.get("seccomp")))
     return plan
 
 
-def plan_exec(spec: dict[str, Any], process: dict[str, Any], pid: int, pidfd: int) -> Plan:
+def plan_exec(
+    spec: dict[str, Any], process: dict[str, Any], pid: int, pidfd: int, *, no_new_keyring: bool = False
+) -> Plan:
     """The plan of one more process in a container, whose first process is pid: its namespaces are
-    joined as one by the pidfd."""
+    joined as one by the pidfd. no_new_keyring: as the container was made."""
     linux = spec.get("linux") or {}
     plan = Plan()
     plan.process = process
@@ -452,6 +464,8 @@ def plan_exec(spec: dict[str, Any], process: dict[str, Any], pid: int, pidfd: in
         flags |= NAMESPACES[kind]
     affinity = plan.scheduling.affinity if plan.scheduling is not None else ([], [])
     plan.steps.append(Enter(pid, pidfd, flags, affinity))
+    if not no_new_keyring:
+        plan.steps.append(Keyring(process))
     if process.get("terminal"):
         plan.steps.append(Console(console_size(process), mount=False))
     plan.steps.append(Identity(process, linux.get("seccomp")))
@@ -520,7 +534,7 @@ def _plan_root(
     own_dev = True
     dev_readonly = False
     for index, entry in enumerate(mounts):
-        step = _plan_mount(index, entry, plan, path.rstrip("/"))
+        step = _plan_mount(index, entry, plan, path.rstrip("/"), linux.get("mountLabel") or "")
         steps.append(step)
         if step.destination.rstrip("/") == "/dev":
             own_dev = not step.bind
@@ -552,11 +566,11 @@ def _plan_root(
         steps.append(MakeDirectory(cwd))
 
 
-def _plan_mount(index: int, entry: dict[str, Any], plan: Plan, root: str) -> Mount:
+def _plan_mount(index: int, entry: dict[str, Any], plan: Plan, root: str, label: str) -> Mount:
     if entry.get("type") == "cgroup":
         step: Mount = CgroupMount(index, entry, "cgroup" in plan.namespaces)
     else:
-        step = Mount(index, entry)
+        step = Mount(index, entry, label)
     destination = "/" + "/".join(p for p in step.destination.split("/") if p not in ("", "."))
     if root != "/" and (destination == root or destination.startswith(root + "/")):
         destination = destination[len(root) :] or "/"  # some give the host's name of the place; so does runc

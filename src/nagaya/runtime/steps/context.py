@@ -124,6 +124,22 @@ class Context:
             self.procfd = _private_proc()
         return self.procfd
 
+    def write_attribute(self, name: str, value: str) -> None:
+        """/proc/self/attr/NAME, what a security module wants to know. Raises KernelError."""
+        try:
+            fd = os.open(f"self/attr/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.proc())
+            try:
+                os.write(fd, os.fsencode(value))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise KernelError(
+                os.strerror(error.errno or 0).lower(),
+                subject=value,
+                step=f"write {value!r} to attr/{name}",
+                errno=error.errno or 0,
+            ) from None
+
 
 def _private_proc() -> int:
     try:

@@ -51,34 +51,40 @@ def score(context: Context, value: int | None) -> None:
         context.trace.warn(f"oom_score_adj {value} is not allowed here: left as it is")
 
 
-def confine(context: Context, profile: str) -> None:
-    """The AppArmor profile that the program is to run in, from its exec on. Raises FailedPrecondition
-    where the kernel has no AppArmor: a profile that is left out would be worse than no container."""
+def confine(context: Context, profile: str, label: str) -> None:
+    """The AppArmor profile and the SELinux label that the program is to run with, from its exec on. Raises
+    FailedPrecondition where the kernel has no AppArmor: a profile that is left out would be worse than no
+    container."""
+    if label:
+        context.write_attribute("exec", label)
     if not profile:
         return
-    for name in ("self/attr/apparmor/exec", "self/attr/exec"):
+    for name in ("apparmor/exec", "exec"):
         try:
-            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=context.proc())
-        except OSError:
-            continue
-        try:
-            os.write(fd, b"exec " + os.fsencode(profile))
+            context.write_attribute(name, f"exec {profile}")
             return
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                continue  # the file is another security module's, or none's
+        except KernelError as error:
+            # the file is another security module's, or none's; or this kernel has it elsewhere
+            if error.errno == errno.EINVAL or (error.errno == errno.ENOENT and not _has(context, name)):
+                continue
             raise KernelError(
-                os.strerror(error.errno or 0).lower(),
+                error.message,
                 subject="process.apparmorProfile",
                 step=f"unable to apply apparmor profile {profile}",
-                errno=error.errno or 0,
+                errno=error.errno,
             ) from None
-        finally:
-            os.close(fd)
     raise FailedPrecondition(
         "unable to apply apparmor profile: apparmor: config provided but apparmor not supported",
         subject="process.apparmorProfile",
     )
+
+
+def _has(context: Context, name: str) -> bool:
+    try:
+        os.close(os.open(f"self/attr/{name}", os.O_PATH | os.O_CLOEXEC, dir_fd=context.proc()))
+    except OSError:
+        return False
+    return True
 
 
 def environment(context: Context, words: list[str], uid: int) -> dict[bytes, bytes]:

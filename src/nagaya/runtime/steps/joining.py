@@ -1,4 +1,4 @@
-"""What carries out the step of a plan that joins a container: no more is loaded for most execs."""
+"""What carries out the steps of a plan that joins a container: no more is loaded for most execs."""
 
 from __future__ import annotations
 
@@ -12,4 +12,7 @@ if TYPE_CHECKING:
 
     from nagaya.runtime.steps.context import Context
 
-PERFORM: dict[type[plan.Step], Callable[[Context, Any], None]] = {plan.Enter: namespaces.enter_container}
+PERFORM: dict[type[plan.Step], Callable[[Context, Any], None]] = {
+    plan.Enter: namespaces.enter_container,
+    plan.Keyring: namespaces.keyring,
+}

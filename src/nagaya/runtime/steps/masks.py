@@ -51,7 +51,7 @@ def masked_paths(context: Context, step: plan.MaskedPaths) -> None:
             continue
         if paths.is_dir(fd):
             if empty < 0:
-                empty = tree = _empty_directory()
+                empty = tree = _empty_directory(step.label)
                 m.move_mount(tree, fd)
             else:
                 tree = m.open_tree(empty, "", m.OPEN_TREE_CLONE | m.AT_EMPTY_PATH)
@@ -69,8 +69,10 @@ def masked_paths(context: Context, step: plan.MaskedPaths) -> None:
             os.close(fd)
 
 
-def _empty_directory() -> int:
+def _empty_directory(label: str) -> int:
     fd = m.fsopen("tmpfs")
+    if label:
+        m.fsconfig_string(fd, "context", label)
     m.fsconfig_string(fd, "source", "tmpfs")
     m.fsconfig_string(fd, "mode", "0755")
     m.fsconfig_create(fd)

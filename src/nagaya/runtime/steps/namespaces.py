@@ -144,10 +144,14 @@ def network_devices(context: Context, _step: plan.NetDevices) -> None:
     netmove.arrive(context.ask(channel.DEVICES)[0])
 
 
-def keyring(context: Context, _step: plan.Keyring) -> None:
+def keyring(context: Context, step: plan.Keyring) -> None:
     """Own session keyring, so that the caller's keys stay out of reach."""
+    if step.label:
+        context.write_attribute("keycreate", step.label)
     if not process.join_session_keyring("_ses." + context.id):
         context.trace.warn("KeyctlJoinSessionKeyring: not available here")
+    if step.label:
+        context.write_attribute("keycreate", "")
 
 
 def loopback(_context: Context, _step: plan.Loopback) -> None:

@@ -119,9 +119,30 @@ def mount(context: Context, step: plan.Mount) -> None:
     elif "tmpcopyup" in step.options.extensions and step.type == "tmpfs":
         _copy_up(where, step, flags)
     else:
-        m.mount(step.source or step.type, paths.fd_path(where), step.type, flags, step.options.data or None)
+        m.mount(step.source or step.type, paths.fd_path(where), step.type, flags, _data(step) or None)
     os.close(where)
+    if step.label and step.type == "mqueue":
+        _label(context.rootfd, step)
     after(context, step)
+
+
+def _data(step: plan.Mount) -> str:
+    """The options, with SELinux' label in quotes: it has commas."""
+    if not step.label or step.type == "mqueue":
+        return step.options.data
+    return f'{step.options.data},context="{step.label}"'.lstrip(",")
+
+
+def _label(rootfd: int, step: plan.Mount) -> None:
+    """An mqueue takes no label as it is mounted, but its root does then."""
+    top = paths.open_in_root(rootfd, step.destination, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.setxattr(top, "security.selinux", os.fsencode(step.label))
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+    finally:
+        os.close(top)
 
 
 def _mode(rootfd: int, step: plan.Mount) -> str:
@@ -220,6 +241,8 @@ def _copy_up(where: int, step: plan.Mount, flags: int) -> None:
     fd = m.fsopen("tmpfs")
     m.fsconfig_string(fd, "source", step.source or "tmpfs")
     m.fsconfig_options(fd, step.options.words())
+    if step.label:
+        m.fsconfig_string(fd, "context", step.label)
     m.fsconfig_create(fd)
     tree = m.fsmount(fd)
     os.close(fd)

@@ -63,7 +63,7 @@ def document() -> dict[str, Any]:
                 "supportedFlags": sorted(seccomp.FLAGS),
             },
             "apparmor": {"enabled": True},
-            "selinux": {"enabled": False},
+            "selinux": {"enabled": True},
             "intelRdt": {"enabled": False, "schemata": False, "monitoring": False},
             "memoryPolicy": {
                 "modes": sorted(scheduling.MEMORY_MODES),
