@@ -23,8 +23,10 @@ from pathlib import Path
 
 import initramfs
 
+from nagaya.errors import NotFound
+from nagaya.vm import making
+
 _CACHE = initramfs.ROOT / "build" / "vm"
-_PACKAGE = "linux-image-cloud-amd64"
 _MEMORY, _CPUS = "1536M", 2
 _DISK, _SWAP = 64 << 20, 128 << 20
 # tests/runtime is there, too, for who names its files
@@ -37,23 +39,9 @@ _EXIT = re.compile(r"^test-vm: exit (\d+)\s*$")
 def kernel() -> Path:
     """A cloud kernel of Debian: an installed one, or the package's, unpacked below build/vm and kept.
 
-    Raises subprocess.CalledProcessError, FileNotFoundError.
+    Raises NotFound, FailedPrecondition.
     """
-    if installed := sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64")):
-        return installed[-1]
-    if not (kept := sorted(_CACHE.glob("boot/vmlinuz-*"))):
-        _CACHE.mkdir(parents=True, exist_ok=True)
-        depends = subprocess.run(["apt-cache", "depends", _PACKAGE], capture_output=True, text=True).stdout
-        if not (names := re.findall(r"Depends: (linux-image-\S+)", depends)):
-            raise FileNotFoundError(f"apt knows no package {_PACKAGE}: name a kernel with --kernel")
-        subprocess.run(
-            ["apt-get", "-q", "download", names[0]], cwd=_CACHE, stdout=subprocess.DEVNULL, check=True
-        )
-        for package in _CACHE.glob("*.deb"):
-            subprocess.run(["dpkg-deb", "--extract", str(package), str(_CACHE)], check=True)
-            package.unlink()
-        kept = sorted(_CACHE.glob("boot/vmlinuz-*"))
-    return kept[-1]
+    return Path(making.find_kernel("cloud", str(_CACHE))[0])
 
 
 def _sparse(path: Path, size: int) -> str:
@@ -136,7 +124,7 @@ def main() -> int:
     command = options.shell or shlex.join([*_PYTEST, *(_OURS if options.ours else ()), *arguments])
     try:
         image = options.kernel or kernel()
-    except FileNotFoundError as error:
+    except NotFound as error:
         print(f"test-vm: {error}")
         return 77
     # so that the machine and its files go when we are told to

@@ -5,7 +5,6 @@ Format: cpio's "newc", Documentation/driver-api/early-userspace/buffer-format.rs
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
 import shutil
@@ -16,6 +15,8 @@ import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from nagaya.vm import initramfs, kernel, making
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST_ROOT = "/nagaya"
@@ -75,31 +76,8 @@ _NOT_NEEDED = re.compile(
 )
 
 
-class Archive:
-    """A cpio archive in the making: each path once, its directories before it."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._seen: set[str] = set()
-
-    def _entry(self, name: str, mode: int, data: bytes, mtime: int, device: tuple[int, int]) -> None:
-        encoded = name.encode() + b"\0"
-        # magic; ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
-        fields = (len(self._seen) + 1, mode, 0, 0, 1, mtime, len(data), 0, 0, *device, len(encoded), 0)
-        head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
-        self._parts += [head, bytes(-len(head) % 4), data, bytes(-len(data) % 4)]
-
-    def put(
-        self, path: str, mode: int, data: bytes = b"", mtime: int = 0, device: tuple[int, int] = (0, 0)
-    ) -> None:
-        """One file at an absolute path; one that is there already stays."""
-        if path in self._seen:
-            return
-        parent = os.path.dirname(path)
-        if parent != "/":
-            self.put(parent, stat.S_IFDIR | 0o755)
-        self._seen.add(path)
-        self._entry(path[1:], mode, data, mtime, device)
+class Archive(initramfs.Archive):
+    """An archive that takes files of the host."""
 
     def copy(self, source: str, path: str) -> None:
         """A file or link of the host. A .pyc is valid for its source's time: so times are kept."""
@@ -119,11 +97,6 @@ class Archive:
                 for name in names:
                     self.copy(f"{top}/{name}", f"{where}/{name}")
 
-    def to_bytes(self) -> bytes:
-        """The archive, with its trailer."""
-        self._entry("TRAILER!!!", 0, b"", 0, (0, 0))
-        return b"".join(self._parts)
-
 
 def libraries(files: Iterable[str]) -> set[str]:
     """The shared libraries that these programs and modules load, and their loader, by ldd(1)."""
@@ -137,29 +110,12 @@ def programs() -> dict[str, str]:
     return {"/bin/busybox": "/bin/busybox"} | {path: host for path, host in found.items() if host}
 
 
-def modules(kernel: Path) -> dict[str, bytes]:
+def modules(image: Path) -> dict[str, bytes]:
     """The kernel's modules that are loaded, {name: content}, after those that they depend on; none where
     they are not beside the kernel."""
-    version = kernel.name.partition("-")[2]
-    every = {
-        path.name.partition(".")[0]: path
-        for path in kernel.parent.parent.glob(f"lib/modules/{version}/kernel/**/*.ko*")
-    }
-    found: dict[str, bytes] = {}
-
-    def add(name: str) -> None:
-        if (path := every.get(name)) and name not in found:
-            data = path.read_bytes()
-            data = lzma.decompress(data) if path.suffix == ".xz" else data
-            # modinfo(8) reads the same section
-            depends = re.search(rb"\0depends=([^\0]*)\0", data)
-            for below in (depends[1].decode() if depends else "").split(","):
-                add(below)
-            found[name] = data
-
-    for name in _MODULES:
-        add(name)
-    return found
+    version = image.name.partition("-")[2]
+    every = making.Modules(str(image.parent.parent / "lib/modules" / version))
+    return {name: every[name] for name in kernel.in_order(_MODULES, every)}
 
 
 def _needed(interpreter: str, library: str, packages: list[Path]) -> Iterator[str]:
@@ -212,7 +168,7 @@ def _policy() -> bytes:
         return policy.read_bytes()
 
 
-def build(command: str, kernel: Path, *, systemd: bool = False, selinux: bool = False) -> bytes:
+def build(command: str, image: Path, *, systemd: bool = False, selinux: bool = False) -> bytes:
     """The whole archive, for that kernel; the machine runs the shell command and ends. systemd: under
     this host's. selinux: with a policy.
 
@@ -253,7 +209,7 @@ def build(command: str, kernel: Path, *, systemd: bool = False, selinux: bool = 
         archive.tree(str(path), f"{GUEST_PACKAGES}/{path.name}")
     for name in ("src/nagaya", "scripts", "tests/support", "tests/runtime", "tests/vm"):
         archive.tree(str(ROOT / name), f"{GUEST_ROOT}/{name}")
-    for index, (name, content) in enumerate(modules(kernel).items()):
+    for index, (name, content) in enumerate(modules(image).items()):
         archive.put(f"/modules/{index:02}-{name}.ko", stat.S_IFREG | 0o644, content)
     # not tests/conftest.py: it is about hosts without root, and asks for more packages
     archive.copy(str(ROOT / "pyproject.toml"), f"{GUEST_ROOT}/pyproject.toml")

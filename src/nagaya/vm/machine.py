@@ -61,7 +61,8 @@ class Nic:
 
 class Port:
     """A virtio-serial port: a byte stream to the guest, which finds it by `name`. fd: a connected socket
-    that QEMU inherits; else QEMU listens on the Unix socket `path`."""
+    that QEMU inherits; else QEMU listens on the Unix socket `path`; neither: the engine's own
+    channel."""
 
     __slots__ = ("fd", "name", "path")
 
@@ -82,6 +83,10 @@ class Share:
         self.path = path
         self.read_only = read_only
 
+    def at(self, path: str) -> Share:
+        """The same with its directory elsewhere."""
+        return Share(self.tag, path, read_only=self.read_only)
+
 
 class Vsock:
     """A virtio-vsock device whose backend speaks vhost-user on the Unix socket `path`. The backend must see
@@ -92,6 +97,10 @@ class Vsock:
     def __init__(self, cid: int, path: str) -> None:
         self.cid = cid
         self.path = path
+
+    def at(self, path: str) -> Vsock:
+        """The same with its backend's socket elsewhere."""
+        return Vsock(self.cid, path)
 
 
 class Memory:
@@ -105,6 +114,10 @@ class Memory:
         self.mib = mib
         self.path = path
         self.shared = shared
+
+    def at(self, path: str) -> Memory:
+        """The same with its file elsewhere."""
+        return Memory(self.mib, path=path, shared=self.shared)
 
 
 class Balloon:
@@ -185,6 +198,10 @@ class Machine:
         self.console = console
         self.accel = accel
 
+    def copy(self) -> Machine:
+        """Another one with the same parts, to be changed."""
+        return Machine(**{name: getattr(self, name) for name in self.__slots__})
+
 
 def check(machine: Machine) -> None:
     """Raises InvalidArgument, with the field as subject, for what no machine of ours can be."""
@@ -255,12 +272,20 @@ def _memory(memory: Memory) -> list[str]:
     return ["-m", f"{memory.mib}M", "-object", ram]
 
 
-def _console(console: str) -> list[str]:
+def _console(console: str, files: Mapping[str, int]) -> list[str]:
     if not console:
         return ["-serial", "null"]
     if console.startswith("fd:"):
         return ["-chardev", f"socket,id=console,fd={console[3:]}", "-serial", "chardev:console"]
-    return ["-chardev", f"file,id=console,path={_escaped(console)}", "-serial", "chardev:console"]
+    words, path = _passed(console, files)
+    return [*words, "-chardev", f"file,id=console,path={_escaped(path)}", "-serial", "chardev:console"]
+
+
+def _passed(path: str, files: Mapping[str, int]) -> tuple[list[str], str]:
+    """A file that QEMU inherits open is found in a set of descriptors (qemu(1), -add-fd)."""
+    if path not in files:
+        return [], path
+    return ["-add-fd", f"fd={files[path]},set={files[path]}"], f"/dev/fdset/{files[path]}"
 
 
 def argv(
@@ -276,8 +301,9 @@ def argv(
     """QEMU's command line for this machine.
 
     qmp_fd: a connected socket for the monitor, which QEMU inherits; else it listens on `qmp_path`.
-    files: {path: descriptor} of drives that QEMU inherits open and need not find. incoming: wait for a
-    saved state (`migrate-incoming`). sandbox: QEMU's own seccomp filter, too. Raises InvalidArgument.
+    files: {path: descriptor} of drives and of the console's file that QEMU inherits open and need not find.
+    incoming: wait for a saved state (`migrate-incoming`). sandbox: with QEMU's own seccomp filter. Raises
+    InvalidArgument.
     """
     check(machine)
     options = ["microvm", "acpi=on", "rtc=on", "pit=off", "pic=off", f"accel={machine.accel}"]
@@ -295,13 +321,10 @@ def argv(
     words += ["-kernel", machine.kernel]
     words += ["-initrd", machine.initrd] if machine.initrd else []
     words += ["-append", machine.cmdline] if machine.cmdline else []
-    words += _console(machine.console)
+    words += _console(machine.console, files or {})
     for drive in machine.drives:
-        path = drive.path
-        if files and path in files:
-            path = f"/dev/fdset/{files[path]}"
-            words += ["-add-fd", f"fd={files[drive.path]},set={files[drive.path]}"]
-        words += _drive(drive, path)
+        passed, path = _passed(drive.path, files or {})
+        words += [*passed, *_drive(drive, path)]
     for nic in machine.nics:
         words += _nic(nic)
     words += _ports(machine.ports)

@@ -1,0 +1,211 @@
+"""The process that becomes QEMU, from clone to execve, and what it may still see and do.
+
+Confined, it is root of a user namespace whose ids are nobody's on the host, in namespaces of its own for
+mounts, network, processes, IPC and names. Its root is a read-only tmpfs with the host's /usr, three devices,
+and the files of the machine bound to /vm. With a shared directory it keeps, in that namespace, what file
+servers need (CAP_CHOWN and kin): that counts for files of mounts which are mapped to its ids
+(mount_setattr(2), MOUNT_ATTR_IDMAP), and for none of the host's.
+"""
+
+from __future__ import annotations
+
+import _socket
+
+from nagaya.errors import KernelError, NagayaError, Unavailable
+from nagaya.linux import caps, mounts, os, process
+from nagaya.linux import namespaces as ns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from nagaya.vm.machine import Machine
+
+IDS = 65536
+_FIRST, _SLOTS = 0x60000000, 32768
+_SPACES = ns.CLONE_NEWNS | ns.CLONE_NEWNET | ns.CLONE_NEWPID | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS
+# where the new root is put together: every host has it, and QEMU needs nothing of it
+_PLACE = "/sys"
+_SERVER = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID")
+_DEVICES = ("/dev/null", "/dev/urandom")
+_SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache")
+_LINK, _DIRECTORY, _KIND = 0o120000, 0o040000, 0o170000
+
+
+class Confinement:
+    """base: the first of 65536 ids of the host that are this machine's; 0: by the caller's pid, as only one
+    process has it at a time. cgroups: directories that the process joins."""
+
+    __slots__ = ("base", "cgroups")
+
+    def __init__(self, base: int = 0, cgroups: Sequence[str] = ()) -> None:
+        self.base = base or _FIRST + os.getpid() % _SLOTS * IDS
+        self.cgroups = list(cgroups)
+
+
+def _bound(machine: Machine) -> dict[str, str]:
+    """{path on the host: path inside} of what QEMU opens itself."""
+    inside = {machine.kernel: "/vm/kernel"}
+    if machine.initrd:
+        inside[machine.initrd] = "/vm/initrd"
+    if machine.memory.path:
+        inside[machine.memory.path] = "/vm/memory"
+    if machine.vsock:
+        inside[machine.vsock.path] = "/vm/vsock"
+    for share in machine.shares:
+        inside[share.path] = f"/vm/share-{share.tag}"
+    return inside
+
+
+def inside(machine: Machine) -> Machine:
+    """The same machine with the paths that its files have in there."""
+    names, inner = _bound(machine), machine.copy()
+    inner.kernel = names[machine.kernel]
+    inner.initrd = names.get(machine.initrd, "")
+    inner.memory = machine.memory.at(names.get(machine.memory.path, ""))
+    inner.vsock = machine.vsock.at(names[machine.vsock.path]) if machine.vsock else None
+    inner.shares = [share.at(names[share.path]) for share in machine.shares]
+    return inner
+
+
+def _bind(source: str, target: str, flags: int = 0) -> None:
+    """A file or directory of the host at a place of the new root, which is made."""
+    kind = os.stat(source).st_mode & _KIND
+    if kind == _DIRECTORY:
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.dirname(target), exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    mounts.mount(source, target, None, mounts.MS_BIND | mounts.MS_REC)
+    if flags:
+        mounts.mount(None, target, None, mounts.MS_REMOUNT | mounts.MS_BIND | flags)
+
+
+def _build_root(machine: Machine) -> None:
+    read_only = mounts.MS_RDONLY | mounts.MS_NOSUID
+    mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+    mounts.mount("tmpfs", _PLACE, "tmpfs", mounts.MS_NOSUID, "mode=755,size=1m")
+    for path in _SYSTEM:
+        try:
+            kind = os.lstat(path).st_mode & _KIND
+        except OSError:
+            continue
+        if kind == _LINK:
+            os.symlink(os.readlink(path), _PLACE + path)
+        else:
+            _bind(path, _PLACE + path, read_only | mounts.MS_NODEV)
+    for path in (*_DEVICES, *(("/dev/kvm",) if machine.accel == "kvm" else ())):
+        _bind(path, _PLACE + path)
+    shared = {share.path for share in machine.shares}
+    for path, name in _bound(machine).items():
+        _bind(path, _PLACE + name, mounts.MS_NOSUID | mounts.MS_NODEV if path in shared else 0)
+    os.chdir(_PLACE)
+    mounts.pivot_root(".", ".")
+    mounts.umount2(".", mounts.MNT_DETACH)
+    os.chdir("/")
+    mounts.mount(None, "/", None, mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY)
+
+
+def _become_nobody(machine: Machine, end: _socket.socket) -> None:
+    ns.unshare(ns.CLONE_NEWUSER)
+    end.send(b"u")
+    if end.recv(1) != b"m":
+        os._exit(1)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    keep = caps.to_mask(_SERVER if machine.shares else ())[0]
+    caps.drop_bounding(keep)
+    process.set_no_new_privs()
+
+
+def _run(
+    machine: Machine,
+    words: list[str],
+    kept: Sequence[int],
+    stderr: int,
+    confined: Confinement | None,
+    end: _socket.socket,
+) -> NoReturn:
+    """In the new process. Nothing is imported here: the root changes."""
+    try:
+        for fd in kept:
+            os.set_inheritable(fd, True)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for target, fd in enumerate((null, null, stderr)):
+            os.dup2(fd, target)
+        process.reset_signals()
+        os.setsid()
+        if confined:
+            _build_root(machine)
+            _become_nobody(machine, end)
+        process.prctl(process.PR_SET_PDEATHSIG, 9)
+        end.send(b"r")
+        if end.recv(1) != b"g":  # who should end us has ended already
+            os._exit(1)
+        os.execve(words[0], words, {b"PATH": b"/usr/bin:/bin"})
+    except NagayaError as error:
+        end.send(f"e{error.errno} {error}".encode())
+    except OSError as error:
+        end.send(f"e{error.errno} {os.fsdecode(error.filename or words[0])}: {error.strerror}".encode())
+    finally:
+        os._exit(1)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _serve(pid: int, end: _socket.socket, confined: Confinement | None) -> None:
+    """What the new process needs of its parent, until execve closes its end."""
+    while said := end.recv(4096):
+        if said == b"u" and confined:
+            for name in ("uid_map", "gid_map"):
+                _write(f"/proc/{pid}/{name}", f"0 {confined.base} {IDS}")
+            end.send(b"m")
+        elif said == b"r":
+            end.send(b"g")
+        else:
+            number, _, words = said[1:].decode("utf-8", "replace").partition(" ")
+            raise KernelError(words, step="start microVM", errno=int(number) if number.isdigit() else 0)
+
+
+def start(
+    machine: Machine,
+    words: list[str],
+    kept: Sequence[int],
+    stderr: int,
+    confined: Confinement | None,
+) -> tuple[int, int]:
+    """Start it: (pid, pidfd). kept: the descriptors it inherits beside 0, 1, 2.
+
+    Raises KernelError, with the step that failed; nothing of it is left then.
+    """
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+    try:
+        pid, pidfd = ns.clone3((_SPACES if confined else 0) | ns.CLONE_PIDFD)
+        if not pid:
+            ours.close()
+            _run(machine, words, kept, stderr, confined, theirs)
+        theirs.close()
+        try:
+            for directory in confined.cgroups if confined else ():
+                _write(f"{directory}/cgroup.procs", str(pid))
+            _serve(pid, ours, confined)
+        except BaseException as error:
+            ours.close()
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            os.close(pidfd)
+            if isinstance(error, OSError):
+                raise Unavailable(f"QEMU cannot be started: {error.strerror}", step="start microVM") from None
+            raise
+    finally:
+        ours.close()
+        theirs.close()
+    return pid, pidfd
