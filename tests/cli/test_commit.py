@@ -93,7 +93,7 @@ def test_changes(cli: Cli) -> None:
         "a",
         "b",
     )
-    # all of them by dockerd, to prove the table; by us in tests/unit/test_oci_changes.py
+    # all of them by dockerd, to prove the table; by us in tests/unit/test_build_changes.py
     for change, expected in CHANGES if isinstance(cli.server, Dockerd) else CHANGES[::6]:
         image = cli.ok("commit", "-c", change, "box")
         found = config(cli, image)

@@ -60,8 +60,12 @@ def test_directives_come_first() -> None:
     assert [i.text for i in found.stages[0].instructions] == ["RUN b  c", "RUN d \\"]
     assert parse(b"# a comment\n# escape=`\nFROM a").escape == "\\"
     assert parse(b"# unknown=1\n# escape=`\nFROM a").escape == "\\"
-    assert complaint("# escape=x\nFROM a") == "invalid escape token 'x' does not match ` or \\"
-    assert complaint("# escape=`\n# escape=`\nFROM a") == "only one escape parser directive can be used"
+    assert (
+        complaint("# escape=x\nFROM a")
+        == "failed to parse Dockerfile: invalid escape token 'x' does not match ` or \\"
+    )
+    twice = complaint("# escape=`\n# escape=`\nFROM a")
+    assert twice == "failed to parse Dockerfile: only one escape parser directive can be used"
 
 
 def test_an_escaped_escape_does_not_continue_a_line() -> None:
@@ -80,7 +84,7 @@ def test_empty_lines_in_a_continuation_are_warned_of() -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "# only\n", " \\\n"])
 def test_nothing_is_no_dockerfile(text: str) -> None:
-    assert complaint(text) == "file with no instructions"
+    assert complaint(text) == "failed to parse Dockerfile: file with no instructions"
 
 
 def test_a_line_has_a_bound() -> None:
@@ -112,7 +116,7 @@ def test_what_only_looks_like_a_document() -> None:
 
 
 def test_a_document_must_end() -> None:
-    assert complaint("FROM a\nRUN <<EOF\nx\n") == "unterminated heredoc"
+    assert complaint("FROM a\nRUN <<EOF\nx\n") == "failed to parse Dockerfile: unterminated heredoc"
     assert "cannot accept a heredoc as a destination" in complaint("FROM a\nCOPY a <<EOF\nx\nEOF\n")
 
 

@@ -35,7 +35,7 @@ from nagaya.engine.forwarding import Forwarders
 from nagaya.engine.health import Monitors
 from nagaya.engine.images import Images
 from nagaya.engine.keeper import Exit
-from nagaya.engine.making import Making
+from nagaya.engine.making import Edit, Making
 from nagaya.engine.model import (
     Attachment,
     AttachRequest,
@@ -373,21 +373,19 @@ class Engine:
         self,
         ref: str,
         name: str,
-        changes: Sequence[str],
+        edit: Edit,
         config: Mapping[str, Any] | None,
         *,
         author: str = "",
         comment: str = "",
         pause: bool = True,
     ) -> str:
-        return await self._making.commit(
-            ref, name, changes, config, author=author, comment=comment, pause=pause
-        )
+        return await self._making.commit(ref, name, edit, config, author=author, comment=comment, pause=pause)
 
     async def import_image(
-        self, body: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str, platform: str
+        self, body: AsyncIterator[bytes], name: str, edit: Edit, message: str, platform: str
     ) -> str:
-        return await self._making.import_files(body, name, changes, message, platform)
+        return await self._making.import_files(body, name, edit, message, platform)
 
     def load_images(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:
         return self._images.load(body)

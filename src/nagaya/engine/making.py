@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +14,9 @@ from nagaya.engine.model import Container, ContainerConfig
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, NagayaError
 from nagaya.image.making import Recipe
-from nagaya.oci import changes as instructions
 from nagaya.oci import platform as platforms
+
+Edit = Callable[[Mapping[str, Any]], dict[str, Any]]  # of an image's configuration
 
 
 class Making:
@@ -30,7 +31,7 @@ class Making:
         self,
         ref: str,
         name: str,
-        changes: Sequence[str],
+        edit: Edit,
         given: Mapping[str, Any] | None,
         *,
         author: str = "",
@@ -39,12 +40,12 @@ class Making:
     ) -> str:
         """The id of an image of the container, frozen meanwhile when it runs (pause).
 
-        given: its configuration, None for the container's. Raises NotFound, InvalidArgument,
-        FailedPrecondition."""
+        given: its configuration, None for the container's; edit: what is made of it. Raises NotFound,
+        InvalidArgument, FailedPrecondition."""
         slot = self._world.roster.find(ref)
         container = slot.container
         own = configuration(container.config)
-        config = instructions.merge(instructions.apply(own if given is None else given, changes), own)
+        config = filled(edit(own if given is None else given), own)
         frozen = pause and container.state == "running"
         if frozen:
             with suppress(FailedPrecondition):  # it has ended meanwhile, or another client was quicker
@@ -69,14 +70,35 @@ class Making:
         return image.id
 
     async def import_files(
-        self, body: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str, platform: str
+        self, body: AsyncIterator[bytes], name: str, edit: Edit, message: str, platform: str
     ) -> str:
         """The id of an image of one layer, an archive (plain, gzip, zstd). Raises InvalidArgument and what
         unpacking does. Cancelled, it leaves nothing."""
-        config = instructions.apply({}, changes)
+        config = edit({})
         wanted = platforms.parse(platform) if platform else None
         recipe = Recipe(config, _now(), comment=message or "Imported from -", platform=wanted)
         return await self._images.import_files(body, recipe, name)
+
+
+def filled(config: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with what it leaves out taken from `below` (moby, daemon/commit.go, merge)."""
+    found: dict[str, Any] = dict(config)
+    for key in ("User", "WorkingDir", "StopSignal", "Healthcheck"):
+        if not found.get(key) and below.get(key):
+            found[key] = below[key]
+    for key in ("ExposedPorts", "Labels", "Volumes"):
+        both = {**(below.get(key) or {}), **(found.get(key) or {})}
+        if both:
+            found[key] = both
+    given = {variable.partition("=")[0] for variable in found.get("Env") or ()}
+    rest = [variable for variable in below.get("Env") or () if variable.partition("=")[0] not in given]
+    found["Env"] = [*(found.get("Env") or ()), *rest]
+    if not found.get("Entrypoint"):
+        if not found.get("Cmd"):
+            found["Cmd"] = below.get("Cmd")
+        if found.get("Entrypoint") is None:
+            found["Entrypoint"] = below.get("Entrypoint")
+    return {key: value for key, value in found.items() if value not in (None, "", [], {})}
 
 
 def configuration(config: ContainerConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from nagaya.engine.changes import Change
 from nagaya.engine.copying import PathStat
+from nagaya.engine.making import Edit
 from nagaya.engine.model import (
     Attachment,
     AttachRequest,
@@ -164,19 +165,19 @@ class EngineService(Protocol):
         self,
         ref: str,
         name: str,
-        changes: Sequence[str],
+        edit: Edit,
         config: Mapping[str, Any] | None,
         *,
         author: str = "",
         comment: str = "",
         pause: bool = True,
     ) -> str:
-        """The id of an image of the container. config: as image-spec's `config`, None for its own; changes:
-        Dockerfile instructions. Raises NotFound, InvalidArgument, FailedPrecondition."""
+        """The id of an image of the container. config: as image-spec's `config`, None for its own; edit:
+        what is made of it. Raises NotFound, InvalidArgument, FailedPrecondition."""
         ...
 
     async def import_image(
-        self, body: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str, platform: str
+        self, body: AsyncIterator[bytes], name: str, edit: Edit, message: str, platform: str
     ) -> str:
         """The id of an image of one layer, of an archive of files. Raises InvalidArgument."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 
 from nagaya.api.docker.errors import message_of
 from nagaya.api.docker.respond import json_line, json_response, primed
@@ -22,6 +23,8 @@ from nagaya.api.docker.types.image import (
 )
 from nagaya.api.http.messages import Answer, Request, Response, Stream
 from nagaya.api.http.router import Route
+from nagaya.build import changes
+from nagaya.engine.making import Edit
 from nagaya.engine.service import EngineService
 from nagaya.errors import InvalidArgument, Unimplemented
 
@@ -62,7 +65,7 @@ async def import_files(engine: EngineService, request: Request) -> Stream:
     image_id = await engine.import_image(
         request.chunks(),
         name,
-        [change for change in request.query.get("changes", ()) if change],
+        _edit(request),
         request.get("message"),
         request.get("platform"),
     )
@@ -81,13 +84,18 @@ async def commit(engine: EngineService, request: Request) -> Response:
     image_id = await engine.commit_container(
         request.get("container"),
         pull_reference(repository, tag) if repository else "",
-        [change for change in request.query.get("changes", ()) if change],
+        _edit(request),
         given,
         author=request.get("author"),
         comment=request.get("comment"),
         pause=request.flag("pause", True),
     )
     return json_response({"Id": image_id}, 201)
+
+
+def _edit(request: Request) -> Edit:
+    """What the query's `changes`, Dockerfile instructions, make of a configuration."""
+    return partial(changes.apply, changes=[text for text in request.query.get("changes", ()) if text])
 
 
 async def push(engine: EngineService, request: Request) -> Stream:

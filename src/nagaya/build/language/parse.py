@@ -48,19 +48,26 @@ _SECURITIES = ("sandbox", "insecure")
 
 def parse(data: bytes) -> Dockerfile:
     """A whole Dockerfile. Raises DockerfileError, which knows the line."""
-    read = lines.read(data)
+    try:
+        read = lines.read(data)
+    except DockerfileError as error:
+        raise DockerfileError(f"failed to parse Dockerfile: {error.message}", error.line) from None
     arguments: list[Arg] = []
     begins: list[From] = []
     bodies: list[list[Instruction]] = []
     for line in read.lines:
-        instruction = _located(line, read.escape)
-        if isinstance(instruction, From):
-            begins.append(instruction)
+        try:
+            found = instruction(line, read.escape)
+        except DockerfileError as error:
+            message = f"dockerfile parse error line {error.line}: {error.message}"
+            raise DockerfileError(message, error.line) from None
+        if isinstance(found, From):
+            begins.append(found)
             bodies.append([])
         elif bodies:
-            bodies[-1].append(instruction)
-        elif isinstance(instruction, Arg):
-            arguments.append(instruction)
+            bodies[-1].append(found)
+        elif isinstance(found, Arg):
+            arguments.append(found)
         else:
             raise DockerfileError("no build stage in current context", line.line)
     return Dockerfile(
@@ -78,22 +85,21 @@ def parse_trigger(expression: str) -> Instruction:
     read = lines.read(expression.encode())
     if len(read.lines) != 1:
         raise DockerfileError("onbuild trigger should be a single expression")
-    instruction = _located(read.lines[0], read.escape)
-    if isinstance(instruction, From):
+    found = instruction(read.lines[0], read.escape)
+    if isinstance(found, From):
         raise DockerfileError("FROM isn't allowed as an ONBUILD trigger")
-    return instruction
+    return found
 
 
-def _located(line: Line, escape: str) -> Instruction:
+def instruction(line: Line, escape: str) -> Instruction:
+    """One line's instruction. Raises DockerfileError, which does not tell the line in its message."""
     try:
         reader = _INSTRUCTIONS.get(line.keyword.lower())
         if reader is None:
             raise DockerfileError(f"unknown instruction: {line.keyword[:80]}")
         made = reader(line, escape)
     except DockerfileError as error:
-        raise DockerfileError(
-            f"dockerfile parse error line {line.line}: {error.message}", line.line
-        ) from None
+        raise DockerfileError(error.message, line.line) from None
     return msgspec.structs.replace(made, text=line.text.strip(words.BLANKS), line=line.line, end=line.end)
 
 

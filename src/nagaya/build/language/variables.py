@@ -215,7 +215,9 @@ class _Reader:
         if nothing_is_unset:
             how = self.next()
             shown += how
-        if not how or how not in "+-?#%" or (nothing_is_unset and how in "#%"):
+        if not how:
+            raise DockerfileError("syntax error: missing '}'")
+        if how not in "+-?#%" or (nothing_is_unset and how in "#%"):
             raise DockerfileError(f"unsupported modifier ({shown}) in substitution")
         word = self._up_to("}", how in "#%")
         value = self.lexer.variables.get(name)

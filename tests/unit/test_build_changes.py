@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 from changes_table import CHANGES, REFUSED
 
+from nagaya.build import changes
+from nagaya.engine.making import filled
 from nagaya.errors import InvalidArgument
-from nagaya.oci import changes
 
 BASE: dict[str, Any] = {"Env": ["A=1"], "Labels": {"own": "1"}, "Entrypoint": ["e"], "Cmd": ["a", "b"]}
 
 
 @pytest.mark.parametrize(("change", "expected"), CHANGES)
 def test_what_a_change_does(change: str, expected: dict[str, Any]) -> None:
-    found = changes.merge(changes.apply(BASE, [change]), BASE)
+    found = filled(changes.apply(BASE, [change]), BASE)
     for key, value in expected.items():
         if key == "Env":
             assert set(value) <= set(found["Env"])
@@ -31,12 +32,12 @@ def test_what_a_change_does(change: str, expected: dict[str, Any]) -> None:
         ("", "file with no instructions"),
         ("# only this", "file with no instructions"),
         ("ENV a='b", "unexpected end of statement"),
-        ("ENV a=${b", "bad substitution"),
-        ("ENV a=${A%x}", "unsupported modifier"),
+        ("ENV a=${b", "missing '}'"),
+        ("ENV a=${A^x}", "unsupported modifier"),
         ("ENV a=b c", "can't find ="),
         ("HEALTHCHECK x", "Unknown type"),
         ("HEALTHCHECK --interval=x CMD y", "invalid duration"),
-        ("HEALTHCHECK --what=1 CMD y", "Unknown flag"),
+        ("HEALTHCHECK --what=1 CMD y", "unknown flag: --what"),
         ("EXPOSE 70000", "Invalid containerPort"),
         ("EXPOSE 9-8", "Invalid containerPort"),
         ('VOLUME [""]', "can not be an empty string"),
@@ -54,7 +55,7 @@ def test_several_in_order_and_in_lines() -> None:
 
 def test_what_a_container_has_fills_what_a_request_leaves_out() -> None:
     given = {"Cmd": ["x"], "Env": ["A=2"], "Labels": {"n": "1"}}
-    found = changes.merge(given, {**BASE, "User": "u", "Volumes": {"/v": {}}})
+    found = filled(given, {**BASE, "User": "u", "Volumes": {"/v": {}}})
     assert found == {
         "Cmd": ["x"],
         "Entrypoint": ["e"],
@@ -63,5 +64,5 @@ def test_what_a_container_has_fills_what_a_request_leaves_out() -> None:
         "User": "u",
         "Volumes": {"/v": {}},
     }
-    assert changes.merge({"Entrypoint": ["y"]}, BASE)["Entrypoint"] == ["y"]
-    assert "Cmd" not in changes.merge({"Entrypoint": ["y"]}, BASE)
+    assert filled({"Entrypoint": ["y"]}, BASE)["Entrypoint"] == ["y"]
+    assert "Cmd" not in filled({"Entrypoint": ["y"]}, BASE)
