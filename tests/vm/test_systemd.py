@@ -239,6 +239,28 @@ def test_what_systemd_has_no_property_for(box: Bundle) -> None:
     assert value(box, "memory.high") == str(48 * MB)
 
 
+def test_annotations_name_properties_of_the_unit(box: Bundle) -> None:
+    prefix = "org.systemd.property."
+    box.spec["annotations"] = {
+        f"{prefix}TimeoutStopSec": "uint64 77",
+        f"{prefix}CollectMode": "'inactive-or-failed'",
+        f"{prefix}Documentation": "['man:nagt(1)', 'man:nagt(2)']",
+    }
+    box.start()
+    assert show(unit(box), "TimeoutStopUSec", "CollectMode", "Documentation") == {
+        "TimeoutStopUSec": "1min 17s",
+        "CollectMode": "inactive-or-failed",
+        "Documentation": '"man:nagt(1)" "man:nagt(2)"',
+    }
+
+
+@pytest.mark.parametrize(("name", "text"), [("TimeoutStopSec", "'x'"), ("Nonsense", "1"), ("a-b", "1")])
+def test_a_property_that_is_none_is_an_error(box: Bundle, name: str, text: str) -> None:
+    box.spec["annotations"] = {f"org.systemd.property.{name}": text}
+    assert box.run("true").returncode != 0
+    gone(box)
+
+
 def test_a_failed_start_leaves_no_unit(our_box: Bundle) -> None:
     assert our_box.run("/nonesuch").returncode != 0
     gone(our_box)

@@ -44,6 +44,8 @@ from nagaya.oci import seccomp_default
 
 _MOST_PROFILE = 1 << 20
 _SECURITY = "config.linux.security_context"
+# what a low-level runtime takes for orders from the host: a unit's ExecStartPre among them (CVE-2024-3154)
+_STEERING = ("org.systemd.property.", "org.criu.", "run.oci.")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -297,7 +299,7 @@ def prepare(world: World, container: Container) -> Launch:
     more = [device["name"] for device in member.adjustment.get("CDI_devices", ())]
     cdi.apply(document, cdi_edits(world, cri, more))
     document["annotations"] = {
-        **cri.annotations,
+        **{k: v for k, v in cri.annotations.items() if not k.startswith(_STEERING)},
         "io.kubernetes.cri.container-name": cri.metadata.name,
         "io.kubernetes.cri.sandbox-id": pod.id,
         "io.kubernetes.cri.sandbox-name": pod.config.metadata.name,

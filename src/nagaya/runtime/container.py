@@ -295,7 +295,12 @@ def new_manager(
     """Its cgroups, not yet made, and noted in its state."""
     from nagaya.runtime import cgroups
 
-    manager = cgroups.manager(linux.get("cgroupsPath") or "", driver, container_id=record["id"])
+    manager = cgroups.manager(
+        linux.get("cgroupsPath") or "",
+        driver,
+        container_id=record["id"],
+        annotations=record["config"].get("annotations"),
+    )
     manager.rootless = rootless
     manager.lenient = rootless and not linux.get("cgroupsPath")
     record["cgroup"] = manager.to_state()

@@ -28,12 +28,19 @@ if TYPE_CHECKING:
 DRIVERS = ("cgroupfs", "systemd")
 
 
-def manager(cgroups_path: str, driver: str = "cgroupfs", *, container_id: str) -> Manager:
+def manager(
+    cgroups_path: str,
+    driver: str = "cgroupfs",
+    *,
+    container_id: str,
+    annotations: dict[str, str] | None = None,
+) -> Manager:
     """The manager of a container's cgroups; nothing is made yet.
 
     cgroups_path is OCI linux.cgroupsPath: absolute below the mount points; relative below our own
     cgroup; empty for CONTAINER_ID below our own cgroup. With the systemd driver it is
-    "slice:prefix:name". Raises InvalidArgument, FailedPrecondition (no cgroups mounted).
+    "slice:prefix:name", and annotations may name properties of the unit. Raises InvalidArgument,
+    FailedPrecondition (no cgroups mounted).
     """
     if driver not in DRIVERS:
         raise InvalidArgument(f"cgroup driver must be cgroupfs or systemd, not {driver!r}", subject="driver")
@@ -43,7 +50,7 @@ def manager(cgroups_path: str, driver: str = "cgroupfs", *, container_id: str) -
     if driver == "systemd":
         from nagaya.runtime.cgroups import systemd  # rare, and it needs D-Bus
 
-        return systemd.manager(found, cgroups_path, container_id)
+        return systemd.manager(found, cgroups_path, container_id, annotations or {})
     if found.version == 2:
         from nagaya.runtime.cgroups import v2  # one of the two is never needed
 

@@ -14,7 +14,7 @@ from nagaya.errors import FailedPrecondition, InvalidArgument, Unavailable
 from nagaya.linux import cgroup, os
 from nagaya.linux.namespaces import close_range
 from nagaya.runtime.cgroups import devices as device_rules
-from nagaya.runtime.cgroups import v1, v2
+from nagaya.runtime.cgroups import unitproperties, v1, v2
 from nagaya.runtime.cgroups.base import Manager
 from nagaya.runtime.cgroups.fields import number, section, text
 
@@ -146,15 +146,21 @@ def unit_properties(unit: str, parent: str, description: str, pid: int) -> list[
     return found
 
 
-def manager(found: cgroup.Layout, cgroups_path: str, container_id: str) -> Manager:
+def manager(
+    found: cgroup.Layout, cgroups_path: str, container_id: str, annotations: dict[str, str]
+) -> Manager:
     """The manager of a container in a scope of systemd. Raises InvalidArgument, FailedPrecondition."""
     parent, unit = parse_path(cgroups_path, container_id)
     below = f"{slice_path(parent)}/{unit}"
     if found.version == 2:
-        return _SystemdV2({"": found.unified + below}, parent, unit)
+        made: _SystemdV1 | _SystemdV2 = _SystemdV2({"": found.unified + below}, parent, unit)
+        made.wanted = unitproperties.wanted(annotations)
+        return made
     named = v1.paths_for(found, {}, below, container_id)
     named.pop("", None)  # systemd's own, where the scope has its processes already
-    return _SystemdV1(named, parent, unit)
+    made = _SystemdV1(named, parent, unit)
+    made.wanted = unitproperties.wanted(annotations)
+    return made
 
 
 def from_state(state: dict[str, Any]) -> Manager:
@@ -303,7 +309,7 @@ def _start_scope(one: _SystemdV1 | _SystemdV2) -> None:
     """Make the scope with a placeholder in it, and wait until its cgroups exist."""
     holder = one.holder = _Placeholder()
     found = unit_properties(one.unit, one.slice, f"nagaya container {one.unit}", holder.pid)
-    _start_unit(one.unit, found)
+    _start_unit(one.unit, [*found, *one.wanted])
     deadline = time.monotonic() + _WAIT_SECONDS
     while f"/{one.unit}" not in (cgroup.try_read(f"/proc/{holder.pid}/cgroup") or ""):
         if time.monotonic() > deadline:
@@ -325,7 +331,7 @@ def _set(one: _SystemdV1 | _SystemdV2, resources: dict[str, Any], devices: bool)
 
 
 class _SystemdV1(v1.ManagerV1):
-    __slots__ = ("holder", "slice", "unit")
+    __slots__ = ("holder", "slice", "unit", "wanted")
 
     driver = "systemd"
 
@@ -333,6 +339,7 @@ class _SystemdV1(v1.ManagerV1):
         super().__init__(paths)
         self.slice, self.unit = parent, unit
         self.holder: _Placeholder | None = None
+        self.wanted: list[Property] = []
 
     def create(self) -> None:
         _start_scope(self)
@@ -358,7 +365,7 @@ class _SystemdV1(v1.ManagerV1):
 
 
 class _SystemdV2(v2.ManagerV2):
-    __slots__ = ("holder", "slice", "unit")
+    __slots__ = ("holder", "slice", "unit", "wanted")
 
     driver = "systemd"
 
@@ -366,6 +373,7 @@ class _SystemdV2(v2.ManagerV2):
         super().__init__(paths)
         self.slice, self.unit = parent, unit
         self.holder: _Placeholder | None = None
+        self.wanted: list[Property] = []
 
     def create(self) -> None:
         _start_scope(self)
