@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from nagaya.errors import NotFound
-from nagaya.image.catalog import Catalog, ImageRow, LayerRow, NameRow, SnapshotRow
+from nagaya.image.catalog import Catalog, ImageRow, LayerRow, NameRow, SnapshotRow, StepRow
 
 
 def _digest(character: str) -> str:
@@ -137,3 +137,25 @@ class CatalogContract:
         assert failures == []
         assert len(catalog.layers()) == 40
         assert len(catalog.names()) == 4
+
+    def test_a_build_is_put_as_a_whole_and_its_steps_go_again(self, catalog: Catalog) -> None:
+        first = StepRow("aa", "", "2026-01-01T00:00:00Z", "RUN true", made=1, used=1)
+        second = StepRow("bb", "aa", "2026-01-01T00:00:01Z", "COPY", 2, 2, 0, diff_id=A, blob=B, size=7)
+        layer = LayerRow(A, "0a1b2c3d", size=3, entries=1)
+        assert catalog.steps() == [] and catalog.step("aa") is None
+        catalog.put_build([layer], [second, first], _image(C), [NameRow(LATEST, C)])
+        assert catalog.steps() == [first, second] and catalog.step("bb") == second
+        assert catalog.layer(A) == layer and catalog.image(C) == _image(C)
+        assert catalog.name(LATEST) == NameRow(LATEST, C)
+        catalog.put_build([], [])
+        catalog.delete_steps(["bb", "cc"])
+        assert catalog.steps() == [first]
+        assert catalog.layer(A) == layer
+
+    def test_using_a_step_does_not_bring_it_back(self, catalog: Catalog) -> None:
+        first = StepRow("aa", "", "2026-01-01T00:00:00Z", "RUN true", made=1, used=1)
+        catalog.put_build([], [first])
+        again = StepRow("aa", "", "2026-01-01T00:00:00Z", "RUN true", made=1, used=9, uses=1)
+        gone = StepRow("bb", "", "2026-01-01T00:00:00Z", "RUN false", made=1, used=9, uses=1)
+        catalog.use_steps([again, gone])
+        assert catalog.steps() == [again]

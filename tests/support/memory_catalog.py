@@ -6,11 +6,11 @@ import threading
 from collections.abc import Sequence
 
 from nagaya.errors import NotFound
-from nagaya.image.catalog import ImageRow, LayerRow, NameRow, SnapshotRow
+from nagaya.image.catalog import ImageRow, LayerRow, NameRow, SnapshotRow, StepRow
 
 
 class MemoryCatalog:
-    """`nagaya.image.catalog.Catalog` in four dictionaries."""
+    """`nagaya.image.catalog.Catalog` in five dictionaries."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -18,6 +18,7 @@ class MemoryCatalog:
         self._names: dict[str, NameRow] = {}
         self._layers: dict[str, LayerRow] = {}
         self._snapshots: dict[str, SnapshotRow] = {}
+        self._steps: dict[str, StepRow] = {}
 
     def images(self) -> list[ImageRow]:
         with self._lock:
@@ -92,3 +93,35 @@ class MemoryCatalog:
     def delete_snapshot(self, snapshot_id: str) -> None:
         with self._lock:
             self._snapshots.pop(snapshot_id, None)
+
+    def steps(self) -> list[StepRow]:
+        with self._lock:
+            return [self._steps[k] for k in sorted(self._steps)]
+
+    def step(self, key: str) -> StepRow | None:
+        with self._lock:
+            return self._steps.get(key)
+
+    def use_steps(self, rows: Sequence[StepRow]) -> None:
+        with self._lock:
+            self._steps.update({row.key: row for row in rows if row.key in self._steps})
+
+    def put_build(
+        self,
+        layers: Sequence[LayerRow],
+        steps: Sequence[StepRow],
+        image: ImageRow | None = None,
+        names: Sequence[NameRow] = (),
+    ) -> None:
+        with self._lock:
+            self._layers.update({row.diff_id: row for row in layers})
+            self._steps.update({row.key: row for row in steps})
+            if image is not None:
+                self._images[image.id] = image
+            for name in names:
+                self._put_name(name)
+
+    def delete_steps(self, keys: Sequence[str]) -> None:
+        with self._lock:
+            for key in keys:
+                self._steps.pop(key, None)

@@ -6,18 +6,21 @@ durable transactions; names and snapshots with ordinary ones, as the protocol al
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 
 import msgspec
 
 from nagaya.engine.ledger import Ledger
 from nagaya.errors import NotFound
-from nagaya.image.catalog import ImageRow, LayerRow, NameRow, SnapshotRow
+from nagaya.image.catalog import ImageRow, LayerRow, NameRow, SnapshotRow, StepRow
 
 _encode = msgspec.json.Encoder().encode
 _image = msgspec.json.Decoder(ImageRow).decode
 _layer = msgspec.json.Decoder(LayerRow).decode
 _snapshot = msgspec.json.Decoder(SnapshotRow).decode
+_step = msgspec.json.Decoder(StepRow).decode
+_STEPS = "build"  # the ledger's facts of that area
 
 
 class LedgerCatalog:
@@ -43,10 +46,7 @@ class LedgerCatalog:
 
     def put_image(self, row: ImageRow, names: Sequence[NameRow] = ()) -> None:
         with self._ledger.write(durable=True) as db:
-            db.execute("INSERT OR REPLACE INTO images(id, document) VALUES(?,?)", (row.id, _encode(row)))
-            db.executemany(
-                "INSERT OR REPLACE INTO names(name, image) VALUES(?,?)", [(n.name, n.image) for n in names]
-            )
+            _put_image(db, row, names)
 
     def delete_image(self, image_id: str) -> None:
         with self._ledger.write(durable=True) as db:
@@ -80,9 +80,7 @@ class LedgerCatalog:
 
     def put_layer(self, row: LayerRow) -> None:
         with self._ledger.write(durable=True) as db:
-            db.execute(
-                "INSERT OR REPLACE INTO layers(diff_id, document) VALUES(?,?)", (row.diff_id, _encode(row))
-            )
+            _put_layers(db, [row])
 
     def delete_layer(self, diff_id: str) -> None:
         with self._ledger.write(durable=True) as db:
@@ -102,6 +100,55 @@ class LedgerCatalog:
     def delete_snapshot(self, snapshot_id: str) -> None:
         with self._ledger.write() as db:
             db.execute("DELETE FROM snapshots WHERE id=?", (snapshot_id,))
+
+    def steps(self) -> list[StepRow]:
+        rows = self._ledger.read("SELECT document FROM facts WHERE area=? ORDER BY key", (_STEPS,))
+        return [_step(_bytes(document)) for (document,) in rows]
+
+    def step(self, key: str) -> StepRow | None:
+        rows = self._ledger.read("SELECT document FROM facts WHERE area=? AND key=?", (_STEPS, key))
+        return _step(_bytes(rows[0][0])) if rows else None
+
+    def use_steps(self, rows: Sequence[StepRow]) -> None:
+        with self._ledger.write() as db:
+            db.executemany(
+                "UPDATE facts SET document=? WHERE area=? AND key=?",
+                [(_encode(row), _STEPS, row.key) for row in rows],
+            )
+
+    def put_build(
+        self,
+        layers: Sequence[LayerRow],
+        steps: Sequence[StepRow],
+        image: ImageRow | None = None,
+        names: Sequence[NameRow] = (),
+    ) -> None:
+        with self._ledger.write(durable=True) as db:
+            _put_layers(db, layers)
+            db.executemany(
+                "INSERT OR REPLACE INTO facts(area, key, document) VALUES(?,?,?)",
+                [(_STEPS, step.key, _encode(step)) for step in steps],
+            )
+            if image is not None:
+                _put_image(db, image, names)
+
+    def delete_steps(self, keys: Sequence[str]) -> None:
+        with self._ledger.write(durable=True) as db:
+            db.executemany("DELETE FROM facts WHERE area=? AND key=?", [(_STEPS, key) for key in keys])
+
+
+def _put_image(db: sqlite3.Connection, row: ImageRow, names: Sequence[NameRow]) -> None:
+    db.execute("INSERT OR REPLACE INTO images(id, document) VALUES(?,?)", (row.id, _encode(row)))
+    db.executemany(
+        "INSERT OR REPLACE INTO names(name, image) VALUES(?,?)", [(n.name, n.image) for n in names]
+    )
+
+
+def _put_layers(db: sqlite3.Connection, rows: Sequence[LayerRow]) -> None:
+    db.executemany(
+        "INSERT OR REPLACE INTO layers(diff_id, document) VALUES(?,?)",
+        [(row.diff_id, _encode(row)) for row in rows],
+    )
 
 
 def _bytes(value: object) -> bytes:

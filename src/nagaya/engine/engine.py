@@ -62,6 +62,7 @@ from nagaya.engine.netchanges import NetworkChanges
 from nagaya.engine.pods_containers import PodService
 from nagaya.engine.prune import Prune, Pruned
 from nagaya.engine.service import WaitCondition
+from nagaya.engine.workshop import Workshop
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, NagayaError, NotFound
 from nagaya.linux import cgroup
@@ -83,6 +84,7 @@ class Engine:
         self._prune = Prune(world, self._containers)
         self._images = Images(world)
         self._making = Making(world, self._containers, self._images)
+        self._workshop = Workshop(world, self._containers, self._images)
         self._pods = PodService(world, self._containers, self._execs)
         self._changes = NetworkChanges(world)
         self._early: list[Exit] | None = []  # exits that come while recovery works
@@ -122,6 +124,11 @@ class Engine:
     def pods(self) -> PodService:
         """What kubelets see: pods and their containers."""
         return self._pods
+
+    @property
+    def workshop(self) -> Workshop:
+        """What builds are made with."""
+        return self._workshop
 
     @property
     def world(self) -> World:

@@ -96,7 +96,7 @@ class Images:
         """Take in an archive of images; one report at a time. Closing the iterator ends it."""
 
         def run(report: Report, cancel: threading.Event) -> None:
-            for image in self._world.images.load(_pieces(body, self._loop), report, cancel):
+            for image in self._world.images.load(pieces(body, self._loop), report, cancel):
                 self._loop.call_soon_threadsafe(self._tell, "load", image.id, image.id, _labels(image))
 
         return self._reported(run, "load of an archive")
@@ -106,7 +106,7 @@ class Images:
         cancel = threading.Event()
 
         def run() -> Image:
-            return self._world.images.import_files(_pieces(body, self._loop), recipe, name, cancel)
+            return self._world.images.import_files(pieces(body, self._loop), recipe, name, cancel)
 
         work: asyncio.Task[Image] = self._world.task(self._world.pull_job(run), "import of an archive")
         try:
@@ -272,7 +272,7 @@ class Images:
         )
 
 
-def _pieces(body: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
+def pieces(body: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
     """A request's body for a thread, in pieces of some size: each costs a hop to the loop and back."""
 
     async def some() -> bytes:

@@ -31,13 +31,13 @@ class PortBinding(msgspec.Struct, frozen=True):
 class MountSpec(msgspec.Struct, frozen=True):
     """A mount the user asked for. type bind: source is a host path; volume: a name, or "" for an
     anonymous one; tmpfs: no source, options as tmpfs(5); image: a reference (in a container's
-    mount_points its id).
+    mount_points its id); tree: a directory of ours, with a subpath inside of it (a build's).
 
     listed: it came as one of Mounts, not of Binds. recursive_ro "": as far as the kernel can.
     labels, driver_options: of a volume that is made for it.
     """
 
-    type: Literal["bind", "volume", "tmpfs", "image"]
+    type: Literal["bind", "volume", "tmpfs", "image", "tree"]
     target: str
     source: str = ""
     read_only: bool = False
@@ -236,6 +236,7 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     masked_paths: tuple[str, ...] | None = None  # None: the default list
     readonly_paths: tuple[str, ...] | None = None
     annotations: dict[str, str] = {}
+    build: bool = False  # a step of a build, which ends with the daemon
     pod: PodMember | None = None  # a kubelet's container: Docker's API does not show it
 
 

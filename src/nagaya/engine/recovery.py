@@ -29,6 +29,7 @@ from nagaya.engine import (
     runtimes,
     staging,
     volumes,
+    workshop,
 )
 from nagaya.engine.containers import Containers
 from nagaya.engine.journal import Operation
@@ -85,6 +86,7 @@ async def recover(world: World, containers: Containers, changes: NetworkChanges)
     # after the exits: what they cleaned up is no leftover
     running = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
     running |= world.pods.living()
+    await _end_builds(world, containers)
     await _sweep(world, running)
     await world.volumes.adopt()
     for token, entry in entries.items():
@@ -232,6 +234,17 @@ async def _sweep(world: World, running: set[str]) -> None:
             except NagayaError as error:
                 log.error("leftover of container %s stays: %s", name[:12], error)
     await world.job(_sweep_files, world, running)
+
+
+async def _end_builds(world: World, containers: Containers) -> None:
+    """A step of a build goes with the daemon that ran it."""
+    for slot in list(world.roster):
+        if slot.container.config.build:
+            try:
+                await containers.remove(slot.container.id, force=True, volumes_too=True)
+            except NagayaError as error:
+                log.error("container %s of a build stays: %s", slot.container.id[:12], error)
+    await world.job(workshop.sweep, world)
 
 
 def _ids(directory: str) -> set[str]:

@@ -35,6 +35,7 @@ from nagaya.engine.model import (
     WaitResult,
 )
 from nagaya.engine.prune import Pruned
+from nagaya.engine.workshop import Workshop
 
 WaitCondition = Literal["not-running", "next-exit", "removed"]
 
@@ -211,6 +212,11 @@ class EngineService(Protocol):
 
     async def image_usage(self) -> tuple[int, Mapping[str, int]]:
         """(bytes of all unpacked layers, each once; by image id: those that others have, too)."""
+        ...
+
+    @property
+    def workshop(self) -> Workshop:
+        """What the build room makes images with."""
         ...
 
     # the daemon

@@ -8,6 +8,7 @@ binds them into the container. `clear` takes them away again: after the start, a
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 
 from nagaya.engine import volumes
@@ -21,7 +22,7 @@ from nagaya.linux.overlay import mount_overlay
 
 def is_staged(point: MountSpec) -> bool:
     """Is its source one of ours?"""
-    return point.type == "image" or (point.type == "volume" and bool(point.subpath))
+    return point.type in ("image", "tree") or (point.type == "volume" and bool(point.subpath))
 
 
 def check(world: World, point: MountSpec) -> None:
@@ -61,16 +62,22 @@ def source(world: World, container_id: str, index: int, point: MountSpec) -> str
 def opened(world: World, point: MountSpec) -> int:
     """The root of the volume or image, a descriptor of the caller's."""
     if point.type == "image":
-        layers = list(world.images.files_of(point.source))
-        # an overlay without a writable layer has at least two (overlayfs.rst)
-        if len(layers) > 1:
-            tree = mount_overlay({"lower": layers})
-        else:
-            tree = m.open_tree(m.AT_FDCWD, layers[0], m.OPEN_TREE_CLONE)
-        m.mount_setattr(tree, attr_set=m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NODEV | m.MOUNT_ATTR_NOSUID)
-        return tree
+        return mounted(world.images.files_of(point.source))
+    if point.type == "tree":
+        return os.open(point.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     path = volumes.path_of(world.settings.root, point.source)
     return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def mounted(layers: Sequence[str]) -> int:
+    """The files of these layers, the top one first: a read-only mount, attached nowhere."""
+    # an overlay without a writable layer has at least two (overlayfs.rst)
+    if len(layers) > 1:
+        tree = mount_overlay({"lower": list(layers)})
+    else:
+        tree = m.open_tree(m.AT_FDCWD, layers[0], m.OPEN_TREE_CLONE)
+    m.mount_setattr(tree, attr_set=m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NODEV | m.MOUNT_ATTR_NOSUID)
+    return tree
 
 
 def _inside(root: int, point: MountSpec) -> int:

@@ -51,11 +51,26 @@ class SnapshotRow(msgspec.Struct, frozen=True):
     layers: tuple[str, ...]  # diff ids, bottom first
 
 
+class StepRow(msgspec.Struct, frozen=True):
+    """A step of a build that need not be done again: what its instruction made of its parent."""
+
+    key: str  # hexadecimal; of the image it stood on, its instruction and all that went into it
+    parent: str  # the key of the step before, "" for the first
+    created: str  # RFC 3339, as in the image's history
+    what: str  # the instruction, for people
+    made: int  # nanoseconds since the epoch
+    used: int  # when last
+    uses: int = 0  # how often again
+    diff_id: str = ""  # "": it made no layer
+    blob: str = ""  # the layer's digest, compressed
+    size: int = 0  # bytes of the blob
+
+
 class Catalog(Protocol):
-    """Rows of four kinds, each found by its key.
+    """Rows of five kinds, each found by its key.
 
     Every method is atomic, may be called from any thread, and blocks. Methods that write return
-    after the change is durable against a crash of the daemon; `put_layer`, `put_image` and the
+    after the change is durable against a crash of the daemon; `put_layer`, `put_image`, `put_build` and the
     deletions of layers and images also against a power cut (SQLite: synchronous=FULL), because
     what follows them relies on it. Lists come ordered by key.
     """
@@ -123,4 +138,30 @@ class Catalog(Protocol):
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         """Delete the snapshot's row. Unknown ones do nothing."""
+        ...
+
+    def steps(self) -> list[StepRow]:
+        """All steps of builds."""
+        ...
+
+    def step(self, key: str) -> StepRow | None:
+        """The step of that key."""
+        ...
+
+    def use_steps(self, rows: Sequence[StepRow]) -> None:
+        """Replace those that are still there."""
+        ...
+
+    def put_build(
+        self,
+        layers: Sequence[LayerRow],
+        steps: Sequence[StepRow],
+        image: ImageRow | None = None,
+        names: Sequence[NameRow] = (),
+    ) -> None:
+        """Insert or replace all of them, in one transaction."""
+        ...
+
+    def delete_steps(self, keys: Sequence[str]) -> None:
+        """Delete these steps in one transaction. Unknown ones do nothing."""
         ...

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from nagaya.errors import DataLoss, KernelError, NagayaError, NotFound, ResourceExhausted
@@ -141,6 +141,17 @@ class ContentStore:
             self._publish(path, digest)
         except OSError as error:
             raise disk_error(error, "store content", digest) from None
+
+    def adopt_synced(self, files: Mapping[str, str]) -> None:
+        """The same for several (digest -> path) that are on the disk already. Raises the same; those that
+        came first stay."""
+        for digest, path in files.items():
+            try:
+                os.rename(path, self.path(digest))
+            except OSError as error:
+                raise disk_error(error, "store content", digest) from None
+        for directory in {os.path.dirname(self.path(digest)) for digest in files}:
+            _sync(directory)
 
     def ingest(self, digest: str, size: int) -> Ingest:
         """Begin, or take up again, the arrival of a big blob. Raises InvalidArgument, KernelError,

@@ -3,6 +3,9 @@
 The upper directory of an overlay says it in overlayfs' way (a character device 0:0 is a name that is
 gone, trusted.overlay.opaque a directory that hides what was below); an archive says it by names:
 `.wh.NAME`, `.wh..wh..opq`. Sockets are left out, as by dockerd.
+
+A builder's upper directory becomes the unpacked layer itself: it is then made to be what unpacking the
+archive would give.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 
 from nagaya.errors import FailedPrecondition, KernelError
-from nagaya.image import members
+from nagaya.image import members, trees
 from nagaya.image.members import Links
 from nagaya.linux import paths
 
@@ -21,14 +24,24 @@ _OPAQUE = "trusted.overlay.opaque"
 _HERE = paths.RESOLVE_BENEATH | paths.RESOLVE_NO_SYMLINKS | paths.RESOLVE_NO_XDEV
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _LONGEST = 4096  # bytes of a path
+_SECOND = 10**9
 
 
-def archive(upper: int, ours: frozenset[str], check: Callable[[], None]) -> Iterator[bytes]:
+def archive(
+    upper: int,
+    ours: frozenset[str],
+    check: Callable[[], None],
+    *,
+    tidy: bool = False,
+    latest: int | None = None,
+) -> Iterator[bytes]:
     """The layer of the open upper directory; no bytes at all when it has no changes.
 
     ours: paths ("etc/hosts") that were made to be mounted on, and are no change as long as they are
-    empty. check may raise to stop. Raises FailedPrecondition, KernelError, DataLoss (a file that shrinks
-    meanwhile).
+    empty. check may raise to stop. tidy: nobody else has the directory, and it becomes what the archive
+    says: what that leaves out is removed, fractions of seconds go. latest: seconds since the epoch that no
+    time may be after (only with tidy). Raises FailedPrecondition, KernelError, DataLoss (a file that
+    shrinks meanwhile).
     """
     links: Links = {}
     pending = [""]
@@ -38,14 +51,24 @@ def archive(upper: int, ours: frozenset[str], check: Callable[[], None]) -> Iter
         check()
         fd = _open(upper, path)
         try:
+            status = os.fstat(fd)
+            entries = [
+                (name, os.stat(name, dir_fd=fd, follow_symlinks=False)) for name in sorted(os.listdir(fd))
+            ]
+            if tidy:
+                entries = [
+                    (name, _settled(fd, name, info, latest))
+                    for name, info in entries
+                    if not _dropped(upper, fd, name, info, ours, f"{path}/{name}".lstrip("/"))
+                ]
+                os.utime(fd, ns=(_time(status, latest),) * 2)
             if path:
                 yield _folder(fd, path)
             elif _is_opaque(fd):
                 yield _gone(".wh..wh..opq")
                 begun = True
             deeper = []
-            for name in sorted(os.listdir(fd)):
-                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            for name, info in entries:
                 shown = f"{path}/{name}".lstrip("/")
                 if shown in ours and _untouched(upper, fd, name, info, ours, shown):
                     continue
@@ -61,6 +84,31 @@ def archive(upper: int, ours: frozenset[str], check: Callable[[], None]) -> Iter
             os.close(fd)
     if begun:
         yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _dropped(
+    upper: int, directory: int, name: str, info: os.stat_result, ours: frozenset[str], shown: str
+) -> bool:
+    """Remove what the archive leaves out; was it so?"""
+    if not stat.S_ISSOCK(info.st_mode) and not (
+        shown in ours and _untouched(upper, directory, name, info, ours, shown)
+    ):
+        return False
+    trees.remove(directory, name)
+    return True
+
+
+def _settled(directory: int, name: str, info: os.stat_result, latest: int | None) -> os.stat_result:
+    """Give what is no directory the time that its archive has."""
+    if stat.S_ISDIR(info.st_mode) or info.st_mtime_ns == _time(info, latest):
+        return info
+    os.utime(name, ns=(_time(info, latest),) * 2, dir_fd=directory, follow_symlinks=False)
+    return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def _time(info: os.stat_result, latest: int | None) -> int:
+    seconds = info.st_mtime_ns // _SECOND
+    return _SECOND * (seconds if latest is None else min(seconds, latest))
 
 
 def _kept(name: str) -> bool:

@@ -70,9 +70,18 @@ class Unpacked(msgspec.Struct, frozen=True):
     opaque_root: bool
 
 
-def unpack(pieces: Iterable[bytes], home: int, limits: Limits, check: Callable[[], None]) -> Unpacked:
+def unpack(
+    pieces: Iterable[bytes],
+    home: int,
+    limits: Limits,
+    check: Callable[[], None],
+    *,
+    whiteouts: bool = True,
+) -> Unpacked:
     """Unpack an uncompressed archive into the new directory "fs" below the open directory `home`,
     which is private and otherwise unused (trees on their way out are parked in it).
+
+    whiteouts False: it is no layer, and `.wh.NAME` a name as any other.
 
     check is called now and then and may raise to stop. The whole stream is read, also what comes
     after the archive's end. Raises InvalidArgument for a hostile or malformed archive,
@@ -83,7 +92,7 @@ def unpack(pieces: Iterable[bytes], home: int, limits: Limits, check: Callable[[
         target = os.open(FILES, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=home)
     except OSError as error:
         _translate(error, FILES.encode())
-    unpacker = _Unpacker(home, target, limits)
+    unpacker = _Unpacker(home, target, limits, whiteouts)
     reader = TarReader(pieces)
     try:
         while (entry := reader.next_entry()) is not None:
@@ -112,7 +121,8 @@ def unpack(pieces: Iterable[bytes], home: int, limits: Limits, check: Callable[[
 
 
 class _Unpacker:
-    def __init__(self, home: int, target: int, limits: Limits) -> None:
+    def __init__(self, home: int, target: int, limits: Limits, whiteouts: bool) -> None:
+        self._prefix = _PREFIX if whiteouts else b"/"  # which no name has
         self._home = home
         self._root = target
         self._limits = limits
@@ -142,7 +152,7 @@ class _Unpacker:
             self._times[b""] = entry.mtime
             return
         last = parts[-1]
-        if any(p.startswith(_PREFIX) for p in parts[:-1]):
+        if any(p.startswith(self._prefix) for p in parts[:-1]):
             if parts[0].startswith(_META):
                 return  # aufs bookkeeping
             raise _hostile(name, "a file below a whiteout")
@@ -150,7 +160,7 @@ class _Unpacker:
         if self._stale:
             self.forget()
         directory = self._open(parent)
-        if last.startswith(_PREFIX):
+        if last.startswith(self._prefix):
             self._whiteout(parent, directory, last)
             return
         path = parent + b"/" + last if parent else last

@@ -26,7 +26,7 @@ from nagaya.oci import manifest as manifests
 from nagaya.oci import platform as platforms
 from nagaya.oci.manifest import Descriptor, Manifest
 
-_DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 _LEVEL = 1
 _GZIP = 31  # zlib's number for its window with gzip's frame
 
@@ -57,13 +57,13 @@ def commit(
             if row is None:
                 raise NotFound(f"No such image: {base}: the container's image has been removed", subject=base)
             lease((*row.blobs, *row.layers))
-        document = msgspec.json.decode(shelf.content.read(base, manifests.MAX_MANIFEST), type=dict[str, Any])
+        old = msgspec.json.decode(shelf.content.read(base, manifests.MAX_MANIFEST), type=dict[str, Any])
         below = manifests.decode_image(shelf.content.read(row.manifest, manifests.MAX_MANIFEST))
         path = shelf.snapshots.rootfs(snapshot_id)["upper"]
         upper = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             archive = members.joined(diff.archive(upper, ours, check))
-            return _make(shelf, archive, document, below, recipe, name, lease, check)
+            return _make(shelf, archive, old, below, recipe, name, lease, check)
         finally:
             os.close(upper)
 
@@ -72,18 +72,18 @@ def import_files(shelf: Shelf, archive: Iterable[bytes], recipe: Recipe, name: s
     """Make an image of one layer, of an uncompressed archive of files; its id. Raises as `commit`, and
     what unpacking does."""
     host = recipe.platform or platforms.host()
-    document: dict[str, Any] = {"architecture": host.architecture, "os": host.os}
+    old: dict[str, Any] = {"architecture": host.architecture, "os": host.os}
     if host.variant:
-        document["variant"] = host.variant
+        old["variant"] = host.variant
     empty = Manifest(manifests.OCI_MANIFEST, Descriptor("", 0), ())
     with shelf.work("an import") as lease:
-        return _make(shelf, archive, document, empty, recipe, name, lease, check)
+        return _make(shelf, archive, old, empty, recipe, name, lease, check)
 
 
 def _make(
     shelf: Shelf,
     archive: Iterable[bytes],
-    document: dict[str, Any],
+    base: Mapping[str, Any],
     below: Manifest,
     recipe: Recipe,
     name: str,
@@ -94,15 +94,15 @@ def _make(
     docker = below.media_type == manifests.DOCKER_MANIFEST
     with shelf.content.spool() as directory:
         path = f"{directory}/layer"
-        made = _compress(limited(archive, shelf.config.limits.size), path, check)
+        made = compress(limited(archive, shelf.config.limits.size), path, check)
         if made is not None:
             diff_id, blob, size = made
-            kind = _DOCKER_LAYER if docker else manifests.layer_type("gzip")
+            kind = DOCKER_LAYER if docker else manifests.layer_type("gzip")
             layers = (*layers, Descriptor(blob, size, kind))
             lease((diff_id, blob))
             shelf.content.adopt(path, blob)
             shelf.unpacking.stored(blob, diff_id, check)
-        config = _document(document, recipe, made[0] if made else "")
+        config = msgspec.json.encode(document(base, recipe, made[0] if made else ""))
     diff_ids = imageconfig.decode(config).diff_ids
     image_id = digests.of(config)
     kind = manifests.DOCKER_CONFIG if docker else manifests.OCI_CONFIG
@@ -116,28 +116,39 @@ def _make(
     return image_id
 
 
-def _compress(archive: Iterable[bytes], path: str, check: Check) -> tuple[str, str, int] | None:
+def compress(archive: Iterable[bytes], path: str, check: Check) -> tuple[str, str, int] | None:
     """(diff id, digest, size) of the archive, compressed into the file; None when it has no bytes."""
     plain, packed = hashlib.sha256(), hashlib.sha256()
     compressor = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP)
     size = length = 0
+
+    def seen() -> Iterator[bytes]:
+        nonlocal size, length
+        for piece, data in _pairs(archive, compressor):
+            check()
+            plain.update(piece)
+            packed.update(data)
+            length += len(piece)
+            size += len(data)
+            yield data
+
+    write_new(path, seen())
+    if not length:
+        return None
+    return f"sha256:{plain.hexdigest()}", f"sha256:{packed.hexdigest()}", size
+
+
+def write_new(path: str, pieces: Iterable[bytes]) -> None:
+    """Write a file that is not there yet. Raises ResourceExhausted, KernelError."""
     try:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            for piece, data in _pairs(archive, compressor):
-                check()
-                plain.update(piece)
-                packed.update(data)
-                write_all(fd, data)
-                length += len(piece)
-                size += len(data)
+            for piece in pieces:
+                write_all(fd, piece)
         finally:
             os.close(fd)
     except OSError as error:
         raise disk_error(error, "make layer", "layer") from None
-    if not length:
-        return None
-    return f"sha256:{plain.hexdigest()}", f"sha256:{packed.hexdigest()}", size
 
 
 def _pairs(archive: Iterable[bytes], compressor: Any) -> Iterator[tuple[bytes, bytes]]:
@@ -146,7 +157,7 @@ def _pairs(archive: Iterable[bytes], compressor: Any) -> Iterator[tuple[bytes, b
     yield b"", compressor.flush()
 
 
-def _document(base: dict[str, Any], recipe: Recipe, diff_id: str) -> bytes:
+def document(base: Mapping[str, Any], recipe: Recipe, diff_id: str) -> dict[str, Any]:
     """The configuration of an image above `base`. What only containers and builders of the base had is
     left out; what we do not know stays."""
     rootfs = base.get("rootfs") or {}
@@ -168,4 +179,4 @@ def _document(base: dict[str, Any], recipe: Recipe, diff_id: str) -> bytes:
     }
     if recipe.author:
         made["author"] = recipe.author
-    return msgspec.json.encode(made)
+    return made

@@ -79,8 +79,9 @@ class Shelf:
         with self.mutex:
             images = self.catalog.images()
             leased = self.leases.held()
-            blobs = {b for row in images for b in row.blobs} | leased
-            layers = {d for row in images for d in row.layers} | leased
+            steps = self.catalog.steps()
+            blobs = {b for row in images for b in row.blobs} | {row.blob for row in steps} | leased
+            layers = {d for row in images for d in row.layers} | {row.diff_id for row in steps} | leased
             kept = {d for row in self.catalog.snapshots() for d in row.layers}
             self.orphans = not kept <= layers
             layers |= kept

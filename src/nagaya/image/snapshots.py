@@ -20,12 +20,12 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nagaya.errors import AlreadyExists, DataLoss, InvalidArgument, KernelError, NotFound
 from nagaya.image import trees
-from nagaya.image.catalog import Catalog, SnapshotRow
+from nagaya.image.catalog import Catalog, LayerRow, SnapshotRow
 from nagaya.image.content import disk_error
 from nagaya.linux import inodeflags, sync
 
@@ -45,6 +45,7 @@ class Snapshots:
         self._layers = f"{self._directory}/l"
         self._catalog = catalog
         self._barrier = _Barrier()
+        self._fresh: dict[str, LayerRow] = {}  # of builds under way: whole, and not yet in the catalog
         for path in (self._directory, self._layers, f"{self._layers}/empty"):
             os.makedirs(path, mode=0o700, exist_ok=True)
         os.makedirs(f"{self._layers}/empty/fs", mode=0o755, exist_ok=True)
@@ -90,7 +91,7 @@ class Snapshots:
         """
         found: list[str] = []
         for diff_id in reversed(diff_ids):
-            row = self._catalog.layer(diff_id)
+            row = self.layer(diff_id)
             path = f"{self._layers}/{_check_directory(row.directory)}/fs" if row else ""
             if path in found:
                 continue
@@ -104,8 +105,37 @@ class Snapshots:
     def has_layer(self, diff_id: str) -> bool:
         """Is the layer here, row and directory? One may have gone without the other when somebody
         tidied up by hand."""
-        row = self._catalog.layer(diff_id)
+        row = self.layer(diff_id)
         return row is not None and os.path.isdir(f"{self._layers}/{_check_directory(row.directory)}/fs")
+
+    def layer(self, diff_id: str) -> LayerRow | None:
+        """The catalog's row of a layer, or a build's that is under way."""
+        return self._catalog.layer(diff_id) or self._fresh.get(diff_id)
+
+    def add_fresh(self, row: LayerRow) -> None:
+        """A build has made the layer: containers may stand on it, though a crash of the daemon loses it."""
+        self._fresh[row.diff_id] = row
+
+    def take_fresh(self, diff_id: str) -> LayerRow | None:
+        """The layer is no longer one of a build under way."""
+        return self._fresh.pop(diff_id, None)
+
+    def sync(self) -> None:
+        """All that was written so far is on the disk. Raises KernelError, ResourceExhausted."""
+        fd = os.open(self._layers, _OPEN)
+        try:
+            self._barrier.sync(fd)
+        except KernelError as error:
+            raise disk_error(OSError(error.errno, error.message), "sync layers", "") from None
+        finally:
+            os.close(fd)
+
+    def adopt_layer(self, passing: str, home: int) -> None:
+        """Make what was written into a passing snapshot the files of the new layer `home`."""
+        try:
+            os.rename(self.upper(passing), "fs", dst_dir_fd=home)
+        except OSError as error:
+            raise disk_error(error, "make layer", passing) from None
 
     def layer_names(self) -> list[str]:
         """The names of all layer directories on the disk, also those without a row."""
@@ -120,6 +150,15 @@ class Snapshots:
         module's docstring for how to mount it. Raises InvalidArgument, AlreadyExists, DataLoss,
         ResourceExhausted, KernelError; nothing is left behind then.
         """
+        return self._prepare(snapshot_id, diff_ids, lambda row: self._catalog.put_snapshot(row))
+
+    def prepare_passing(self, snapshot_id: str, diff_ids: Sequence[str]) -> dict[str, Any]:
+        """The same for a step of a build: a crash of the daemon loses it, and it keeps no layer alive."""
+        return self._prepare(snapshot_id, diff_ids, lambda _: None)
+
+    def _prepare(
+        self, snapshot_id: str, diff_ids: Sequence[str], put: Callable[[SnapshotRow], None]
+    ) -> dict[str, Any]:
         lower = self.lower(diff_ids)
         path = self._path(snapshot_id)
         try:
@@ -132,7 +171,7 @@ class Snapshots:
             os.mkdir(f"{path}/fs", 0o755)
             os.mkdir(f"{path}/work", 0o700)
             os.chmod(f"{path}/fs", 0o755)  # whatever the umask: the container's root directory
-            self._catalog.put_snapshot(SnapshotRow(snapshot_id, tuple(diff_ids)))
+            put(SnapshotRow(snapshot_id, tuple(diff_ids)))
         except BaseException as error:
             self._remove(self._directory, snapshot_id)
             if isinstance(error, OSError):
@@ -147,6 +186,10 @@ class Snapshots:
         if row is None or not os.path.isdir(path):
             raise NotFound(f"no such snapshot: {snapshot_id}", subject=snapshot_id)
         return self._rootfs(path, self.lower(row.layers))
+
+    def upper(self, snapshot_id: str) -> str:
+        """Where what was written into it is."""
+        return f"{self._path(snapshot_id)}/fs"
 
     def remove(self, snapshot_id: str) -> None:
         """Remove a container's writable layer. An unknown id does nothing.

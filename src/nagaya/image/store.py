@@ -20,6 +20,7 @@ import msgspec
 from nagaya.errors import DataLoss, InvalidArgument, NagayaError, NotFound
 from nagaya.image import builtin, load, login, making, removal, save, streams
 from nagaya.image.auth import RegistryAuth
+from nagaya.image.building import Builds
 from nagaya.image.catalog import Catalog, ImageRow, NameRow
 from nagaya.image.pull import Progress, Puller, Report
 from nagaya.image.push import Pusher
@@ -77,6 +78,7 @@ class ImageStore:
         self._snapshots = shelf.snapshots
         self._puller = Puller(shelf.content, shelf.snapshots, catalog, shelf.unpacking, shelf.config)
         self._pusher = Pusher(shelf, self._puller.schemes)
+        self.builds = Builds(shelf)
         self._mutex = shelf.mutex
         self._documents: dict[str, ImageConfig] = {}
         self._builtin_lock = threading.Lock()
@@ -190,6 +192,8 @@ class ImageStore:
 
     def raw_config(self, image: Image) -> bytes:
         """The configuration document as it came. Raises DataLoss, NotFound."""
+        if (passing := self.builds.passing.get(image.id)) is not None:
+            return passing[1]
         return self._content.read(image.id, manifest.MAX_MANIFEST)
 
     def history(self, image: Image) -> Sequence[Change]:
@@ -427,7 +431,7 @@ class ImageStore:
 
     def _find(self, text: str) -> str | None:
         if digests.is_digest(text):
-            return text if self._catalog.image(text) else None
+            return text if text in self.builds.passing or self._catalog.image(text) else None
         try:
             named = reference.parse_tagged(text)
         except InvalidArgument:
@@ -443,7 +447,8 @@ class ImageStore:
         short = text.removeprefix("sha256:")
         if not _is_hex(short):
             return None
-        matches = [r.id for r in self._catalog.images() if digests.parse(r.id)[1].startswith(short)]
+        ids = {*(r.id for r in self._catalog.images()), *self.builds.passing}
+        matches = [image_id for image_id in ids if digests.parse(image_id)[1].startswith(short)]
         if len(matches) > 1:  # as in dockerd no image, so that `run` may yet pull one of that name
             raise NotFound(
                 f"No such image: {_shown(text)} (as an id it is ambiguous: {len(matches)} begin so)",
@@ -459,6 +464,8 @@ class ImageStore:
 
     def _row(self, image_id: str) -> ImageRow:
         row = self._catalog.image(image_id)
+        if row is None and (passing := self.builds.passing.get(image_id)) is not None:
+            return passing[0]
         if row is None:
             raise NotFound(f"No such image: {image_id}", subject=image_id)
         return row
@@ -476,7 +483,9 @@ class ImageStore:
     def _load(self, row: ImageRow, names: Sequence[str]) -> Image:
         document = self._documents.get(row.id)
         if document is None:
-            document = imageconfig.decode(self._content.read(row.id, manifest.MAX_MANIFEST))
+            passing = self.builds.passing.get(row.id)
+            data = passing[1] if passing else self._content.read(row.id, manifest.MAX_MANIFEST)
+            document = imageconfig.decode(data)
             if len(self._documents) >= _CACHED:
                 self._documents.clear()
             self._documents[row.id] = document
@@ -484,7 +493,7 @@ class ImageStore:
         return Image(row.id, row.manifest, tuple(names), document, size, row.stored)
 
     def _layer_size(self, diff_id: str) -> int:
-        row = self._catalog.layer(diff_id)
+        row = self._snapshots.layer(diff_id)
         return row.size if row else 0
 
     def _assemble(self) -> None:

@@ -7,6 +7,9 @@ backport.
 
 from __future__ import annotations
 
+import bz2
+import itertools
+import lzma
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +29,8 @@ else:
 
 PIECE = 512 << 10  # of decompressed data: big enough to forget Python, small enough for the cache
 _READ = 128 << 10  # of compressed data fed at once
+_BZIP2, _XZ = b"BZh", b"\xfd7zXZ\0"
+_XZ_MEMORY = 256 << 20  # bytes: xz -9 needs 65 MiB to be undone
 _WINDOW_LOG_MAX = 27  # 128 MiB: what zstd's own tool accepts without being told
 
 
@@ -47,10 +52,28 @@ def pieces(compressed: Iterable[bytes]) -> Iterator[bytes]:
         return _members(stream, lambda: _Gzip(), "gzip")
     if compressed_by == "zstd":
         return _members(stream, _zstd, "zstd")
-    for magic, name in ((b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x04\x22\x4d\x18", "lz4")):
+    for magic, name in ((_BZIP2, "bzip2"), (_XZ, "xz"), (b"\x04\x22\x4d\x18", "lz4")):
         if head.startswith(magic):
             raise Unimplemented(f"layers compressed with {name} are not supported", step="read layer")
     return stream
+
+
+def archive_pieces(compressed: Iterable[bytes]) -> Iterator[bytes]:
+    """The same for archives of files, which may be xz or bzip2, too."""
+    source = iter(compressed)
+    head = b""
+    while len(head) < 6 and (part := next(source, None)) is not None:
+        head += part
+    if head.startswith(_BZIP2):
+        return _members(_chain(head, source), bz2.BZ2Decompressor, "bzip2")
+    if head.startswith(_XZ):
+        return _members(_chain(head, source), lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY), "xz")
+    return pieces(itertools.chain([head] if head else [], source))
+
+
+def is_compressed(head: bytes) -> bool:
+    """Would `archive_pieces` decompress a stream with these first bytes?"""
+    return bool(compression(head)) or head.startswith((_BZIP2, _XZ))
 
 
 def compression(head: bytes) -> str:

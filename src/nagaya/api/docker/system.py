@@ -121,18 +121,29 @@ async def events(engine: EngineService, request: Request) -> Stream:
     return Stream(items(), render_error=lambda error: b"")
 
 
-async def disk_usage(engine: EngineService, request: Request) -> Response:
+def disk_usage(
+    build_cache: Callable[[], Awaitable[dict[str, Any]]],
+) -> Callable[[EngineService, Request], Awaitable[Response]]:
     """GET /system/df: LayersSize counts a layer once, whoever has it; what an image has for itself is
     its Size without its SharedSize. Since 1.42 only the kinds that `type` names are looked at."""
-    kinds = request.query.get("type", []) if request.version >= (1, 42) else []
-    for kind in kinds:
-        if kind not in _DISK:
-            raise InvalidArgument(f"unknown object type: {kind}", subject="type")
-    found: dict[str, Any] = {}
-    for kind, look in _DISK.items():
-        if not kinds or kind in kinds:
-            found |= await look(engine, request)
-    return json_response(found)
+
+    async def builds(engine: EngineService, request: Request) -> dict[str, Any]:
+        return await build_cache()
+
+    disk = {**_DISK, "build-cache": builds}
+
+    async def usage(engine: EngineService, request: Request) -> Response:
+        kinds = request.query.get("type", []) if request.version >= (1, 42) else []
+        for kind in kinds:
+            if kind not in disk:
+                raise InvalidArgument(f"unknown object type: {kind}", subject="type")
+        found: dict[str, Any] = {}
+        for kind, look in disk.items():
+            if not kinds or kind in kinds:
+                found |= await look(engine, request)
+        return json_response(found)
+
+    return usage
 
 
 async def _images_on_disk(engine: EngineService, request: Request) -> dict[str, Any]:
@@ -162,21 +173,11 @@ async def _volumes_on_disk(engine: EngineService, request: Request) -> dict[str,
     return {"Volumes": shown}
 
 
-async def _build_cache_on_disk(engine: EngineService, request: Request) -> dict[str, Any]:
-    return {"BuildCache": []}
-
-
 _DISK: Mapping[str, Callable[[EngineService, Request], Awaitable[dict[str, Any]]]] = {
     "image": _images_on_disk,
     "container": _containers_on_disk,
     "volume": _volumes_on_disk,
-    "build-cache": _build_cache_on_disk,
 }
-
-
-async def prune_build_cache(engine: EngineService, request: Request) -> Response:
-    """POST /build/prune: there is no build cache; `docker system prune` asks for it with all else."""
-    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
 
 
 async def check(engine: EngineService, request: Request) -> Response:
@@ -214,9 +215,7 @@ ROUTES = (
     Route("GET", "/version", version),
     Route("GET", "/info", info),
     Route("GET", "/events", events),
-    Route("GET", "/system/df", disk_usage),
     Route("POST", "/auth", auth),
-    Route("POST", "/build/prune", prune_build_cache),
     Route("GET", "/nagaya/check", check),
     Route("POST", "/nagaya/check", check),
 )

@@ -11,8 +11,6 @@ from nagaya.engine.service import EngineService
 from nagaya.errors import Unimplemented
 
 UNSERVED = (
-    ("POST", "/build", "building images"),
-    ("POST", "/build/cancel", "building images"),
     ("POST", "/session", "building images with BuildKit"),
     ("POST", "/grpc", "building images with BuildKit"),
     ("GET", "/containers/{id}/checkpoints", "checkpoints"),

@@ -1,0 +1,122 @@
+"""A stage: its instructions one after the other, each making of one state the next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nagaya.build import copying, run, settings
+from nagaya.build.arguments import StageArguments
+from nagaya.build.graph import Node
+from nagaya.build.language.ast import (
+    Add,
+    Arg,
+    Cmd,
+    Copy,
+    DockerfileError,
+    Instruction,
+    Maintainer,
+    Run,
+    Workdir,
+)
+from nagaya.build.language.expand import expand
+from nagaya.build.language.parse import parse_trigger
+from nagaya.build.output import Lane
+from nagaya.build.state import State, key
+from nagaya.build.transfer import make_directory
+from nagaya.engine import filling
+from nagaya.engine.layered import LayeredRoot
+from nagaya.image.building import Layer
+from nagaya.oci import digest as digests
+
+if TYPE_CHECKING:
+    from nagaya.build.execute import Build
+
+
+class StageRun:
+    """One stage of one build. Lives on the event loop."""
+
+    def __init__(self, build: Build, node: Node, lane: Lane, state: State, arguments: StageArguments) -> None:
+        self.build = build
+        self.node = node
+        self.lane = lane
+        self.state = state
+        self.arguments = arguments
+        self.parent = ""  # the last step's key
+        self._commanded = False
+
+    async def run(self) -> State:
+        """The state after the last instruction. Raises NagayaError."""
+        triggers = [str(t) for t in self.state.config.get("OnBuild") or ()]
+        self.state = self.state.with_config(settings.with_path(self.state.config))
+        if triggers:
+            await self.lane.text(f"# Executing {len(triggers)} build trigger{'s' * (len(triggers) > 1)}\n")
+        for trigger in triggers:
+            await self._step(parse_trigger(trigger))
+        for number, instruction in enumerate(self.node.instructions, self.node.first + 1):
+            await self.lane.text(f"Step {number}/{self.build.graph.steps} : {instruction.text}\n")
+            await self._step(instruction)
+        return self.state
+
+    async def _step(self, instruction: Instruction) -> None:
+        try:
+            env = self.state.config.get("Env") or ()
+            instruction = expand(instruction, self.arguments.visible(env), self.build.escape)
+            cached, self.state = await self._made(instruction)
+        except DockerfileError as error:
+            raise DockerfileError(error.message, error.line or instruction.line) from None
+        if cached:
+            await self.lane.text(" ---> Using cache\n")
+        await self.lane.text(f" ---> {digests.short(self.state.id)}\n")
+
+    async def _made(self, instruction: Instruction) -> tuple[bool, State]:
+        match instruction:
+            case Run():
+                return await run.run(self, instruction)
+            case Copy() | Add():
+                return await copying.place(self, instruction)
+            case Workdir():
+                return await self._workdir(instruction)
+            case Arg():
+                self.arguments.declare(instruction.args)
+        self._commanded = self._commanded or isinstance(instruction, Cmd)
+        config = settings.apply(self.state.config, instruction, self._commanded)
+        author = instruction.name if isinstance(instruction, Maintainer) else None
+        said = settings.created_by(config, instruction)
+        name = key("config", self.state.config, self.state.diff_ids, said, author)
+        step = await self.build.cache.step(name, self.parent, instruction.text)
+        self.parent = name
+        return step.cached, self.state.after(config, step.created, said, author=author)
+
+    async def _workdir(self, instruction: Workdir) -> tuple[bool, State]:
+        """The directory is made when it is not there."""
+        state, build = self.state, self.build
+        config = settings.apply(state.config, instruction)
+        path = str(config["WorkingDir"])
+        name = key("directory", state.diff_ids, path, build.epoch)
+
+        async def make() -> Layer | None:
+            def work() -> Layer | None:
+                if filling.is_something(LayeredRoot(build.workshop.lower(state.diff_ids)), path):
+                    return None
+                return build.workshop.change(
+                    build.bench,
+                    state.diff_ids,
+                    lambda root: make_directory(root, path, (0, 0)),
+                    build.check,
+                    build.epoch,
+                )
+
+            return await build.workshop.work(work)
+
+        step = await build.cache.step(name, self.parent, instruction.text, make)
+        self.parent = name
+        said = settings.created_by(config, instruction)
+        return step.cached, state.after(config, step.created, said, step.layer)
+
+    async def output(self, stream: int, data: bytes) -> None:
+        """What RUN's command writes."""
+        await self.lane.text(run.coloured(stream, data))
+
+    async def running(self, container_id: str) -> None:
+        """RUN's container is there."""
+        await self.lane.text(f" ---> Running in {container_id[:12]}\n")

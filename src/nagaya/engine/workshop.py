@@ -1,0 +1,206 @@
+"""What builds are made with: a place in the image store, roots to write into, commands that are run.
+
+The build room decides; this does, and takes away what it made. Lives on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from nagaya.engine import attachments, staging
+from nagaya.engine.changes import PLACES
+from nagaya.engine.containers import Containers
+from nagaya.engine.images import Images
+from nagaya.engine.model import AttachRequest, ContainerConfig, CreateRequest, PullProgress, RegistryAuth
+from nagaya.engine.world import World
+from nagaya.image import trees
+from nagaya.image.building import Bench, Layer
+from nagaya.image.jobs import Check
+from nagaya.linux.overlay import mount_overlay
+from nagaya.oci import reference
+
+T = TypeVar("T")
+
+Output = Callable[[int, bytes], Awaitable[None]]  # stream (1 stdout, 2 stderr), bytes
+_PIECE = 64 << 10
+_HEAD = 8
+_HUB = ("https://index.docker.io/v1/", "index.docker.io")
+
+
+def home(root: str) -> str:
+    """Where builds under way keep their files."""
+    return f"{root}/build/work"
+
+
+class Workshop:
+    """The engine's primitives for builds."""
+
+    def __init__(self, world: World, containers: Containers, images: Images) -> None:
+        self._world = world
+        self._containers = containers
+        self._images = images
+
+    @property
+    def world(self) -> World:
+        """The engine's rooms."""
+        return self._world
+
+    async def work(self, job: Callable[[], T]) -> T:
+        """Run blocking work of a build. Cancelled, it still waits for the end: a thread does not stop."""
+        task = asyncio.ensure_future(self._world.pull_job(job))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    def pull(
+        self, name: str, platform: str, auths: Mapping[str, RegistryAuth]
+    ) -> AsyncIterator[PullProgress]:
+        """Pull an image, with the credentials of its registry; one report at a time."""
+        registry = reference.parse(name).domain
+        names = (registry, f"https://{registry}", *(_HUB if registry == "docker.io" else ()))
+        auth = next((auths[known] for known in names if known in auths), None)
+        return self._images.pull(name, platform, auth)
+
+    def bench(self) -> Bench:
+        """A place for one build, to be closed. Blocking."""
+        return self._world.images.builds.open()
+
+    def directory(self) -> str:
+        """A new directory for the files of one build, to be removed by `remove_directory`; a crash of the
+        daemon does it, too. Blocking."""
+        path = f"{home(self._world.settings.root)}/{os.urandom(8).hex()}"
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
+        return path
+
+    def lower(self, diff_ids: Sequence[str]) -> list[str]:
+        """The directories of these layers (bottom first), the top one first. Blocking."""
+        return self._world.images.builds.lower(diff_ids)
+
+    def files(self, diff_ids: Sequence[str]) -> int:
+        """The files of these layers (bottom first), a read-only mount that is attached nowhere. Blocking."""
+        return staging.mounted(self.lower(diff_ids))
+
+    def change(
+        self,
+        bench: Bench,
+        diff_ids: Sequence[str],
+        work: Callable[[int], None],
+        check: Check,
+        latest: int | None = None,
+    ) -> Layer | None:
+        """What `work` writes into the root (a mount that is attached nowhere) of these layers becomes a
+        layer. Blocking."""
+        name, overlay = bench.snapshot(diff_ids)
+        try:
+            root = mount_overlay(overlay)
+            try:
+                work(root)
+            finally:
+                os.close(root)
+            return bench.layer(name, frozenset(), latest, check)
+        finally:
+            bench.drop(name)
+
+    async def run(
+        self,
+        bench: Bench,
+        config: ContainerConfig,
+        output: Output,
+        begun: Callable[[str], Awaitable[None]],
+        ours: frozenset[str] = PLACES,
+        latest: int | None = None,
+    ) -> tuple[int, Layer | None]:
+        """Run a container to its end: its exit code and, when that is 0, what it has changed. begun gets its
+        id before it starts. ours: as `diff.archive` has it. It is gone afterwards, whatever happens."""
+        containers = self._containers
+        created = await containers.create(CreateRequest(config))
+        try:
+            await begun(created.id)
+            code = await self._run(created.id, output)
+            if code:
+                return code, None
+            slot = self._world.roster.find(created.id)
+            async with slot.lock:
+                work = lambda: bench.layer(created.id, ours, latest, lambda: None)  # noqa: E731
+                return 0, await self.work(work)
+        finally:
+            await self._finished(containers.remove(created.id, force=True, volumes_too=True))
+
+    async def _run(self, container_id: str, output: Output) -> int:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours:
+            asked = AttachRequest(stdout=True, stderr=True)
+            await attachments.attach(self._world, container_id, asked, theirs.detach())
+            reading = asyncio.ensure_future(_read(ours, output))
+            try:
+                ended = self._world.roster.find(container_id).wait("next-exit")
+                await self._containers.start(container_id)
+                result = await ended
+                await reading
+            finally:
+                ended.cancel()
+                reading.cancel()
+                with suppress(asyncio.CancelledError):
+                    await reading
+        return result.exit_code
+
+    def writable(self, bench: Bench, layers: Sequence[str]) -> tuple[int, Callable[[], None]]:
+        """The files of these directories, the top one first, as a mount that is attached nowhere and may be
+        written to; and what takes away what was written. Blocking."""
+        name, overlay = bench.snapshot(())
+        try:
+            root = mount_overlay({**overlay, "lower": list(layers)})
+        except BaseException:
+            bench.drop(name)
+            raise
+        return root, lambda: bench.drop(name)
+
+    async def _finished(self, work: Awaitable[None]) -> None:
+        """To its end, also when we are cancelled meanwhile."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+
+async def _read(source: socket.socket, output: Output) -> None:
+    """Frames until the end (api/docker's multiplexed format)."""
+    loop = asyncio.get_running_loop()
+    held = bytearray()
+    while data := await loop.sock_recv(source, _PIECE):
+        held += data
+        while len(held) >= _HEAD:
+            size = int.from_bytes(held[4:8], "big")
+            if len(held) < _HEAD + size:
+                break
+            piece = bytes(held[_HEAD : _HEAD + size])
+            stream = held[0]
+            del held[: _HEAD + size]
+            await output(stream, piece)
+
+
+def sweep(world: World) -> None:
+    """What builds of a former daemon left. Blocking."""
+    parent = os.path.dirname(home(world.settings.root))
+    with suppress(FileNotFoundError):
+        remove(parent, "work")
+
+
+def remove(parent: str, name: str) -> None:
+    """Remove a tree of strangers' making. Blocking. Raises OSError, KernelError."""
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        trees.remove(fd, name)
+    finally:
+        os.close(fd)
