@@ -307,7 +307,18 @@ TABLE: dict[tuple[str, str], Any] = {
     ("GET", "/info"): INFO,
     ("GET", "/events"): EVENT,
     ("GET", "/system/df"): fields(
-        int="LayersSize", Images=[IMAGE_LISTED], Containers=[LISTED], Volumes=[VOLUME], BuildCache=[object]
+        int="LayersSize",
+        Images=[IMAGE_LISTED],
+        Containers=[LISTED],
+        Volumes=[VOLUME],
+        BuildCache=[
+            fields(
+                str="ID Type Description CreatedAt LastUsedAt",
+                strings="Parents",
+                bool="InUse Shared",
+                int="Size UsageCount",
+            )
+        ],
     ),
     ("POST", "/build/prune"): fields(int="SpaceReclaimed", strings="CachesDeleted"),
     ("GET", "/nagaya/check"): FINDINGS,
@@ -356,6 +367,7 @@ TABLE: dict[tuple[str, str], Any] = {
 # no content, a raw stream, an archive, text; progress, which needs a registry or an archive and is held
 # against dockerd's by tests/cli and tests/unit/test_api_server.py
 NO_TABLE = frozenset(
+    "POST /build|POST /build/cancel|"
     "GET /_ping|HEAD /_ping|GET /metrics|POST /auth|POST /containers/{id}/start|POST /containers/{id}/stop|"
     "POST /containers/{id}/restart|POST /containers/{id}/kill|POST /containers/{id}/pause|"
     "POST /containers/{id}/unpause|POST /containers/{id}/rename|DELETE /containers/{id}|"

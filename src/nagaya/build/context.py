@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from nagaya.build import sources
 from nagaya.errors import DataLoss, InvalidArgument, KernelError, NotFound
-from nagaya.image import layers, streams, trees
+from nagaya.image import layers, streams
 from nagaya.image.jobs import Check
 from nagaya.image.layers import Limits
 from nagaya.linux import paths
@@ -88,12 +88,3 @@ class Context:
                         raise
             finally:
                 os.close(fd)
-
-
-def remove(directory: str) -> None:
-    """Remove a build's directory."""
-    parent = os.open(os.path.dirname(directory), _DIRECTORY)
-    try:
-        trees.remove(parent, os.path.basename(directory))
-    finally:
-        os.close(parent)

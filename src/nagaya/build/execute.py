@@ -22,7 +22,6 @@ from nagaya.build.language.ast import Dockerfile
 from nagaya.build.language.ignore import Rules
 from nagaya.build.language.ignore import read as read_ignore
 from nagaya.build.language.parse import parse
-from nagaya.build.mounts import CacheMounts
 from nagaya.build.output import Lane, Lanes, Said, Say
 from nagaya.build.request import BuildRequest
 from nagaya.build.stage import StageRun
@@ -46,7 +45,6 @@ class Build:
     def __init__(
         self,
         workshop: Workshop,
-        mounts: CacheMounts,
         bench: Bench,
         context: Context,
         directory: str,
@@ -54,7 +52,6 @@ class Build:
         say: Say,
     ) -> None:
         self.workshop = workshop
-        self.mounts = mounts
         self.bench = bench
         self.context = context
         self.directory = directory

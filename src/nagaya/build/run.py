@@ -165,7 +165,12 @@ async def _bind(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted:
 async def _cache(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted:
     target = _target(stage, mount)
     path = await held.enter_async_context(
-        stage.build.mounts.hold(mount.id or posixpath.normpath(target), mount.sharing or "shared", mount)
+        stage.build.workshop.caches.hold(
+            mount.id or posixpath.normpath(target),
+            mount.sharing or "shared",
+            (mount.uid or 0, mount.gid or 0),
+            0o755 if mount.mode is None else mount.mode,
+        )
     )
     return MountSpec(
         "tree", target, path, mount.read_only, subpath=mount.source.strip("/") if not mount.origin else ""

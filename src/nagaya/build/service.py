@@ -11,9 +11,8 @@ from threading import Event
 import msgspec
 
 from nagaya.build import downloads
-from nagaya.build.context import MAX_DOCKERFILE, Context, remove
+from nagaya.build.context import MAX_DOCKERFILE, Context
 from nagaya.build.execute import Build
-from nagaya.build.mounts import CacheMounts
 from nagaya.build.output import Said, Say
 from nagaya.build.request import BuildRequest
 from nagaya.engine.images import pieces
@@ -42,11 +41,10 @@ class CacheRecord(msgspec.Struct, frozen=True):
 
 
 class Builds:
-    """All builds of a daemon."""
+    """The builds of a daemon, which keeps what they share."""
 
     def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop
-        self._mounts = CacheMounts(workshop)
 
     async def build(
         self, request: BuildRequest, archive: AsyncIterator[bytes] | None, url: str = ""
@@ -95,13 +93,13 @@ class Builds:
                 request = await self._take_in(context, request, archive, url)
                 bench = await workshop.work(workshop.bench)
                 try:
-                    return await Build(workshop, self._mounts, bench, context, directory, request, say).run()
+                    return await Build(workshop, bench, context, directory, request, say).run()
                 finally:
                     await _to_the_end(workshop, bench.close)
             finally:
                 context.close()
         finally:
-            await _to_the_end(workshop, lambda: remove(directory))
+            await _to_the_end(workshop, lambda: workshop.remove_directory(directory))
 
     async def _take_in(
         self, context: Context, request: BuildRequest, archive: AsyncIterator[bytes] | None, url: str
@@ -154,7 +152,7 @@ class Builds:
                     m.used,
                     0,
                 )
-                for m in self._mounts.list()
+                for m in self._workshop.caches.list()
             ]
             return steps + mounts
 
@@ -170,7 +168,7 @@ class Builds:
         def work() -> tuple[list[str], int]:
             gone: list[str] = []
             freed = 0
-            mounts = self._mounts.list() if everything else []
+            mounts = self._workshop.caches.list() if everything else []
             for mount in mounts:
                 record = CacheRecord(
                     mount.key,
@@ -185,7 +183,7 @@ class Builds:
                     0,
                 )
                 if wanted(record) and not mount.in_use:
-                    self._mounts.remove(mount.key)
+                    self._workshop.caches.remove(mount.key)
                     gone.append(mount.key)
                     freed += mount.size
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from nagaya.image import trees
 from nagaya.image.content import disk_error
 
 
@@ -51,3 +52,12 @@ def remove_flat(directory: str) -> None:
         for name in os.listdir(directory):
             os.unlink(f"{directory}/{name}")
         os.rmdir(directory)
+
+
+def remove_tree(path: str) -> None:
+    """Delete a tree whose content is a stranger's, if it is there. Raises what `trees.remove` does."""
+    parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        trees.remove(parent, os.path.basename(path))
+    finally:
+        os.close(parent)

@@ -15,9 +15,9 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
+from nagaya.engine import files
 from nagaya.engine.layered import LayeredRoot
 from nagaya.errors import InvalidArgument, NotFound
-from nagaya.image import trees
 from nagaya.image.content import disk_error
 
 _COPY_CHUNK = 1 << 20
@@ -85,7 +85,7 @@ def is_something(image: LayeredRoot, target: str) -> bool:
 
 def settle(stage: str, data: str) -> None:
     """End or undo a filling that did not come to its end. May be repeated. Raises OSError, KernelError."""
-    _remove(stage)
+    files.remove_tree(stage)
     try:
         whole = os.open(f"{stage}-whole", _DIRECTORY)
     except FileNotFoundError:
@@ -105,15 +105,7 @@ def settle(stage: str, data: str) -> None:
             os.close(volume)
     finally:
         os.close(whole)
-    _remove(f"{stage}-whole")
-
-
-def _remove(path: str) -> None:
-    parent = os.open(os.path.dirname(path), _DIRECTORY)
-    try:
-        trees.remove(parent, os.path.basename(path))
-    finally:
-        os.close(parent)
+    files.remove_tree(f"{stage}-whole")
 
 
 def _gather(image: LayeredRoot, directories: list[int], stage: str) -> None:
@@ -123,7 +115,7 @@ def _gather(image: LayeredRoot, directories: list[int], stage: str) -> None:
         try:
             _copy(image, directories, fd)
         except OSError:
-            _remove(stage)
+            files.remove_tree(stage)
             raise
         info = os.fstat(directories[0])
         os.fchown(fd, info.st_uid, info.st_gid)

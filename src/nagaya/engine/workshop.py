@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import suppress
 from typing import TypeVar
 
-from nagaya.engine import attachments, staging
+from nagaya.engine import attachments, files, staging
+from nagaya.engine.cachedirs import CacheDirectories
 from nagaya.engine.changes import PLACES
 from nagaya.engine.containers import Containers
 from nagaya.engine.images import Images
 from nagaya.engine.model import AttachRequest, ContainerConfig, CreateRequest, PullProgress, RegistryAuth
 from nagaya.engine.world import World
-from nagaya.image import trees
 from nagaya.image.building import Bench, Layer
 from nagaya.image.jobs import Check
 from nagaya.linux.overlay import mount_overlay
@@ -44,6 +44,8 @@ class Workshop:
         self._world = world
         self._containers = containers
         self._images = images
+        self.caches = CacheDirectories(world)
+        """What RUN --mount=type=cache keeps."""
 
     @property
     def world(self) -> World:
@@ -79,6 +81,10 @@ class Workshop:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         os.mkdir(path, 0o700)
         return path
+
+    def remove_directory(self, path: str) -> None:
+        """Remove it, whatever is in it. Blocking."""
+        files.remove_tree(path)
 
     def lower(self, diff_ids: Sequence[str]) -> list[str]:
         """The directories of these layers (bottom first), the top one first. Blocking."""
@@ -192,15 +198,5 @@ async def _read(source: socket.socket, output: Output) -> None:
 
 def sweep(world: World) -> None:
     """What builds of a former daemon left. Blocking."""
-    parent = os.path.dirname(home(world.settings.root))
     with suppress(FileNotFoundError):
-        remove(parent, "work")
-
-
-def remove(parent: str, name: str) -> None:
-    """Remove a tree of strangers' making. Blocking. Raises OSError, KernelError."""
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        trees.remove(fd, name)
-    finally:
-        os.close(fd)
+        files.remove_tree(home(world.settings.root))

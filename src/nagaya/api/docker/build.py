@@ -6,13 +6,13 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
 
 from nagaya.api.docker.errors import message_of
-from nagaya.api.docker.respond import json_line, json_response, primed
+from nagaya.api.docker.respond import json_line, json_response, no_content, primed
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.image import error_document, progress_document
 from nagaya.api.docker.types.limits import ulimits
@@ -32,72 +32,60 @@ from nagaya.oci import digest as digests
 from nagaya.oci import reference
 
 Json = dict[str, Any]
-Handler = Callable[[EngineService, Request], Awaitable[Answer]]
-
 _GIT = ("git://", "git@", "github.com/")
 
 
-class BuildRoutes:
-    """The routes of one daemon's builds."""
-
-    def __init__(self, builds: Builds) -> None:
-        self._builds = builds
-        self.routes = (
-            Route("POST", "/build", self.build, cancel=True),
-            Route("POST", "/build/prune", self.prune),
-            Route("POST", "/build/cancel", self.cancel),
+async def build(engine: EngineService, request: Request) -> Answer:
+    """POST /build. Errors before the first line are an HTTP status, later ones the stream's last line.
+    The client's going away ends the build."""
+    if request.get("version", "1") == "2":
+        raise InvalidArgument(
+            "this daemon has no BuildKit: set DOCKER_BUILDKIT=0 to build with the classic builder",
+            subject="version",
         )
+    wanted = build_request(request)
+    remote = request.get("remote")
+    if remote and (remote.startswith(_GIT) or remote.partition("#")[0].endswith(".git")):
+        raise Unimplemented(f"building from a git repository is not supported: {remote[:200]}")
+    if remote and not remote.startswith(("http://", "https://")):
+        raise InvalidArgument(f"remote is not a URL: {remote[:200]}", subject="remote")
+    said = Builds(engine.workshop).build(wanted, None if remote else request.chunks(), remote)
+    quiet = request.flag("q")
 
-    async def build(self, engine: EngineService, request: Request) -> Answer:
-        """POST /build. Errors before the first line are an HTTP status, later ones the stream's last line.
-        The client's going away ends the build."""
-        if request.get("version", "1") == "2":
-            raise InvalidArgument(
-                "this daemon has no BuildKit: set DOCKER_BUILDKIT=0 to build with the classic builder",
-                subject="version",
-            )
-        wanted = build_request(request)
-        remote = request.get("remote")
-        if remote and (remote.startswith(_GIT) or remote.partition("#")[0].endswith(".git")):
-            raise Unimplemented(f"building from a git repository is not supported: {remote[:200]}")
-        if remote and not remote.startswith(("http://", "https://")):
-            raise InvalidArgument(f"remote is not a URL: {remote[:200]}", subject="remote")
-        said = self._builds.build(wanted, None if remote else request.chunks(), remote)
-        quiet = request.flag("q")
+    async def items() -> AsyncIterator[bytes]:
+        try:
+            async for item in said:
+                for document in _documents(item, wanted, quiet):
+                    yield json_line(document)
+        finally:
+            await said.aclose()
 
-        async def items() -> AsyncIterator[bytes]:
-            try:
-                async for item in said:
-                    for document in _documents(item, wanted, quiet):
-                        yield json_line(document)
-            finally:
-                await said.aclose()
+    return Stream(await primed(items()), render_error=_last_line)
 
-        return Stream(await primed(items()), render_error=_last_line)
 
-    async def prune(self, engine: EngineService, request: Request) -> Answer:
-        """POST /build/prune"""
-        await request.body()
-        filters = Filters.parse(request.get("filters"))
-        filters.check(
-            frozenset(("until", "id", "parent", "type", "description", "inuse", "shared", "private"))
-        )
-        matches = _matcher(filters)
-        gone, freed = await self._builds.prune(
-            matches, everything=request.flag("all"), keep=request.integer("keep-storage")
-        )
-        return json_response({"CachesDeleted": gone or None, "SpaceReclaimed": freed})
+async def prune(engine: EngineService, request: Request) -> Answer:
+    """POST /build/prune"""
+    await request.body()
+    filters = Filters.parse(request.get("filters"))
+    filters.check(frozenset(("until", "id", "parent", "type", "description", "inuse", "shared", "private")))
+    matches = _matcher(filters)
+    gone, freed = await Builds(engine.workshop).prune(
+        matches, everything=request.flag("all"), keep=request.integer("keep-storage")
+    )
+    return json_response({"CachesDeleted": gone or None, "SpaceReclaimed": freed})
 
-    async def cancel(self, engine: EngineService, request: Request) -> Answer:
-        """POST /build/cancel: of BuildKit's builds, of which there are none."""
-        await request.body()
-        if not request.get("id"):
-            raise InvalidArgument("build ID not provided", subject="id")
-        return json_response({}, 204)
 
-    async def disk_usage(self) -> Json:
-        """The part of GET /system/df."""
-        return {"BuildCache": [_cache_document(record) for record in await self._builds.records()]}
+async def cancel(engine: EngineService, request: Request) -> Answer:
+    """POST /build/cancel: of BuildKit's builds, of which there are none."""
+    await request.body()
+    if not request.get("id"):
+        raise InvalidArgument("build ID not provided", subject="id")
+    return no_content()
+
+
+async def disk_usage(engine: EngineService, request: Request) -> Json:
+    """The part of GET /system/df."""
+    return {"BuildCache": [_cache_document(record) for record in await Builds(engine.workshop).records()]}
 
 
 def build_request(request: Request) -> BuildRequest:
@@ -226,3 +214,10 @@ def _matcher(filters: Filters) -> Callable[[CacheRecord], bool]:
         )
 
     return matches
+
+
+ROUTES = (
+    Route("POST", "/build", build, cancel=True),
+    Route("POST", "/build/prune", prune),
+    Route("POST", "/build/cancel", cancel),
+)

@@ -11,6 +11,7 @@ import re
 import nagaya
 from nagaya.api.docker import (
     archive,
+    build,
     containers,
     execs,
     images,
@@ -22,13 +23,11 @@ from nagaya.api.docker import (
     unserved,
     volumes,
 )
-from nagaya.api.docker.build import BuildRoutes
 from nagaya.api.docker.errors import error_response, message_response
 from nagaya.api.docker.version import API_VERSION, MIN_API_VERSION, parse_version
 from nagaya.api.http.messages import Answer, Request
-from nagaya.api.http.router import Route, Router
+from nagaya.api.http.router import Router
 from nagaya.api.http.server import HttpServer, serve
-from nagaya.build.service import Builds
 from nagaya.engine.service import EngineService
 
 _PREFIX = re.compile(r"/v([0-9]+)\.([0-9]+)(/.*)")
@@ -40,6 +39,7 @@ _ROUTES = (
     *execs.ROUTES,
     *archive.ROUTES,
     *images.ROUTES,
+    *build.ROUTES,
     *networks.ROUTES,
     *volumes.ROUTES,
     *metrics.ROUTES,
@@ -60,10 +60,7 @@ class DockerApplication:
 
     def __init__(self, engine: EngineService) -> None:
         self._engine = engine
-        builds = BuildRoutes(Builds(engine.workshop))
-        self._router: Router[EngineService] = Router(
-            (*builds.routes, Route("GET", "/system/df", system.disk_usage(builds.disk_usage)), *_ROUTES)
-        )
+        self._router: Router[EngineService] = Router(_ROUTES)
         self._newest = parse_version(API_VERSION)
         self._oldest = parse_version(MIN_API_VERSION)
 

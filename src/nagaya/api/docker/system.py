@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import nagaya
+from nagaya.api.docker import build
 from nagaya.api.docker.containers import summaries
 from nagaya.api.docker.metrics import open_descriptors
 from nagaya.api.docker.respond import json_line, json_response
@@ -121,29 +122,18 @@ async def events(engine: EngineService, request: Request) -> Stream:
     return Stream(items(), render_error=lambda error: b"")
 
 
-def disk_usage(
-    build_cache: Callable[[], Awaitable[dict[str, Any]]],
-) -> Callable[[EngineService, Request], Awaitable[Response]]:
+async def disk_usage(engine: EngineService, request: Request) -> Response:
     """GET /system/df: LayersSize counts a layer once, whoever has it; what an image has for itself is
     its Size without its SharedSize. Since 1.42 only the kinds that `type` names are looked at."""
-
-    async def builds(engine: EngineService, request: Request) -> dict[str, Any]:
-        return await build_cache()
-
-    disk = {**_DISK, "build-cache": builds}
-
-    async def usage(engine: EngineService, request: Request) -> Response:
-        kinds = request.query.get("type", []) if request.version >= (1, 42) else []
-        for kind in kinds:
-            if kind not in disk:
-                raise InvalidArgument(f"unknown object type: {kind}", subject="type")
-        found: dict[str, Any] = {}
-        for kind, look in disk.items():
-            if not kinds or kind in kinds:
-                found |= await look(engine, request)
-        return json_response(found)
-
-    return usage
+    kinds = request.query.get("type", []) if request.version >= (1, 42) else []
+    for kind in kinds:
+        if kind not in _DISK:
+            raise InvalidArgument(f"unknown object type: {kind}", subject="type")
+    found: dict[str, Any] = {}
+    for kind, look in _DISK.items():
+        if not kinds or kind in kinds:
+            found |= await look(engine, request)
+    return json_response(found)
 
 
 async def _images_on_disk(engine: EngineService, request: Request) -> dict[str, Any]:
@@ -177,6 +167,7 @@ _DISK: Mapping[str, Callable[[EngineService, Request], Awaitable[dict[str, Any]]
     "image": _images_on_disk,
     "container": _containers_on_disk,
     "volume": _volumes_on_disk,
+    "build-cache": build.disk_usage,
 }
 
 
@@ -210,6 +201,7 @@ async def auth(engine: EngineService, request: Request) -> Response:
 
 
 ROUTES = (
+    Route("GET", "/system/df", disk_usage),
     Route("GET", "/_ping", ping),
     Route("HEAD", "/_ping", ping),
     Route("GET", "/version", version),

@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
-from nagaya.build.language.ast import Mount
-from nagaya.engine.workshop import Workshop, remove
+from nagaya.engine import files
+from nagaya.engine.world import World
 from nagaya.errors import InvalidArgument
 from nagaya.image import trees
 
@@ -24,7 +24,7 @@ FILES = "files"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class CacheMount(msgspec.Struct, frozen=True):
+class CacheDirectory(msgspec.Struct, frozen=True):
     """One of the directories as lists show it. key: its name below the cache's directory."""
 
     key: str
@@ -35,20 +35,26 @@ class CacheMount(msgspec.Struct, frozen=True):
     in_use: bool
 
 
-class CacheMounts:
+class CacheDirectories:
     """All of a daemon's. Lives on the event loop."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self._workshop = workshop
-        self._directory = f"{workshop.world.settings.root}/build/cache"
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._directory = f"{world.settings.root}/build/cache"
         self._locks: dict[str, asyncio.Lock] = {}
         self._users: Counter[str] = Counter()
 
     @asynccontextmanager
     async def hold(
-        self, name: str, sharing: str, mount: Mount, fill: Callable[[int], None] | None = None
+        self,
+        name: str,
+        sharing: str,
+        owner: tuple[int, int] = (0, 0),
+        mode: int = 0o755,
+        fill: Callable[[int], None] | None = None,
     ) -> AsyncIterator[str]:
-        """The path of the directory, until the end. fill: puts the first files into a new one."""
+        """The path of the directory, until the end. owner, mode: of a new one; fill puts its first files into
+        it."""
         if "\0" in name or len(name) > 4096:
             raise InvalidArgument("invalid id of a cache mount", subject="id")
         key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -62,14 +68,21 @@ class CacheMounts:
             await lock.acquire()
         self._users[key] += 1
         try:
-            yield await self._workshop.work(lambda: self._made(key, name, mount, fill))
+            yield await self._world.pull_job(lambda: self._made(key, name, owner, mode, fill))
         finally:
             self._users[key] -= 1
             self._users = +self._users
             if sharing == "locked":
                 lock.release()
 
-    def _made(self, key: str, name: str, mount: Mount, fill: Callable[[int], None] | None) -> str:
+    def _made(
+        self,
+        key: str,
+        name: str,
+        owner: tuple[int, int],
+        mode: int,
+        fill: Callable[[int], None] | None,
+    ) -> str:
         path = f"{self._directory}/{key}"
         if not os.path.isdir(f"{path}/{FILES}"):
             os.makedirs(path, 0o700, exist_ok=True)
@@ -81,18 +94,18 @@ class CacheMounts:
             try:
                 if fill is not None:
                     fill(fd)
-                os.fchown(fd, mount.uid or 0, mount.gid or 0)
-                os.fchmod(fd, 0o755 if mount.mode is None else mount.mode & 0o7777)
+                os.fchown(fd, *owner)
+                os.fchmod(fd, mode & 0o7777)
             finally:
                 os.close(fd)
             try:
                 os.rename(new, f"{path}/{FILES}")
             except OSError:  # another build was quicker
-                remove(path, os.path.basename(new))
+                files.remove_tree(new)
         os.utime(path)
         return f"{path}/{FILES}"
 
-    def list(self) -> list[CacheMount]:
+    def list(self) -> list[CacheDirectory]:
         """All that are there. Blocking."""
         found = []
         with suppress(FileNotFoundError):
@@ -101,7 +114,7 @@ class CacheMounts:
                     found.append(self._look(key))
         return found
 
-    def _look(self, key: str) -> CacheMount:
+    def _look(self, key: str) -> CacheDirectory:
         path = f"{self._directory}/{key}"
         with open(f"{path}/id", encoding="utf-8", errors="replace") as file:
             name = file.read(4096)
@@ -111,9 +124,9 @@ class CacheMounts:
         finally:
             os.close(fd)
         made = os.stat(f"{path}/id").st_mtime_ns
-        return CacheMount(key, name, size, made, os.stat(path).st_mtime_ns, self._users[key] > 0)
+        return CacheDirectory(key, name, size, made, os.stat(path).st_mtime_ns, self._users[key] > 0)
 
     def remove(self, key: str) -> None:
         """Remove one that nobody uses. Blocking."""
         if not self._users[key]:
-            remove(self._directory, key)
+            files.remove_tree(f"{self._directory}/{key}")
