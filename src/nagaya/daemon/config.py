@@ -18,6 +18,7 @@ import msgspec
 
 import nagaya
 from nagaya.daemon import checks
+from nagaya.engine import remap
 from nagaya.engine.settings import Settings
 from nagaya.errors import InvalidArgument
 from nagaya.image.layers import Limits
@@ -72,6 +73,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     cgroup_parent: str = "nagaya"
     cgroup_driver: str = "cgroupfs"
     default_runtime: str = "nagaya"
+    userns_remap: str = ""  # USER[:GROUP], whose ids /etc/subuid and /etc/subgid say
     init_path: str = ""  # "": catatonit, where it is found
     stop_timeout: int = 10
     log_max_size: str = "20m"
@@ -113,6 +115,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
             cdi_spec_dirs=self.cdi_spec_dirs,
             cni_conf_dir=self.cni_conf_dir,
             cni_bin_dir=self.cni_bin_dir,
+            remap=remap.read(self.userns_remap),
         )
 
     def network(self) -> NetworkService:

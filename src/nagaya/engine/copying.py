@@ -38,6 +38,7 @@ from nagaya.image.tar import (
     show,
 )
 from nagaya.linux import paths
+from nagaya.linux.caps import acting_as
 
 _PIECE = 256 << 10
 _HERE = paths.RESOLVE_BENEATH | paths.RESOLVE_NO_SYMLINKS | paths.RESOLVE_NO_XDEV
@@ -111,13 +112,13 @@ def pack(view: View, path: str, found: PathStat) -> Iterator[bytes]:
     if not stat.S_ISDIR(found.info.st_mode):
         fd, last = view.parent(path)
         try:
-            yield from members.member(fd, last, found.name, links)
+            yield from members.member(fd, last, found.name, links, owners=view.inside)
         finally:
             os.close(fd)
     elif _is_ours(view, path):
         yield from _tree(view, clean(path), found.name, links)
     else:  # one of the kernel's file systems, or a tmpfs: left empty
-        yield members.header(members.info_of(found.info, found.name, tarfile.DIRTYPE))
+        yield members.header(members.info_of(found.info, found.name, tarfile.DIRTYPE, view.inside))
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -174,12 +175,12 @@ def _tree(view: View, path: str, name: str, links: dict[tuple[int, int], str]) -
                 fd = paths.openat2(top, current, os.O_RDONLY | os.O_DIRECTORY, 0, _HERE)
             except KernelError as error:
                 if error.errno == errno.EXDEV:  # one of the kernel's file systems, or a tmpfs: left empty
-                    yield members.header(members.info_of(before, shown, tarfile.DIRTYPE))
+                    yield members.header(members.info_of(before, shown, tarfile.DIRTYPE, view.inside))
                 elif error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # gone meanwhile
                     raise
                 continue
             try:
-                yield members.header(members.info_of(os.fstat(fd), shown, tarfile.DIRTYPE))
+                yield members.header(members.info_of(os.fstat(fd), shown, tarfile.DIRTYPE, view.inside))
                 deeper = []
                 for entry in sorted(os.listdir(fd)):
                     try:
@@ -193,9 +194,9 @@ def _tree(view: View, path: str, name: str, links: dict[tuple[int, int], str]) -
                     name_there = f"{shown.rstrip('/')}/{entry}"
                     file = view.mounted_at(clean(f"{path}/{inner}/{entry}"))
                     if file is not None and file.name:
-                        yield from members.member(file.fd, file.name, name_there, links)
+                        yield from members.member(file.fd, file.name, name_there, links, owners=view.inside)
                     else:
-                        yield from members.member(fd, entry, name_there, links)
+                        yield from members.member(fd, entry, name_there, links, owners=view.inside)
                 pending += reversed(deeper)
             finally:
                 os.close(fd)
@@ -226,9 +227,11 @@ class Unpack:
         check_writable(view, self._path)
 
     def run(self, pieces: Iterable[bytes]) -> None:
-        """Unpack it all. Raises NagayaError; what was unpacked before it stays."""
+        """Unpack it all. Raises NagayaError; what was unpacked before it stays. The thread makes the files as
+        root of the container: it must be one for this work."""
         try:
-            self._run(TarReader(streams.pieces(pieces)))
+            with acting_as(*self._view.outside(0, 0)):
+                self._run(TarReader(streams.pieces(pieces)))
         except DataLoss as error:  # an archive cut short is a wrong request
             raise InvalidArgument(error.message, subject="archive") from None
 
@@ -318,7 +321,7 @@ class Unpack:
             os.close(holder)
 
     def _owned(self, entry: Entry) -> tuple[int, int]:
-        return self._owner or (entry.uid, entry.gid)
+        return self._view.outside(*(self._owner or (entry.uid, entry.gid)))
 
     def _directory(self, directory: int, name: str, path: str, entry: Entry) -> None:
         with suppress(FileExistsError):

@@ -26,6 +26,7 @@ from nagaya.engine import (
     merge,
     names,
     privileges,
+    remap,
     spec_mounts,
     volumes,
 )
@@ -102,6 +103,7 @@ def check(world: World, config: ContainerConfig) -> tuple[ContainerConfig, list[
             "invalid restart policy: maximum retry count can only be used with 'on-failure'",
             subject="RestartPolicy",
         )
+    remap.check(settings, config)
     if config.init and not settings.init_path:
         raise InvalidArgument("--init needs catatonit, which was not found on this host", subject="Init")
     if (

@@ -449,6 +449,7 @@ class Engine:
             "security_options": (
                 *(["name=apparmor"] if self._world.apparmor else []),
                 "name=seccomp,profile=builtin",
+                *(["name=userns"] if settings.remap is not None else []),
                 "name=cgroupns",
             ),
             "apparmor": self._world.apparmor,

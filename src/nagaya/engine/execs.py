@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
+from typing import Any
 
 from nagaya.engine import launch, names, pods_spec, runtimes
 from nagaya.engine.failures import exec_failure
@@ -109,27 +110,30 @@ class Execs:
         session.running = True
         config, container = session.config, slot.container
         try:
-            attaching: Awaitable[int | None] = asyncio.sleep(0)
-            if fd is not None:
-                handed, fd = fd, None
-                attaching = world.supervisor.attach(
-                    exec_id,
-                    handed,
-                    stdin=config.attach_stdin,
-                    stdout=config.attach_stdout,
-                    stderr=config.attach_stderr,
-                    mux=frames and not config.tty,
-                    stdin_once=True,
-                    detach_keys=config.detach_keys,
-                    preface=preface,
-                )
+            side_by_side: list[Awaitable[Any]] = []
             if container.config.pod is None:
-                preparing = world.job(launch.prepare_exec, world, container, config)
-                # side by side: the attachment takes two other processes' turns, and it waits for both
-                process, _ = await asyncio.gather(preparing, attaching)
+                side_by_side.append(world.job(launch.prepare_exec, world, container, config))
             else:
                 process = pods_spec.prepare_exec(world, container, config)
-                await attaching
+            if fd is not None:
+                handed, fd = fd, None
+                side_by_side.append(
+                    world.supervisor.attach(
+                        exec_id,
+                        handed,
+                        stdin=config.attach_stdin,
+                        stdout=config.attach_stdout,
+                        stderr=config.attach_stderr,
+                        mux=frames and not config.tty,
+                        stdin_once=True,
+                        detach_keys=config.detach_keys,
+                        preface=preface,
+                    )
+                )
+            # the attachment takes two other processes' turns, and it waits for all
+            done = await asyncio.gather(*side_by_side)
+            if container.config.pod is None:
+                process = done[0]
             work = runtimes.of(world, container).exec(
                 container, exec_id, process, stdin=config.attach_stdin, console=console
             )

@@ -20,6 +20,7 @@ from nagaya.engine import (
     nettable,
     privileges,
     propagation,
+    remap,
     spec,
     staging,
     user,
@@ -257,7 +258,9 @@ def _shm(world: World, container: Container, peers: Mapping[str, Container]) -> 
     _unmount(path)
     files.make_directory(path, 0o700)
     flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
-    mounts.mount("shm", path, "tmpfs", flags, f"mode=1777,size={container.config.shm_size}")
+    users = remap.of(settings, container.config)
+    owner = ",uid={},gid={}".format(*users.root) if users is not None else ""
+    mounts.mount("shm", path, "tmpfs", flags, f"mode=1777,size={container.config.shm_size}{owner}")
     return path
 
 
@@ -300,6 +303,7 @@ def prepare(
     readonly = config.readonly_paths if config.readonly_paths is not None else defaults.READONLY_PATHS
     if config.privileged:
         masked, readonly = (), ()
+    users = remap.of(settings, config)
     document = spec.compose(
         container,
         spec.Surroundings(
@@ -325,13 +329,17 @@ def prepare(
             init=settings.init_path if config.init and own_pid else "",
             cgroups_path=cgroups_path(world, container),
             recursive_ro=(config.runtime or settings.default_runtime) in _RECURSIVE_RO,
-            default_sysctls=defaults.SYSCTLS if not reference_network(container) else {},
+            default_sysctls=_default_sysctls(container, users is not None),
             default_ulimits=[
                 {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard}
                 for name, (soft, hard) in settings.default_ulimits.items()
             ],
         ),
     )
+    if users is not None:
+        path = remap.joined(settings, config, peers, netns)
+        ours = (f"{settings.root}/volumes", f"{settings.root}/containers")
+        remap.apply(document, users, path, ours)
     if config.device_requests:
         cdi.apply(document, cdi.Catalog(settings.cdi_spec_dirs).edits(cdi.names(config.device_requests)))
     bundle = settings.bundle(container.id)
@@ -340,6 +348,13 @@ def prepare(
     stdio = "pty" if config.tty else "pipes"
     log = logoptions.for_io(settings, container)
     return Launch(bundle, document, profile.filter, rootfs, stdio, log)
+
+
+def _default_sysctls(container: Container, remapped: bool) -> dict[str, str]:
+    """Those that are not somebody else's; the groups that may ping have to be mapped, all of them."""
+    if reference_network(container):
+        return {}
+    return {k: v for k, v in defaults.SYSCTLS.items() if not (remapped and k == "net.ipv4.ping_group_range")}
 
 
 def reference_network(container: Container) -> bool:

@@ -216,6 +216,7 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     ipc_mode: str = ""  # "" | private | shareable | host | none | container:ID
     uts_mode: str = ""
     cgroupns_mode: str = ""
+    userns_mode: str = ""  # "" (the daemon's) | host
     cgroup_parent: str = ""
     runtime: str = ""
     log: LogConfig = LogConfig()

@@ -15,11 +15,12 @@ from contextlib import suppress
 
 import msgspec
 
-from nagaya.engine import files, names
+from nagaya.engine import files, names, remap
 from nagaya.engine.launch import joined_container
 from nagaya.engine.ledger import Ledger
 from nagaya.engine.model import Attachment, Container, Endpoint, Network, PortBinding
 from nagaya.engine.nettable import PREDEFINED, attachments, has_names, key_of, wired
+from nagaya.engine.settings import Settings
 from nagaya.engine.world import World
 from nagaya.errors import InvalidArgument, KernelError, NagayaError
 from nagaya.linux.mounts import MNT_DETACH, umount2
@@ -331,10 +332,17 @@ def take_down(world: World, container_id: str) -> None:
         world.network.disconnect(made)
     world.names.drop(container_id)
     world.names.drop_relay(container_id)
-    unpin(world.settings.netns(container_id))
+    unpin_all(world.settings, container_id)
     with world.ledger.write() as db:
         db.execute("DELETE FROM endpoints WHERE container=?", (container_id,))
         db.execute("DELETE FROM addresses WHERE owner=?", (container_id,))
+
+
+def unpin_all(settings: Settings, container_id: str) -> None:
+    """Let its pinned network namespace go, and the user namespace that owns it. May be repeated."""
+    pin = settings.netns(container_id)
+    unpin(pin)
+    unpin(remap.pin(pin))
 
 
 def unpin(pin: str) -> None:

@@ -257,7 +257,7 @@ def _ids(directory: str) -> set[str]:
 def _sweep_files(world: World, running: set[str]) -> None:
     settings = world.settings
     for name in _ids(f"{settings.run}/ns") - running:
-        networks.unpin(settings.netns(name))
+        networks.unpin_all(settings, name)
     for name in _ids(f"{settings.run}/foreign"):
         files.remove_flat(f"{settings.run}/foreign/{name}")  # of an exec session that was being started
     for name in _ids(f"{settings.run}/staged"):

@@ -5,6 +5,26 @@ from __future__ import annotations
 import msgspec
 
 
+class Range(msgspec.Struct, frozen=True):
+    """So many ids of a user namespace, and those of the host that they are."""
+
+    inside: int
+    outside: int
+    count: int
+
+
+class Remap(msgspec.Struct, frozen=True):
+    """Whom the ids of containers are on the host (engine/remap.py)."""
+
+    uids: tuple[Range, ...]
+    gids: tuple[Range, ...]
+
+    @property
+    def root(self) -> tuple[int, int]:
+        """(uid, gid) of the containers' root on the host."""
+        return self.uids[0].outside, self.gids[0].outside
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Fixed for the life of the process."""
 
@@ -26,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True):
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     cni_conf_dir: str = "/etc/cni/net.d"
     cni_bin_dir: str = "/opt/cni/bin"
+    remap: Remap | None = None
 
     def container_dir(self, container_id: str) -> str:
         """ROOT/containers/ID: the files the engine writes for it, and its log."""

@@ -20,6 +20,7 @@ from nagaya.engine import (
     launch,
     networks,
     pods_spec,
+    remap,
     runtimes,
     staging,
 )
@@ -140,6 +141,9 @@ class Starts:
         world = self._world
         mark = time.monotonic_ns()
         request: dict[str, Any] = {"op": "netns", "pin": world.settings.netns(container.id)}
+        users = remap.of(world.settings, container.config)
+        if users is not None:
+            request["user"] = {"pin": remap.pin(request["pin"]), **remap.mappings(users)}
         if any(plan.address6 for plan in plans):
             request["ipv6"] = True
         if any(plan.network != DEFAULT for plan in plans):

@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from nagaya.engine import staging, volumes
+from nagaya.engine import remap, staging, volumes
 from nagaya.engine.model import Container
+from nagaya.engine.settings import Remap
 from nagaya.engine.spec_mounts import is_read_only
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NotFound
@@ -48,9 +49,14 @@ class View:
     """The roots of one container. Use as a context manager. Blocking."""
 
     def __init__(
-        self, places: Sequence[Place], missing: Mapping[str, NotFound] = MappingProxyType({})
+        self,
+        places: Sequence[Place],
+        missing: Mapping[str, NotFound] = MappingProxyType({}),
+        users: Remap | None = None,
     ) -> None:
-        """missing: targets of mounts whose source is not there, and why."""
+        """missing: targets of mounts whose source is not there, and why. users: whose ids the files have,
+        when not those that they have inside."""
+        self._users = users
         # the deepest target first
         self._places = sorted(places, key=lambda place: -len(place.target))
         self._missing = missing
@@ -66,6 +72,18 @@ class View:
         for place in self._places:
             os.close(place.fd)
         self._places = []
+
+    def inside(self, uid: int, gid: int) -> tuple[int, int]:
+        """The owners of a file as the container sees them."""
+        if self._users is None:
+            return uid, gid
+        return remap.inside(self._users.uids, uid), remap.inside(self._users.gids, gid)
+
+    def outside(self, uid: int, gid: int) -> tuple[int, int]:
+        """The owners of a file that the container sees so. Raises InvalidArgument for ids it has not."""
+        if self._users is None:
+            return uid, gid
+        return remap.outside(self._users.uids, uid), remap.outside(self._users.gids, gid)
 
     def place(self, path: str) -> tuple[Place, str]:
         """The root that a clean absolute path lies in, and the path below it. Raises NotFound where a mount
@@ -161,7 +179,7 @@ def open_view(world: World, container: Container) -> View:
     except BaseException:
         View(places).close()
         raise
-    return View(places, missing)
+    return View(places, missing, remap.of(world.settings, container.config) if running else None)
 
 
 def _engine_s_files(world: World, container: Container) -> list[Place]:

@@ -19,7 +19,13 @@ _PIECE = 256 << 10
 _CAPABILITY = "security.capability"
 _OPEN = os.O_NOFOLLOW | os.O_CLOEXEC
 
+Owners = Callable[[int, int], tuple[int, int]]  # whom an archive names for a uid and gid
 Links = dict[tuple[int, int], str]  # device and inode -> the name it was first archived by
+
+
+def themselves(uid: int, gid: int) -> tuple[int, int]:
+    """The owners as they are."""
+    return uid, gid
 
 
 def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -41,21 +47,26 @@ def capability_only(name: str) -> bool:
 
 
 def member(
-    directory: int, name: str, shown: str, links: Links, kept: Callable[[str], bool] = capability_only
+    directory: int,
+    name: str,
+    shown: str,
+    links: Links,
+    kept: Callable[[str], bool] = capability_only,
+    owners: Owners = themselves,
 ) -> Iterator[bytes]:
     """One file that is no directory; nothing when it is gone, or a socket. kept: which extended
     attributes go along."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if stat.S_ISREG(status.st_mode):
-            yield from _regular(directory, name, shown, links, kept)
+            yield from _regular(directory, name, shown, links, kept, owners)
         elif stat.S_ISLNK(status.st_mode):
-            info = info_of(status, shown, tarfile.SYMTYPE)
+            info = info_of(status, shown, tarfile.SYMTYPE, owners)
             info.linkname = os.readlink(name, dir_fd=directory)
             yield header(info)
         elif not stat.S_ISSOCK(status.st_mode):
             kind = {stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE}
-            info = info_of(status, shown, kind.get(stat.S_IFMT(status.st_mode), tarfile.FIFOTYPE))
+            info = info_of(status, shown, kind.get(stat.S_IFMT(status.st_mode), tarfile.FIFOTYPE), owners)
             info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
             yield header(info)
     except OSError as error:
@@ -64,7 +75,7 @@ def member(
 
 
 def _regular(
-    directory: int, name: str, shown: str, links: Links, kept: Callable[[str], bool]
+    directory: int, name: str, shown: str, links: Links, kept: Callable[[str], bool], owners: Owners
 ) -> Iterator[bytes]:
     # O_NONBLOCK: it may have become a FIFO since it was looked at
     fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=directory)
@@ -72,7 +83,7 @@ def _regular(
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return
-        info = info_of(status, shown, tarfile.REGTYPE)
+        info = info_of(status, shown, tarfile.REGTYPE, owners)
         key = (status.st_dev, status.st_ino)
         if status.st_nlink > 1 and key in links:
             info.type, info.linkname = tarfile.LNKTYPE, links[key]
@@ -104,12 +115,12 @@ def add_xattrs(info: tarfile.TarInfo, fd: int, kept: Callable[[str], bool]) -> N
             }
 
 
-def info_of(status: os.stat_result, name: str, kind: bytes) -> tarfile.TarInfo:
+def info_of(status: os.stat_result, name: str, kind: bytes, owners: Owners = themselves) -> tarfile.TarInfo:
     """A member for what has this status. Times to the second."""
     info = tarfile.TarInfo(name)
     info.type = kind
     info.mode = stat.S_IMODE(status.st_mode)
-    info.uid, info.gid = status.st_uid, status.st_gid
+    info.uid, info.gid = owners(status.st_uid, status.st_gid)
     info.mtime = status.st_mtime_ns // 10**9
     return info
 

@@ -71,6 +71,29 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     syscall("capset", pack("=Ii", _VERSION_3, 0), data)
 
 
+class acting_as:
+    """As a context manager: root's thread makes files as this user and group (setfsuid(2)), with the rights
+    of root all the same. Raises KernelError."""
+
+    __slots__ = ("_gid", "_uid")
+
+    def __init__(self, uid: int, gid: int) -> None:
+        self._uid = uid
+        self._gid = gid
+
+    def __enter__(self) -> None:
+        if self._uid or self._gid:
+            _, permitted, inheritable = capget()
+            try_syscall("setfsgid", self._gid)
+            try_syscall("setfsuid", self._uid)
+            capset(permitted, permitted, inheritable)  # another id than 0 has dropped some (capabilities(7))
+
+    def __exit__(self, *_: object) -> None:
+        if self._uid or self._gid:
+            try_syscall("setfsuid", 0)
+            try_syscall("setfsgid", 0)
+
+
 def bounding_set() -> int:
     """The bounding set of this process."""
     mask = 0

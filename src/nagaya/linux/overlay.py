@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from _thread import allocate_lock, start_new_thread
 
+from nagaya.linux import caps, namespaces, os
 from nagaya.linux import mounts as m
-from nagaya.linux import namespaces, os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +35,34 @@ def mapped(directory: str, userns: int) -> int:
         os.close(tree)
         raise
     return tree
+
+
+def mount_mapped(overlay: dict[str, Any], userns: int, uid: int, gid: int) -> int:
+    """A detached overlay mount, in which the owners of all layers, the writable one's too, are mapped as in
+    the user namespace; uid, gid: its root. The writable layer and its work directory lie side by side.
+    Raises KernelError.
+
+    Its files of its own in the writable layer (copies in the making, whiteouts) an overlay makes as who has
+    mounted it; nobody of ours can be written there, so that is the namespace's root, with our rights.
+    """
+    trees: list[int] = []
+
+    def there(directory: str) -> str:
+        trees.append(mapped(directory, userns))
+        return f"/proc/self/fd/{trees[-1]}"
+
+    try:
+        found = {**overlay, "lower": [there(layer) for layer in overlay["lower"]]}
+        if overlay.get("upper"):
+            # both on one mount, as the kernel demands
+            base = os.dirname(overlay["upper"])
+            place = there(base)
+            found |= {key: place + overlay[key].removeprefix(base) for key in ("upper", "work")}
+        with caps.acting_as(uid, gid):
+            return mount_overlay(found)
+    finally:
+        for fd in trees:
+            os.close(fd)
 
 
 def takes_layers_one_by_one(release: str) -> bool:

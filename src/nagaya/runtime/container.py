@@ -84,7 +84,8 @@ def run(
     """Make a container and start it; returns when the program has been executed.
 
     rootfs: None, or an overlay {"type":"overlay","lower":[top..bottom],"upper","work","options"}
-    that the first process mounts privately. stdio: the three fds of the program. console: (height,
+    that the first process mounts privately; for a user namespace it is mounted before, with the owners of all
+    its layers mapped. stdio: the three fds of the program. console: (height,
     width) for a pty instead ((0, 0): process.consoleSize). relayed: the caller copies it to a terminal of
     its own, which adds the carriage returns. clone_parent: the process becomes a
     child of our parent. cgroup_driver: "cgroupfs" or "systemd". rootless: without a cgroupsPath cgroups
@@ -151,7 +152,7 @@ def _make(
             fds.append(context.fifo)
         context.asks_sources = job.userns and os.geteuid() == 0
         if context.asks_sources:
-            from nagaya.runtime.serving import map_owners
+            from nagaya.runtime.serving import give_pipes, map_owners, mapped_root
             from nagaya.runtime.steps.rootfs import open_source
 
             begin = monotonic_ns()
@@ -161,6 +162,10 @@ def _make(
                     fds.append(context.sources[step.index])
                     if step.idmapped:
                         map_owners(context.sources[step.index], step, job)
+            give_pipes(stdio, linux)
+            if rootfs:
+                context.tree = mapped_root(rootfs, job)
+                fds.append(context.tree)
             trace.add("bind sources", "", begin)
         else:
             for step in job.steps:
@@ -428,6 +433,10 @@ def exec_process(
         job = plan.plan_exec(
             spec, process, record["pid"], pidfd, no_new_keyring=bool(record.get("no_new_keyring"))
         )
+        if job.userns:
+            from nagaya.runtime.serving import give_pipes
+
+            give_pipes(stdio, spec.get("linux") or {})
         ours, theirs = channel.pair()
         context = Context(identifier, theirs)
         context.stdio = stdio

@@ -25,16 +25,28 @@ def open_mapping(step: plan.Mount, job: plan.Plan) -> int:
     """A user namespace with the mappings of a mount, as an open fd. Raises InvalidArgument, KernelError."""
     uids, gids = step.mappings
     if not uids and not gids:
-        path = job.namespaces.get("user") or ""
-        if path:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        uids, gids = job.mappings
+        return namespace_of(job)
     if not uids or not gids:
         raise InvalidArgument(
             f"mounts[{step.index}]: id-mapped mounts must have both uid and gid mappings specified",
             subject=f"mounts[{step.index}]",
         )
     return _namespace(uids, gids)
+
+
+def namespace_of(job: plan.Plan) -> int:
+    """The container's own user namespace where it joins one, else one with the same mappings, as an open
+    fd. Raises KernelError."""
+    path = job.namespaces.get("user") or ""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else _namespace(*job.mappings)
+
+
+def root_in(mapping: list[Any]) -> int:
+    """The host's id of a mapping's 0. Raises InvalidArgument."""
+    for entry in mapping:
+        if not entry.get("containerID"):
+            return int(entry["hostID"])
+    raise InvalidArgument("id 0 of the container is not mapped", subject="linux.uidMappings")
 
 
 def _namespace(uids: list[Any], gids: list[Any]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 from time import monotonic_ns
 
 from nagaya.errors import (
@@ -155,6 +157,39 @@ def map_owners(tree: int, step: plan.Mount, job: plan.Plan) -> None:
         idmap.apply(tree, mapping, step)
     finally:
         os.close(mapping)
+
+
+def give_pipes(stdio: tuple[int, int, int], linux: dict[str, Any]) -> None:
+    """Pipes of ours become the mapped root's: whose they are, in the end, only an owner inside can say
+    (steps/identity.py)."""
+    from nagaya.runtime import idmap
+
+    uids, gids = linux.get("uidMappings"), linux.get("gidMappings")
+    if not uids or not gids:
+        return
+    owner = idmap.root_in(uids), idmap.root_in(gids)
+    for number in stdio:
+        try:
+            info = os.fstat(number)
+            if stat.S_ISFIFO(info.st_mode) and info.st_uid == os.geteuid() == 0:
+                os.fchown(number, *owner)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+
+
+def mapped_root(overlay: dict[str, Any], job: plan.Plan) -> int:
+    """A detached overlay whose files have, for the container's user namespace, the owners that the layers
+    say. Raises KernelError."""
+    from nagaya.linux.overlay import mount_mapped
+    from nagaya.runtime import idmap
+
+    namespace = idmap.namespace_of(job)
+    try:
+        uid, gid = (idmap.root_in(mapping) for mapping in job.mappings)
+        return mount_mapped(overlay, namespace, uid, gid)
+    finally:
+        os.close(namespace)
 
 
 def _open_inside(launch: Launch, index: int) -> None:

@@ -191,16 +191,27 @@ def _state(request: Request, job: Job) -> dict[str, Any]:
 def _netns(request: Request, job: Job) -> dict[str, Any]:
     """pin: make a network namespace with lo up, pin it there by a bind mount, and send an rtnetlink
     socket opened inside with the reply (network_namespaces(7)). ipv6: interfaces will have IPv6. dns: the
-    sockets of its resolver come along (UDP, TCP)."""
+    sockets of its resolver come along (UDP, TCP). user: {"pin", "uidMappings", "gidMappings"} of a new user
+    namespace that owns it."""
     (pin,) = _need(request, "pin")
     os.makedirs(os.path.dirname(pin), 0o711, exist_ok=True)
-    try:
-        os.close(os.open(pin, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
-    except FileExistsError:
-        raise AlreadyExists("a network namespace is pinned there", subject=pin) from None
+    user = request.get("user")
+    made: list[str] = []
+    for path in [pin, *([user["pin"]] if user else [])]:
+        try:
+            os.close(
+                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
+            )
+        except FileExistsError:
+            pods.unpin(*made)
+            raise AlreadyExists("a namespace is pinned there", subject=path) from None
+        made.append(path)
     own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        namespaces.unshare(namespaces.CLONE_NEWNET)
+        if user:
+            pods.in_user_namespace(user["uidMappings"], user["gidMappings"], user["pin"], ["net"])
+        else:
+            namespaces.unshare(namespaces.CLONE_NEWNET)
         _ipv6_of_interfaces_to_come(bool(request.get("ipv6")))
         pods.raise_loopback()
         mounts.mount("/proc/self/ns/net", pin, None, mounts.MS_BIND)
@@ -208,10 +219,11 @@ def _netns(request: Request, job: Job) -> dict[str, Any]:
         if request.get("dns"):
             job.reply_fds += _resolver_sockets()
     except BaseException:
-        os.unlink(pin)
+        pods.unpin(*made)
         raise
     finally:
         namespaces.setns(own, namespaces.CLONE_NEWNET)  # the next job's processes begin in ours
+        os.close(own)
     return {"pin": pin}
 
 

@@ -59,7 +59,7 @@ def pin(request: Request, job: Job) -> dict[str, Any]:
                 raise AlreadyExists("a namespace is pinned there", subject=path) from None
             made.append(path)
         if "user" in pins:
-            _in_user_namespace(request, pins["user"], inner)
+            in_user_namespace(request.get("uids") or [], request.get("gids") or [], pins["user"], inner)
         else:
             for kind in inner:
                 namespaces.unshare(_KINDS[kind])
@@ -79,8 +79,7 @@ def pin(request: Request, job: Job) -> dict[str, Any]:
         if "net" in pins:
             job.reply_fds.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE).detach())
     except BaseException:
-        for path in made:
-            _unpin(path)
+        unpin(*made)
         raise
     finally:
         for kind, fd in own.items():
@@ -89,10 +88,9 @@ def pin(request: Request, job: Job) -> dict[str, Any]:
     return {}
 
 
-def _in_user_namespace(request: Request, path: str, inner: list[str]) -> None:
+def in_user_namespace(uids: list[Any], gids: list[Any], path: str, inner: list[str]) -> None:
     """Pin a new user namespace at path, and enter new namespaces that it owns. They are made by a process
     in it, which lives for just that long."""
-    uids, gids = request.get("uids") or [], request.get("gids") or []
     mapped, tell_mapped = os.pipe2(os.O_CLOEXEC)
     ready, tell_ready = os.pipe2(os.O_CLOEXEC)
     pid, pidfd = namespaces.clone3(namespaces.CLONE_NEWUSER | namespaces.CLONE_PIDFD)
@@ -149,12 +147,14 @@ def _set_sysctl(name: str, value: str) -> None:
         raise InvalidArgument(f"sysctl {name}={value}: {why}", subject="sysctls") from None
 
 
-def _unpin(path: str) -> None:
-    try:
-        mounts.umount2(path, mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
-    except KernelError:
-        pass  # it was not mounted yet
-    os.unlink(path)
+def unpin(*paths: str) -> None:
+    """Let namespaces go whose pinning has failed half-way."""
+    for path in paths:
+        try:
+            mounts.umount2(path, mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
+        except KernelError:
+            pass  # it was not mounted yet
+        os.unlink(path)
 
 
 def sockets(request: Request, job: Job) -> dict[str, Any]:

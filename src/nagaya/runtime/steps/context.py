@@ -50,6 +50,7 @@ class Context:
         "state",
         "stdio",
         "trace",
+        "tree",
         "userns",
     )
 
@@ -58,6 +59,7 @@ class Context:
         self.channel = end
         self.trace = Trace()
         self.rootfd = -1  # the container's root, opened once
+        self.tree = -1  # the root, where the parent has mounted it (user namespaces)
         self.attach = ""  # a directory of ours on which an overlay root may be mounted
         self.procfd = -1
         self.console = -1  # pty master, to be handed to the parent

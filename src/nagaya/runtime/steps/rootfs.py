@@ -38,9 +38,13 @@ def root(context: Context, step: plan.Root) -> None:
         context.rootfd = _open_root(step.path)
         return
     where = step.path if overlay is None else context.attach
+    if context.tree >= 0:
+        where = "/"  # the way to any other may be closed to who is nobody here
     # opened once: what the path leads to, links and all, is the root, and is what is mounted upon
     spot = _open_root(where)
-    if overlay is not None:
+    if context.tree >= 0:
+        tree = context.tree
+    elif overlay is not None:
         tree = mount_overlay(overlay, alone=True)
     else:
         tree = m.open_tree(spot, "", m.OPEN_TREE_CLONE | m.AT_RECURSIVE | m.AT_EMPTY_PATH)

@@ -105,6 +105,7 @@ def container_config(body: CreateBody, online_cpus: int) -> ContainerConfig:
         ipc_mode=host.IpcMode or "",
         uts_mode=host.UTSMode or "",
         cgroupns_mode=host.CgroupnsMode or "",
+        userns_mode=host.UsernsMode or "",
         cgroup_parent=host.CgroupParent or "",
         runtime=host.Runtime or "",
         log=_log_config(host.LogConfig),
@@ -207,7 +208,7 @@ def _check_host(host: HostConfigBody) -> None:
             "HostConfig.VolumeDriver is not supported yet", subject="HostConfig.VolumeDriver"
         )
     if host.UsernsMode not in (None, "", "host"):
-        raise InvalidArgument("HostConfig.UsernsMode is not supported yet", subject="HostConfig.UsernsMode")
+        raise InvalidArgument(f"invalid USER mode: {host.UsernsMode}", subject="HostConfig.UsernsMode")
     if host.Isolation not in (None, "", "default"):
         raise InvalidArgument(
             f"invalid isolation '{host.Isolation}' on linux", subject="HostConfig.Isolation"

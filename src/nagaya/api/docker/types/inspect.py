@@ -175,7 +175,7 @@ def host_config(wish: ContainerConfig, name: str = "") -> Json:
         "ReadonlyRootfs": wish.read_only_rootfs,
         "SecurityOpt": list(wish.security_opt) or None,
         "UTSMode": wish.uts_mode,
-        "UsernsMode": "",
+        "UsernsMode": wish.userns_mode,
         "ShmSize": wish.shm_size,
         "Runtime": wish.runtime or "nagaya",
         "Isolation": "",
