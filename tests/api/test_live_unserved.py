@@ -47,11 +47,6 @@ def test_swarm_and_plugins_are_not_offered(house: House) -> None:
         assert answer.status == 503 and answer.message.startswith("This node is not a swarm manager.")
 
 
-def test_the_real_client_shows_that_line(house: House) -> None:
-    said = house.docker("search", "x")
-    assert said.returncode == 1 and b"searching a registry is not supported yet" in said.stderr
-
-
 def test_huge_bodies_are_413(house: House) -> None:
     body = b'{"Image": "' + b"x" * (6 << 20) + b'"}'
     answer = call(house.socket, "POST", "/containers/create", body)

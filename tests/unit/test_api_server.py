@@ -265,7 +265,6 @@ def test_ping_and_its_headers(live: Live) -> None:
             400,
             "invalid filter 'colour'",
         ),
-        ("/images/search?term=x", 501, "searching a registry is not supported yet (GET /images/search)"),
     ],
 )
 def test_refusals(live: Live, target: str, status: int, message: str | None) -> None:

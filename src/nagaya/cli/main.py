@@ -53,6 +53,7 @@ VERBS = (
     "rmi",
     "run",
     "save",
+    "search",
     "start",
     "stats",
     "stop",
@@ -66,7 +67,7 @@ VERBS = (
 
 # verbs that are no names of modules, or words of Python's
 _MODULES = {"exec": "execute", "import": "import_"}
-_OF_NOTHING = ("completion", "events", "info", "login", "logout", "version")
+_OF_NOTHING = ("completion", "events", "info", "login", "logout", "search", "version")
 _OF_IMAGES = ("history", "import", "load", "pull", "push", "save", "tag")
 
 # docker's nouns: `nagaya container ls` is `nagaya ps`

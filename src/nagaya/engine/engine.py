@@ -373,6 +373,11 @@ class Engine:
     async def describe_image(self, reference: str, auth: RegistryAuth | None) -> Mapping[str, Any]:
         return await self._images.describe(reference, auth)
 
+    async def search_images(
+        self, term: str, limit: int, auth: RegistryAuth | None
+    ) -> Sequence[Mapping[str, Any]]:
+        return await self._images.search(term, limit, auth)
+
     def push_image(self, reference: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
         return self._images.push(reference, auth)
 
@@ -393,6 +398,11 @@ class Engine:
         self, body: AsyncIterator[bytes], name: str, edit: Edit, message: str, platform: str
     ) -> str:
         return await self._making.import_files(body, name, edit, message, platform)
+
+    def import_url(
+        self, url: str, name: str, edit: Edit, message: str, platform: str
+    ) -> AsyncIterator[PullProgress]:
+        return self._making.import_url(url, name, edit, message, platform)
 
     def load_images(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:
         return self._images.load(body)

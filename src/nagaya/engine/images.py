@@ -78,6 +78,21 @@ class Images:
             ],
         }
 
+    async def search(self, term: str, limit: int, auth: RegistryAuth | None) -> Sequence[Mapping[str, Any]]:
+        """The elements of GET /images/search, unfiltered. Raises NotFound for a registry without it."""
+        credentials = _credentials(auth)
+        found = await self._world.pull_job(lambda: self._world.images.search(term, limit, credentials))
+        return [
+            {
+                "star_count": item.stars,
+                "is_official": item.official,
+                "name": item.name,
+                "is_automated": item.automated,
+                "description": item.description,
+            }
+            for item in found
+        ]
+
     def push(self, name: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
         """Push a tag, or without one all of the repository; one report at a time. Closing the iterator
         ends it."""
@@ -115,6 +130,17 @@ class Images:
             cancel.set()
         self._tell("import", image.id, image.id, _labels(image))
         return image.id
+
+    def import_url(self, url: str, recipe: Recipe, name: str) -> AsyncIterator[PullProgress]:
+        """The same of what is at a URL; the last report has the id for its status. Closing the iterator
+        ends it."""
+
+        def run(report: Report, cancel: threading.Event) -> None:
+            image = self._world.images.import_url(url, recipe, name, report, cancel)
+            report(Progress(image.id))
+            self._loop.call_soon_threadsafe(self._tell, "import", image.id, image.id, _labels(image))
+
+        return self._reported(run, "import from a URL")
 
     def save(self, names: Sequence[str]) -> Archive:
         """The tar stream of these images, to be closed by `aclose`. Its first piece raises NotFound."""

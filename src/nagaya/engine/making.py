@@ -10,7 +10,7 @@ from typing import Any
 from nagaya.engine.changes import PLACES
 from nagaya.engine.containers import Containers
 from nagaya.engine.images import Images
-from nagaya.engine.model import Container, ContainerConfig
+from nagaya.engine.model import Container, ContainerConfig, PullProgress
 from nagaya.engine.world import World
 from nagaya.errors import FailedPrecondition, NagayaError
 from nagaya.image.making import Recipe
@@ -74,10 +74,19 @@ class Making:
     ) -> str:
         """The id of an image of one layer, an archive (plain, gzip, zstd). Raises InvalidArgument and what
         unpacking does. Cancelled, it leaves nothing."""
-        config = edit({})
-        wanted = platforms.parse(platform) if platform else None
-        recipe = Recipe(config, _now(), comment=message or "Imported from -", platform=wanted)
-        return await self._images.import_files(body, recipe, name)
+        return await self._images.import_files(body, _imported(edit, message, platform, "-"), name)
+
+    def import_url(
+        self, url: str, name: str, edit: Edit, message: str, platform: str
+    ) -> AsyncIterator[PullProgress]:
+        """The same of what is at a URL; see `Images.import_url`."""
+        return self._images.import_url(url, _imported(edit, message, platform, url), name)
+
+
+def _imported(edit: Edit, message: str, platform: str, source: str) -> Recipe:
+    wanted = platforms.parse(platform) if platform else None
+    comment = message or f"Imported from {source}"
+    return Recipe(edit({}), _now(), comment=comment, platform=wanted)
 
 
 def filled(config: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,13 @@ class EngineService(Protocol):
         """What a registry has under a name: the body of GET /distribution/{name}/json."""
         ...
 
+    async def search_images(
+        self, term: str, limit: int, auth: RegistryAuth | None
+    ) -> Sequence[Mapping[str, Any]]:
+        """Repositories of a registry for "HOST/WORD" or "WORD": the elements of GET /images/search,
+        unfiltered. Raises NotFound for a registry that cannot be searched."""
+        ...
+
     def push_image(self, reference: str, auth: RegistryAuth | None) -> AsyncIterator[PullProgress]:
         """Push a tag, or without one all tags of the repository."""
         ...
@@ -181,6 +188,12 @@ class EngineService(Protocol):
         self, body: AsyncIterator[bytes], name: str, edit: Edit, message: str, platform: str
     ) -> str:
         """The id of an image of one layer, of an archive of files. Raises InvalidArgument."""
+        ...
+
+    def import_url(
+        self, url: str, name: str, edit: Edit, message: str, platform: str
+    ) -> AsyncIterator[PullProgress]:
+        """The same of what is at a URL; the last report has the id for its status."""
         ...
 
     def load_images(self, body: AsyncIterator[bytes]) -> AsyncIterator[PullProgress]:

@@ -15,7 +15,7 @@ import msgspec
 
 from nagaya.errors import DataLoss, InvalidArgument, NagayaError, NotFound, Unavailable
 from nagaya.image.complaints import rate_limit, refused_pull, status_line
-from nagaya.image.session import MAX_BODY, Endpoint, Session, join
+from nagaya.image.session import MAX_BODY, Endpoint, Session, follow, join
 from nagaya.image.transport import Answer, NetworkError
 from nagaya.oci import digest as digests
 from nagaya.oci import manifest as manifests
@@ -24,7 +24,7 @@ from nagaya.oci.reference import valid_tag
 log = logging.getLogger(__name__)
 
 _MAX_TAGS = 10_000
-_LINK = re.compile(r"<[^<>?]*\?([^<>\s]{1,2000})>\s*;\s*rel=\"?next\"?")
+NEXT_PAGE = re.compile(r"<[^<>?]*\?([^<>\s]{1,2000})>\s*;\s*rel=\"?next\"?")
 _PIECE = 256 << 10
 
 
@@ -119,7 +119,7 @@ class Registry:
                         f"the registry's list of tags is not valid, or has more than {_MAX_TAGS}",
                         subject="tags",
                     )
-                next_page = _LINK.fullmatch(answer.headers.get("Link", "").strip())
+                next_page = NEXT_PAGE.fullmatch(answer.headers.get("Link", "").strip())
                 # a page without news would be asked for ever
                 path = f"tags/list?{next_page[1]}" if next_page and len(found) > before else ""
             return list(found)
@@ -204,7 +204,7 @@ class Registry:
                 continue
             headers = {"Range": f"bytes={offset}-"} if offset else {}
             try:
-                answer = self._session.follow(url, headers, {})
+                answer = follow(self._session.transport, url, headers, {})
             except NetworkError as error:
                 last = Unavailable(str(error), step="download")
                 continue

@@ -29,7 +29,7 @@ from nagaya.image.transport import Answer, NetworkError, RegistryConfig, Transpo
 from nagaya.oci.reference import Reference
 
 MAX_BODY = 1 << 20  # of token answers and error documents
-_HUB_ENDPOINT = "https://registry-1.docker.io"
+HUB_ENDPOINT = "https://registry-1.docker.io"
 _MAX_WAIT = 30.0  # a Retry-After beyond this is an answer, not a pause
 _REDIRECTS = 10
 _RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -160,10 +160,9 @@ class Session:
         and retries (default: as configured), a GET with redirects. Raises Unavailable when nobody answers."""
 
         def attempt() -> Answer:
-            base = self.transport.base(endpoint.url)
-            root = base if endpoint.host.own_path else f"{base}/v2"
+            root = self.root(endpoint)
             url = target if "://" in target else f"{root}/{self.reference.path}/{target}"
-            if urlsplit(url)[:2] != urlsplit(base)[:2]:  # what it is to be there, the URL itself says
+            if urlsplit(url)[:2] != urlsplit(root)[:2]:  # what it is to be there, the URL itself says
                 return self._once(method, url, headers, {}, body)
             return self._authorized(endpoint, method, url, headers, body)
 
@@ -199,33 +198,10 @@ class Session:
             self._check()
             time.sleep(min(left, 0.2))
 
-    def follow(
-        self, url: str, headers: dict[str, str], secrets: Mapping[str, str], method: str = "GET"
-    ) -> Answer:
-        """GET (or HEAD) along redirects. secrets: headers that stay behind as soon as the origin changes."""
-        origin = urlsplit(url)[:2]
-        away = False
-        for _ in range(_REDIRECTS + 1):
-            answer = self.transport.request(method, url, {**headers, **({} if away else secrets)})
-            answer.away = away
-            if answer.status not in _REDIRECT or not answer.headers.get("Location"):
-                return answer
-            location = join(url, answer.headers["Location"])
-            answer.close()
-            before, after = urlsplit(url), urlsplit(location)
-            if after.scheme not in ("http", "https") or not after.netloc:
-                raise Unavailable(f"redirect to {location[:200]!r} refused", step="pull")
-            if (
-                before.scheme == "https"
-                and after.scheme == "http"
-                and not self.transport.is_insecure(after.netloc)
-            ):
-                raise Unavailable(f"redirect from https to {location[:200]!r} refused", step="pull")
-            away = away or after[:2] != origin
-            url = location
-        raise Unavailable(
-            f'Get "{url.partition("?")[0][:200]}": stopped after {_REDIRECTS} redirects', step="pull"
-        )
+    def root(self, endpoint: Endpoint) -> str:
+        """The URL that the paths of distribution-spec lie below, "…/v2". Raises NetworkError."""
+        base = self.transport.base(endpoint.url)
+        return base if endpoint.host.own_path else f"{base}/v2"
 
     # authentication
 
@@ -256,7 +232,7 @@ class Session:
         body: Body | None,
     ) -> Answer:
         if method in ("GET", "HEAD"):
-            return self.follow(url, headers, secrets, method)
+            return follow(self.transport, url, headers, secrets, method)
         return self.transport.request(method, url, {**headers, **secrets}, body() if body else None)
 
     def _login(self, endpoint: Endpoint, url: str, challenge: str) -> bool:
@@ -316,7 +292,7 @@ class Session:
             everything = urlencode([*parse_qsl(parts.query), *asked_for])
             asked = parts._replace(query=everything).geturl()
             basic = {"Authorization": _basic(credentials)} if credentials.username else {}
-            answer = self.retry(lambda: self.follow(asked, {}, basic))
+            answer = self.retry(lambda: follow(self.transport, asked, {}, basic))
         body = self.read(answer, MAX_BODY)
         if answer.status in (401, 403) and credentials:
             raise Unauthenticated(
@@ -339,6 +315,36 @@ class Session:
             return answer.read(limit)
         except NetworkError as error:
             raise Unavailable(str(error), step="pull") from None
+
+
+def follow(
+    transport: Transport,
+    url: str,
+    headers: dict[str, str],
+    secrets: Mapping[str, str],
+    method: str = "GET",
+) -> Answer:
+    """GET (or HEAD) along redirects. secrets: headers that stay behind as soon as the origin
+    changes. Raises NetworkError, Unavailable for redirects that are refused."""
+    origin = urlsplit(url)[:2]
+    away = False
+    for _ in range(_REDIRECTS + 1):
+        answer = transport.request(method, url, {**headers, **({} if away else secrets)})
+        answer.away = away
+        if answer.status not in _REDIRECT or not answer.headers.get("Location"):
+            return answer
+        location = join(url, answer.headers["Location"])
+        answer.close()
+        before, after = urlsplit(url), urlsplit(location)
+        if after.scheme not in ("http", "https") or not after.netloc:
+            raise Unavailable(f"redirect to {location[:200]!r} refused", step="pull")
+        if before.scheme == "https" and after.scheme == "http" and not transport.is_insecure(after.netloc):
+            raise Unavailable(f"redirect from https to {location[:200]!r} refused", step="pull")
+        away = away or after[:2] != origin
+        url = location
+    raise Unavailable(
+        f'Get "{url.partition("?")[0][:200]}": stopped after {_REDIRECTS} redirects', step="pull"
+    )
 
 
 def join(url: str, other: str) -> str:
@@ -364,7 +370,7 @@ def pause_asked(answer: Answer) -> float:
 
 def _hosts(config: RegistryConfig, domain: str) -> Hosts:
     """Where to find the registry: by its own file, else by the configuration."""
-    home = _HUB_ENDPOINT if domain == auths.DOCKER_HUB else f"https://{domain}"
+    home = HUB_ENDPOINT if domain == auths.DOCKER_HUB else f"https://{domain}"
     found = hosts.load(config.hosts_dir, domain, home)
     return found or Hosts(tuple(map(Host, config.mirrors.get(domain, ()))), Host(home))
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from nagaya.errors import DataLoss, InvalidArgument, NagayaError, NotFound
-from nagaya.image import builtin, load, login, making, removal, save, streams
+from nagaya.image import builtin, fetching, load, login, making, removal, save, search, streams
 from nagaya.image.auth import RegistryAuth
 from nagaya.image.building import Builds
 from nagaya.image.catalog import Catalog, ImageRow, NameRow
@@ -222,6 +222,10 @@ class ImageStore:
         """What a registry has under a name, and for which platforms: see `Puller.describe`."""
         return self._puller.describe(reference.parse_tagged(name), auth, lambda: None)
 
+    def search(self, term: str, limit: int, auth: RegistryAuth | None = None) -> Sequence[search.Found]:
+        """Repositories of a registry: see `search.search`."""
+        return search.search(term, limit, auth, self._shelf.config, self._puller.schemes, lambda: None)
+
     # push
 
     def push(
@@ -298,6 +302,19 @@ class ImageStore:
         return self._image(
             making.commit(self._shelf, snapshot_id, base, ours, recipe, _new_name(name), lambda: None)
         )
+
+    def import_url(
+        self,
+        url: str,
+        recipe: making.Recipe,
+        name: str = "",
+        report: Report = lambda _: None,
+        cancel: threading.Event | None = None,
+    ) -> Image:
+        """`import_files` of what is at a URL: see `fetching.fetched`."""
+        check = partial(check_cancel, cancel)
+        with fetching.fetched(url, self._shelf.config, report, check) as pieces:
+            return self.import_files(pieces, recipe, name, cancel)
 
     def import_files(
         self,

@@ -18,6 +18,8 @@ from nagaya.api.docker.types.image import (
     prunable,
     pull_reference,
     registry_auth,
+    search_limit,
+    searched,
     select,
     summary,
 )
@@ -25,8 +27,9 @@ from nagaya.api.http.messages import Answer, Request, Response, Stream
 from nagaya.api.http.router import Route
 from nagaya.build import changes
 from nagaya.engine.making import Edit
+from nagaya.engine.model import PullProgress
 from nagaya.engine.service import EngineService
-from nagaya.errors import InvalidArgument, Unimplemented
+from nagaya.errors import InvalidArgument
 
 
 async def create(engine: EngineService, request: Request) -> Answer:
@@ -45,35 +48,35 @@ async def create(engine: EngineService, request: Request) -> Answer:
         registry_auth(request.header(b"x-registry-auth")),
         all_tags="@" not in reference and ":" not in reference.rpartition("/")[2],
     )
-
-    async def items() -> AsyncIterator[bytes]:
-        async for progress in pull:
-            yield json_line(progress_document(progress))
-
-    return Stream(await primed(items()), render_error=_last_line)
+    return await _progress(pull)
 
 
 async def import_files(engine: EngineService, request: Request) -> Stream:
-    """POST /images/create?fromSrc=-: an archive of files becomes an image. Errors are an HTTP status."""
+    """POST /images/create?fromSrc=: an archive of files, the body ("-") or at a URL, becomes an image. Errors
+    are an HTTP status; of a URL's those before the first progress."""
     source = request.get("fromSrc")
-    if source != "-":
-        raise Unimplemented(
-            f"importing from a URL is not supported: download {source[:200]!r} and import it from stdin"
-        )
     repository, tag = request.get("repo"), request.get("tag")
     name = pull_reference(repository, tag) if repository else ""
-    image_id = await engine.import_image(
-        request.chunks(),
-        name,
-        _edit(request),
-        request.get("message"),
-        request.get("platform"),
-    )
+    edit, message, platform = _edit(request), request.get("message"), request.get("platform")
+    if source != "-":
+        await request.body()
+        return await _progress(engine.import_url(source, name, edit, message, platform))
+    image_id = await engine.import_image(request.chunks(), name, edit, message, platform)
 
     async def items() -> AsyncIterator[bytes]:
         yield json_line({"status": image_id})
 
     return Stream(items())
+
+
+async def _progress(reports: AsyncIterator[PullProgress]) -> Stream:
+    """Errors before the first report are an HTTP status, later ones the stream's last line."""
+
+    async def items() -> AsyncIterator[bytes]:
+        async for progress in reports:
+            yield json_line(progress_document(progress))
+
+    return Stream(await primed(items()), render_error=_last_line)
 
 
 async def commit(engine: EngineService, request: Request) -> Response:
@@ -117,6 +120,16 @@ async def distribution(engine: EngineService, request: Request) -> Response:
     """GET /distribution/{name}/json: what the registry has, without pulling it."""
     auth = registry_auth(request.header(b"x-registry-auth"))
     return json_response(await engine.describe_image(request.params["name"], auth))
+
+
+async def search(engine: EngineService, request: Request) -> Response:
+    """GET /images/search"""
+    filters = Filters.parse(request.get("filters"))
+    chosen = searched(filters)
+    limit = search_limit(request.get("limit"))
+    auth = registry_auth(request.header(b"x-registry-auth"))
+    found = await engine.search_images(request.get("term"), limit, auth)
+    return json_response([dict(item) for item in found if chosen(item)])
 
 
 async def load(engine: EngineService, request: Request) -> Stream:
@@ -208,6 +221,7 @@ ROUTES = (
     Route("POST", "/commit", commit),
     Route("GET", "/distribution/{name:path}/json", distribution),
     Route("GET", "/images/json", listing),
+    Route("GET", "/images/search", search, cancel=True),
     Route("POST", "/images/load", load, cancel=True),
     Route("POST", "/images/{name:path}/push", push, cancel=True),
     Route("POST", "/images/prune", prune),

@@ -15,7 +15,6 @@ UNSERVED = (
     ("POST", "/grpc", "building images with BuildKit"),
     ("GET", "/containers/{id}/checkpoints", "checkpoints"),
     ("POST", "/containers/{id}/checkpoints", "checkpoints"),
-    ("GET", "/images/search", "searching a registry"),
     ("PUT", "/volumes/{name}", "updating cluster volumes"),
 )
 

@@ -6,14 +6,13 @@ from nagaya.cli import progress
 from nagaya.cli.files import read_from
 from nagaya.cli.flags import Flag
 from nagaya.cli.http import named
-from nagaya.errors import InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nagaya.cli.flags import Given
     from nagaya.cli.http import Client
 
-USAGE = "[OPTIONS] file|- [REPOSITORY[:TAG]]"
+USAGE = "[OPTIONS] file|URL|- [REPOSITORY[:TAG]]"
 SUMMARY = "Import the contents from a tarball to create a filesystem image"
 FLAGS = (
     Flag("change", "Apply Dockerfile instruction to the created image", short="c", kind="list"),
@@ -26,16 +25,15 @@ ARGS = (1, 2)
 def run(given: Given, client: Client) -> int:
     """Print the image's id."""
     source = given.args[0]
-    if "://" in source:
-        raise InvalidArgument(f"importing from a URL is not supported: download {source} and import the file")
+    remote = source.startswith(("http://", "https://"))  # the daemon fetches it
     repository, tag = progress.split(given.args[1]) if len(given.args) > 1 else ("", "")
     query = {
-        "fromSrc": "-",
+        "fromSrc": source if remote else "-",
         "repo": repository,
         "tag": tag,
         "message": given["message"],
         "platform": given["platform"],
     }
     path = named("/images/create", query, "changes", given["change"])
-    progress.show(client.send("POST", path, upload=read_from(source)).objects())
+    progress.show(client.send("POST", path, upload=None if remote else read_from(source)).objects())
     return 0

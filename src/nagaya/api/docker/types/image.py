@@ -23,6 +23,8 @@ from nagaya.oci.imageconfig import ContainerDefaults
 Json = dict[str, Any]
 
 IMAGE_FILTERS = frozenset({"before", "dangling", "label", "reference", "since", "until"})
+SEARCH_FILTERS = frozenset({"is-automated", "is-official", "stars"})
+_RESULTS = 25  # of a search, as many as dockerd gives
 _BAR = 50
 
 
@@ -219,6 +221,42 @@ def _literal(pattern: str, at: int) -> tuple[str, int]:
 
 def _bad_pattern() -> InvalidArgument:
     return InvalidArgument("syntax error in pattern", subject="reference")
+
+
+def search_limit(text: str) -> int:
+    """How many results are wanted. Raises InvalidArgument as dockerd does."""
+    try:
+        limit = int(text or "0")
+    except ValueError:
+        raise InvalidArgument(f"invalid limit {text[:40]!r}", subject="limit") from None
+    if not limit:
+        return _RESULTS
+    if not 1 <= limit <= 100:
+        raise InvalidArgument(f"limit {limit} is outside the range of [1, 100]", subject="limit")
+    return limit
+
+
+def searched(filters: Filters) -> Callable[[Mapping[str, Any]], bool]:
+    """Which elements of GET /images/search are wanted. Raises InvalidArgument."""
+    filters.check(SEARCH_FILTERS)
+    official, automated = filters.boolean("is-official"), filters.boolean("is-automated")
+    stars = [_stars(text) for text in filters.values("stars")]
+
+    def wanted(item: Mapping[str, Any]) -> bool:
+        return (
+            official in (None, item["is_official"])
+            and automated in (None, item["is_automated"])
+            and item["star_count"] >= max(stars, default=0)
+        )
+
+    return wanted
+
+
+def _stars(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidArgument(f"invalid filter 'stars=[{text[:40]}]'", subject="stars") from None
 
 
 def _named(images: Iterable[ImageSummary], ref: str) -> ImageSummary:
