@@ -31,9 +31,9 @@ def test_a_container_from_its_beginning_to_its_end(node: Node, pod: str) -> None
         {"a": "b"},
         {"n": "m"},
     )
-    assert status.image.image == "nagaya/busybox"
-    assert status.image_ref == status.image_id
-    assert status.image_ref.startswith("sha256:")
+    assert status.image.image == "docker.io/nagaya/busybox:latest"
+    assert status.image_ref.startswith("docker.io/nagaya/busybox@sha256:")
+    assert status.image_id.startswith("sha256:")
     assert (status.started_at, status.finished_at) == (0, 0)
     kubelet.StartContainer(container_id=container)
     status = node.status(container)

@@ -140,3 +140,20 @@ def test_the_disk_of_images(node: Node, registry: Registry) -> None:
     assert usage.inodes_used.value > 10
     assert usage.timestamp > 0
     assert len(found.container_filesystems) == 1
+
+
+def test_a_container_s_image_has_the_name_that_the_pod_has_for_it(
+    node: Node, registry: Registry, pod: str
+) -> None:
+    kubelet = node.kubelet
+    one, two = f"{registry.address}/team/app:one", f"{registry.address}/team/app:two"
+    pulled, _ = (kubelet.PullImage(image=spec(name)).image_ref for name in (one, two))
+    config = node.container_config()
+    config.image.image = pulled  # kubelets name the image's id, and beside it what the pod said
+    config.image.user_specified_image = two
+    status = node.status(node.create(pod, config=config))
+    assert (status.image.image, status.image.user_specified_image, status.image_id) == (two, two, pulled)
+    (digest,) = kubelet.ImageStatus(image=spec(one)).image.repo_digests
+    assert status.image_ref == digest
+    (listed,) = kubelet.ListContainers(filter=cri.ContainerFilter(id=status.id)).containers
+    assert (listed.image.image, listed.image_ref, listed.image_id) == (two, digest, pulled)

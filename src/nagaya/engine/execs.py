@@ -10,7 +10,6 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
@@ -110,37 +109,15 @@ class Execs:
         session.running = True
         config, container = session.config, slot.container
         try:
-            side_by_side: list[Awaitable[Any]] = []
-            if container.config.pod is None:
-                side_by_side.append(world.job(launch.prepare_exec, world, container, config))
-            else:
-                process = pods_spec.prepare_exec(world, container, config)
-            if fd is not None:
-                handed, fd = fd, None
-                side_by_side.append(
-                    world.supervisor.attach(
-                        exec_id,
-                        handed,
-                        stdin=config.attach_stdin,
-                        stdout=config.attach_stdout,
-                        stderr=config.attach_stderr,
-                        mux=frames and not config.tty,
-                        stdin_once=True,
-                        detach_keys=config.detach_keys,
-                        preface=preface,
-                    )
-                )
-            # the attachment takes two other processes' turns, and it waits for all
-            done = await asyncio.gather(*side_by_side)
-            if container.config.pod is None:
-                process = done[0]
+            handed, fd = fd, None
+            attaching = self._attach(exec_id, config, handed, mux=frames and not config.tty, preface=preface)
+            # side by side: the attachment takes two other processes' turns, and the process waits for both
+            process, _ = await asyncio.gather(self._prepare(container, config), attaching)
             work = runtimes.of(world, container).exec(
                 container, exec_id, process, stdin=config.attach_stdin, console=console
             )
             started = await runtimes.of_living(world, container, work)
         except BaseException as error:
-            if fd is not None:
-                os.close(fd)
             session.running = False
             self._ended[exec_id] = time.monotonic_ns()
             self._ends[exec_id].set()
@@ -155,6 +132,27 @@ class Execs:
         if session.running:  # else its exit came first
             session.pid = started.pid
         world.bus.container(container, f"exec_start: {_line(config)}", execID=exec_id)
+
+    async def _prepare(self, container: Container, config: ExecConfig) -> dict[str, Any]:
+        if container.config.pod is not None:
+            return pods_spec.prepare_exec(self._world, container, config)
+        return await self._world.job(launch.prepare_exec, self._world, container, config)
+
+    async def _attach(
+        self, exec_id: str, config: ExecConfig, fd: int | None, *, mux: bool, preface: bytes
+    ) -> None:
+        if fd is not None:
+            await self._world.supervisor.attach(
+                exec_id,
+                fd,
+                stdin=config.attach_stdin,
+                stdout=config.attach_stdout,
+                stderr=config.attach_stderr,
+                mux=mux,
+                stdin_once=True,
+                detach_keys=config.detach_keys,
+                preface=preface,
+            )
 
     async def exited(self, exit: Exit) -> None:
         """Note a session's end."""

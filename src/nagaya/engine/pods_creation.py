@@ -9,6 +9,8 @@ import hashlib
 import os
 import posixpath
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -32,6 +34,7 @@ from nagaya.engine.model import Container, ContainerConfig, MountSpec
 from nagaya.engine.pods_model import LinuxResources, Pod, PodContainerConfig, PodMember
 from nagaya.engine.world import World
 from nagaya.errors import InvalidArgument, NotFound, Unimplemented
+from nagaya.oci import reference
 from nagaya.oci.defaults import CAPABILITIES
 from nagaya.oci.imageconfig import ContainerDefaults
 
@@ -167,6 +170,21 @@ def _signal(name: str) -> str:
     return text.replace("PLUS", "+").replace("MINUS", "-")
 
 
+def image_names(config: PodContainerConfig, image_id: str, known: Sequence[str]) -> tuple[str, str]:
+    """What its status calls the image, which a kubelet asks for by id: the name that the pod has for it, or
+    another; and a digest by which the registry knows it, else the id. Pure."""
+    found = [reference.parse(name) for name in known]
+    wanted = config.image.user_specified_image or config.image.image
+    tags = [name for name in found if not name.digest]
+    digests = [name for name in found if name.digest]
+    with suppress(InvalidArgument):
+        asked = reference.parse_tagged(wanted)
+        tags.sort(key=lambda name: name.canonical != asked.canonical)
+        digests.sort(key=lambda name: name.name != asked.name)
+    name = tags[0].canonical if tags else wanted
+    return name, digests[0].canonical if digests else image_id
+
+
 def make(world: World, container_id: str, name: str, pod: Pod, config: PodContainerConfig) -> Container:
     """Make the container, or nothing. Raises NotFound (no such image), InvalidArgument and what the
     rooms raise."""
@@ -200,7 +218,8 @@ def make(world: World, container_id: str, name: str, pod: Pod, config: PodContai
                 volumes.ensure(world.ledger, journal, settings.root, point.source, anonymous=True)
                 where = volumes.path_of(settings.root, point.source)
                 filling.copy_up(layers, point.target, where, point=journal.point)
-        member = PodMember(pod.id, config, path, (who.uid, who.gid, who.groups))
+        user, names_of = (who.uid, who.gid, who.groups), image_names(config, image.id, image.names)
+        member = PodMember(pod.id, config, path, user, image=names_of)
         made = msgspec.structs.replace(made, pod=member)
         container = Container(
             id=container_id,

@@ -251,10 +251,12 @@ class PodContainerConfig(Struct, frozen=True):
 
 class PodMember(msgspec.Struct, frozen=True):
     """A container's place in a pod. log_path: the whole path, "" for no log. user: who its first
-    process is, as (uid, gid, supplementary groups). adjustment: what plugins changed (pods_plugins.py)."""
+    process is, as (uid, gid, supplementary groups). adjustment: what plugins changed (pods_plugins.py).
+    image: (a name that people know it by, a digest of its registry where there is one, else its id)."""
 
     pod_id: str
     config: PodContainerConfig
     log_path: str = ""
     user: tuple[int, int, tuple[int, ...]] = (0, 0, ())
     adjustment: dict[str, Any] = {}
+    image: tuple[str, str] = ("", "")

@@ -58,6 +58,12 @@ def state_of(container: Container) -> cri.ContainerState:
             return cri.CONTAINER_UNKNOWN
 
 
+def _image(member: PodMember) -> cri.ImageSpec:
+    spec = fill(cri.ImageSpec(), member.config.image)
+    spec.image = member.image[0] or spec.image
+    return spec
+
+
 async def listed(
     context: Context, request: cri.ListContainersRequest | cri.StreamContainersRequest
 ) -> Sequence[cri.Container]:
@@ -75,8 +81,8 @@ async def listed(
                 id=container.id,
                 pod_sandbox_id=member.pod_id,
                 metadata=fill(cri.ContainerMetadata(), member.config.metadata),
-                image=fill(cri.ImageSpec(), member.config.image),
-                image_ref=container.image_digest,
+                image=_image(member),
+                image_ref=member.image[1] or container.image_digest,
                 image_id=container.image_digest,
                 state=state_of(container),
                 created_at=container.created,
@@ -114,8 +120,8 @@ def container_status(container: Container) -> cri.ContainerStatus:
         created_at=container.created,
         started_at=container.started,
         finished_at=container.finished,
-        image=fill(cri.ImageSpec(), member.config.image),
-        image_ref=container.image_digest,
+        image=_image(member),
+        image_ref=member.image[1] or container.image_digest,
         image_id=container.image_digest,
         labels=member.config.labels,
         annotations=member.config.annotations,
