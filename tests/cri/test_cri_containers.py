@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import subprocess
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from grpclib import Status
+from grpclib import GRPCError, Status
 from house import wait_for
-from kubelet import Kubelet, Node, refused
+from kubelet import Kubelet, Node, log_lines, refused
 
 from nagaya.api.cri import runtime_pb2 as cri
 
@@ -562,6 +564,32 @@ def test_another_runtime_by_its_handler(node: Node) -> None:
     container = node.start(pod)
     assert node.exec(container, "hostname") == node.exec(container, "cat", "/etc/hostname")
     node.kubelet.RemovePodSandbox(pod_sandbox_id=pod)
+
+
+@pytest.mark.skipif(shutil.which("runsc") is None, reason="gVisor is not installed")
+def test_a_sandboxed_runtime_by_its_handler() -> None:
+    # without KVM; with the pod's network as the host's kernel has it, which Debian's cannot take over on all
+    runsc = f"{shutil.which('runsc')} --platform=ptrace"
+    config = f'[runtimes]\nrunsc = "{runsc} --network=host"\nown-network = "{runsc}"\n'
+    with Node(config=config) as node:
+        pod = node.run_pod(node.pod_config(hostname="inside"), handler="runsc")
+        container = node.start(pod, "sh", "-c", "echo up; trap 'exit 7' TERM; while :; do sleep 0.1; done")
+        assert "Starting gVisor" in node.exec(container, "dmesg")
+        assert node.exec(container, "hostname") == "inside\n"
+        address = node.kubelet.PodSandboxStatus(pod_sandbox_id=pod).status.network.ip
+        assert address in node.exec(container, "cat", "/etc/hosts")
+        failed = node.kubelet.ExecSync(container_id=container, cmd=["sh", "-c", "echo bad >&2; exit 3"])
+        assert (failed.exit_code, failed.stderr) == (3, b"bad\n")
+        node.kubelet.StopContainer(container_id=container, timeout=20)
+        ended = node.ended(container)
+        assert ended.exit_code == 7
+        assert list(log_lines(Path(ended.log_path).read_text().splitlines(), "stdout")) == ["up"]
+        node.kubelet.RemovePodSandbox(pod_sandbox_id=pod)
+        second = node.run_pod(handler="own-network")
+        made = node.create(second)
+        with suppress(GRPCError):  # after `create` went well: what it made is taken away
+            node.kubelet.StartContainer(container_id=made)
+        node.kubelet.RemovePodSandbox(pod_sandbox_id=second)
 
 
 def test_pods_and_containers_outlive_the_daemon(node: Node) -> None:

@@ -296,6 +296,8 @@ def prepare(world: World, container: Container) -> Launch:
     _add_resources(document, cri)
     _add_ambient(document, cri, world.held)
     pods_mounts.add(document, cri.mounts)
+    if config.runtime and "uts" in join:  # a guest's kernel does not see the namespace that is joined
+        document["hostname"] = pods_files.hostname(pod)
     more = [device["name"] for device in member.adjustment.get("CDI_devices", ())]
     cdi.apply(document, cdi_edits(world, cri, more))
     document["annotations"] = {

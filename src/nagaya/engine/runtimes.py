@@ -245,7 +245,7 @@ class Foreign:
         return {}
 
     async def delete(self, container_id: str) -> None:
-        if await self._world.job(os.path.isdir, f"{self._state}/{container_id}"):
+        if await self._world.job(_has_state, self._state, container_id):
             await self._call(["delete", "--force", container_id])
         await self._world.job(unmount, f"{self._world.settings.container_dir(container_id)}/rootfs")
 
@@ -290,6 +290,15 @@ class Foreign:
             text = await self._world.job(_last_error, log) if log else ""
             raise failure(text or output or f"ended with code {reply.result['code']}", self._command[0])
         return output
+
+
+def _has_state(directory: str, container_id: str) -> bool:
+    """Does a runtime know the container? runc and crun have a directory of its name, runsc files that begin
+    with it."""
+    try:
+        return any(name.startswith(container_id) for name in os.listdir(directory))
+    except FileNotFoundError:
+        return False
 
 
 def failure(text: str, command: str) -> NagayaError:
