@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nagaya.api.firecracker.mmds import Answer, Mmds, merge_patch
+from nagaya.api.firecracker.mmds import Mmds, merge_patch
+from nagaya.api.firecracker.server import Reply
 
 DATA = {"latest": {"meta-data": {"ami-id": "ami-1", "n": 5, "tags": {"a/b": "x"}}, "list": ["one"]}}
 NO_TOKEN = "No MMDS token provided. Use `X-metadata-token` or `X-aws-ec2-metadata-token` header to specify"
@@ -63,13 +64,13 @@ def test_plain_text(mmds: Mmds, path: str, status: int, body: str) -> None:
 def test_json_is_for_who_accepts_it(mmds: Mmds) -> None:
     answer = mmds.answer("GET", "/latest/meta-data", {"accept": "application/json"})
     assert (answer.status, json.loads(answer.body)) == (200, DATA["latest"]["meta-data"])
-    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.kind == "application/json"
     assert get(mmds, "/latest/meta-data/n", accept="application/json") == (200, "5")
     mmds.imds_compat = True
     assert get(mmds, "/latest/meta-data/ami-id", accept="application/json") == (200, "ami-1")
 
 
-def put(mmds: Mmds, path: str = "/latest/api/token", **headers: str) -> Answer:
+def put(mmds: Mmds, path: str = "/latest/api/token", **headers: str) -> Reply:
     return mmds.answer("PUT", path, {k.replace("_", "-"): v for k, v in headers.items()})
 
 

@@ -22,7 +22,7 @@ from nagaya.api.firecracker.controller import Controller
 from nagaya.api.firecracker.logs import Log, Metrics
 from nagaya.api.firecracker.mmds import Mmds
 from nagaya.api.firecracker.resources import Resources
-from nagaya.api.firecracker.server import Connection, Loop, Server
+from nagaya.api.firecracker.server import Connection, Loop, Server, listen_unix
 from nagaya.errors import Unavailable
 
 AFTER_START = "The requested operation is not supported after starting the microVM."
@@ -110,7 +110,7 @@ class Vmm:
             "test-vm", self.guest, self.resources, Mmds(2000), self.log, self.metrics, self.fatal.append
         )
         self.loop = Loop()
-        self.server = Server(self.loop, self.path, self.controller.answer, 51200)
+        self.server = Server(self.loop, listen_unix(self.path), self.controller.answer, 51200)
         self._wake, self._woken = socket.socketpair()
         self.loop.watch(self._woken.fileno(), 1, lambda _: self.loop.stop(0))
         self._thread = threading.Thread(target=self.loop.run)
@@ -122,6 +122,8 @@ class Vmm:
         self._wake.close()
         self._woken.close()
         self.server.close()
+        os.unlink(self.path)
+        self.loop.close()
         self.resources.close()
 
     def connect(self) -> socket.socket:

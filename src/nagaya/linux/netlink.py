@@ -62,6 +62,7 @@ _RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL, _IFA_F_NODAD = 1, 2, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
 RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
+_RT_SCOPE_LINK = 253
 
 IFF_UP = 1
 _IFNAMSIZ = 16
@@ -337,20 +338,22 @@ def address_del(index: int, address: str, prefix: int, *, missing_ok: bool = Fal
 def route_add(
     gateway: str, *, destination: str = "", prefix: int = 0, index: int = 0, exist_ok: bool = False
 ) -> Request:
-    """Add a unicast route by gateway to the main table; destination "" is the default route."""
-    family, raw = ip_bytes(gateway)
-    data = attribute(RTA_GATEWAY, raw)
+    """Add a unicast route by gateway to the main table; gateway "" is the link itself (IPv4 where there is no
+    destination, either), destination "" the default route."""
+    family, raw = ip_bytes(gateway or destination or "0.0.0.0")
+    data = attribute(RTA_GATEWAY, raw) if gateway else b""
     if destination:
         data = attribute(RTA_DST, ip_bytes(destination)[1]) + data
     if index:
         data += _u32(RTA_OIF, index)
-    head = RTMSG.pack(family, prefix, 0, 0, RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
+    scope = _RT_SCOPE_UNIVERSE if gateway else _RT_SCOPE_LINK
+    head = RTMSG.pack(family, prefix, 0, 0, RT_TABLE_MAIN, _RTPROT_STATIC, scope, RTN_UNICAST, 0)
     where = f"{destination}/{prefix}" if destination else "default"
     return Request(
         RTM_NEWROUTE,
         NLM_F_CREATE | NLM_F_EXCL,
         head + data,
-        f"netlink: add route {where} via {gateway}",
+        f"netlink: add route {where} via {gateway or 'the link'}",
         where,
         (errno.EEXIST,) if exist_ok else (),
     )

@@ -113,7 +113,7 @@ class Controller:
         status = 204 if result is None else 200
         self._log.info(f"The request was executed successfully. Status code: {status}.")
         content = b"" if result is None else msgspec.json.encode(result)
-        return Reply(status, content, deprecated=bool(action.deprecated))
+        return Reply(status, content, headers={"Deprecation": "true"} if action.deprecated else None)
 
     def act(self, action: Action) -> Any:
         """What an action yields, None for nothing. Raises Fault."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nagaya.api.firecracker.faults import Fault
+from nagaya.api.firecracker.server import Reply
 
 _TOKEN_PATH = "/latest/api/token"
 _TOKEN = ("x-metadata-token", "x-aws-ec2-metadata-token")
@@ -23,17 +24,6 @@ _TTL = {
 }
 _TTL_MAX = 21600
 _TOKEN_BYTES = 32
-
-
-class Answer:
-    """A response to the guest."""
-
-    def __init__(
-        self, status: int, body: str, *, json: bool = False, headers: Mapping[str, str] | None = None
-    ) -> None:
-        self.status = status
-        self.body = body.encode()
-        self.headers = {"Content-Type": "application/json" if json else "text/plain", **(headers or {})}
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
@@ -98,12 +88,12 @@ class Mmds:
             return False
         return int(head[32:], 16) > self._now() * 1000
 
-    def answer(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+    def answer(self, method: str, path: str, headers: Mapping[str, str]) -> Reply:
         """What the guest gets; the headers' names are in lower case."""
         if method == "PUT":
             return self._put(path, headers)
         if method != "GET":
-            return Answer(405, "Not allowed HTTP method.", headers={"Allow": "GET, PUT"})
+            return _reply(405, "Not allowed HTTP method.", headers={"Allow": "GET, PUT"})
         token = next((headers[name] for name in _TOKEN if name in headers), None)
         if token is None:
             self._count("rx_no_token")
@@ -112,12 +102,12 @@ class Mmds:
         if self.version == "V2":
             if token is None:
                 words = "No MMDS token provided. Use `X-metadata-token` or `X-aws-ec2-metadata-token` header"
-                return Answer(401, f"{words} to specify the session token.")
+                return _reply(401, f"{words} to specify the session token.")
             if not self.valid(token):
-                return Answer(401, "MMDS token not valid.")
+                return _reply(401, "MMDS token not valid.")
         return self._get(path, "application/json" in headers.get("accept", ""))
 
-    def _get(self, path: str, as_json: bool) -> Answer:
+    def _get(self, path: str, as_json: bool) -> Reply:
         found = self._data
         for word in _simple(path).strip("/").split("/") if _simple(path) != "/" else ():
             word = word.replace("~1", "/").replace("~0", "~")
@@ -126,34 +116,40 @@ class Mmds:
             elif isinstance(found, list) and word.isascii() and word.isdigit() and int(word) < len(found):
                 found = found[int(word)]
             else:
-                return Answer(404, f"Resource not found: {path}.")
+                return _reply(404, f"Resource not found: {path}.")
         if as_json and not self.imds_compat:
-            return Answer(200, _dump(found), json=True)
+            return _reply(200, _dump(found), kind="application/json")
         if isinstance(found, str):
             words = found
         elif isinstance(found, dict):
             words = "\n".join(f"{k}/" if isinstance(v, dict) else k for k, v in sorted(found.items()))
         else:
-            return Answer(501, "Cannot retrieve value. The value has an unsupported type.")
-        return Answer(200, words, json=as_json)
+            return _reply(501, "Cannot retrieve value. The value has an unsupported type.")
+        return _reply(200, words, kind="application/json" if as_json else "text/plain")
 
-    def _put(self, path: str, headers: Mapping[str, str]) -> Answer:
+    def _put(self, path: str, headers: Mapping[str, str]) -> Reply:
         if "x-forwarded-for" in headers:  # a proxy that lets strangers through would do that
-            return Answer(400, "Invalid header. Reason: Unsupported header name. Key: X-Forwarded-For")
+            return _reply(400, "Invalid header. Reason: Unsupported header name. Key: X-Forwarded-For")
         if _simple(path) != _TOKEN_PATH:
-            return Answer(404, f"Resource not found: {path}.")
+            return _reply(404, f"Resource not found: {path}.")
         name = next((name for name in _TTL if name in headers), None)
         if name is None:
             words = "Token time to live value not found. Use `X-metadata-token-ttl-seconds` or"
             words += " `X-aws-ec2-metadata-token-ttl-seconds` header to specify the token's lifetime."
-            return Answer(400, words)
+            return _reply(400, words)
         text = headers[name]
         if not (text.isascii() and text.isdigit() and len(text) <= 10):
-            return Answer(400, f"Invalid header. Reason: Invalid value. Key:{_TTL[name]}; Value:{text}")
+            return _reply(400, f"Invalid header. Reason: Invalid value. Key:{_TTL[name]}; Value:{text}")
         if not 1 <= int(text) <= _TTL_MAX:
             words = f"Invalid time to live value provided for token: {int(text)}. Please provide a value"
-            return Answer(400, f"{words} between 1 and {_TTL_MAX}.")
-        return Answer(200, self.token(int(text)), headers={_TTL[name]: str(int(text))})
+            return _reply(400, f"{words} between 1 and {_TTL_MAX}.")
+        return _reply(200, self.token(int(text)), headers={_TTL[name]: str(int(text))})
+
+
+def _reply(
+    status: int, body: str, *, kind: str = "text/plain", headers: Mapping[str, str] | None = None
+) -> Reply:
+    return Reply(status, body.encode("utf-8", "replace"), kind=kind, headers=headers)
 
 
 def _simple(path: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import heapq
+import http
 import json
-import os
 import select
 import socket
 import time
@@ -33,6 +33,10 @@ class Loop:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
         self.result: int | None = None
+
+    def close(self) -> None:
+        """Nothing is waited for any more."""
+        self._epoll.close()
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call back with the events that came; again for the same descriptor changes what is waited for."""
@@ -79,12 +83,20 @@ class Loop:
 
 
 class Reply:
-    """An answer: a status and, but for 204, a body; and whether what was asked is deprecated."""
+    """An answer: a status and, but for 204, a body; with more headers, if there are any."""
 
-    def __init__(self, status: int, body: bytes = b"", *, deprecated: bool = False) -> None:
+    def __init__(
+        self,
+        status: int,
+        body: bytes = b"",
+        *,
+        kind: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.status = status
         self.body = body
-        self.deprecated = deprecated
+        self.kind = kind
+        self.headers = dict(headers or {})
 
 
 def fault_reply(fault: Fault) -> Reply:
@@ -176,46 +188,55 @@ class Connection:
     def _send(self, reply: Reply, *, close: bool = False) -> None:
         headers = [("Server", self._server), ("Connection", "close" if close else "keep-alive")]
         if reply.status != 204:
-            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(reply.body)))]
-        if reply.deprecated:
-            headers.append(("Deprecation", "true"))
-        reason = {200: "OK", 204: "No Content", 400: "Bad Request", 413: "Payload Too Large"}
-        begin = h11.Response(
-            status_code=reply.status, headers=headers, reason=reason.get(reply.status, "").encode()
-        )
+            headers += [("Content-Type", reply.kind), ("Content-Length", str(len(reply.body)))]
+        headers += reply.headers.items()
+        # 413's words differ between versions of Python
+        words = "Payload Too Large" if reply.status == 413 else http.HTTPStatus(reply.status).phrase
+        reason = words.encode()
+        begin = h11.Response(status_code=reply.status, headers=headers, reason=reason)
         self.output += self._http.send(begin) or b""
         self.output += self._http.send(h11.Data(data=reply.body)) or b""
         self.output += self._http.send(h11.EndOfMessage()) or b""
 
 
-class Server:
-    """Listens on `path`, whose file it makes and removes. Raises OSError (EADDRINUSE: it is there)."""
+def listen_unix(path: str) -> socket.socket:
+    """A listening socket, whose file is made. Raises OSError (EADDRINUSE: it is there)."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen(_CONNECTIONS)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
-    def __init__(self, loop: Loop, path: str, handler: Handler, limit: int) -> None:
+
+class Server:
+    """Answers who connects to the listening socket, which it takes over."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        handler: Handler,
+        limit: int,
+        name: str = "Firecracker API",
+    ) -> None:
         self._loop = loop
+        self._name = name
         self._handler = handler
         self._limit = limit
-        self._path = path
         self._clients: dict[int, tuple[socket.socket, Connection]] = {}
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            self._socket.bind(path)
-        except BaseException:
-            self._socket.close()
-            raise
-        self._socket.listen(_CONNECTIONS)
-        loop.watch(self._socket.fileno(), select.EPOLLIN, self._accept)
+        self._socket = listener
+        listener.setblocking(False)
+        loop.watch(listener.fileno(), select.EPOLLIN, self._accept)
 
     def close(self) -> None:
-        """Write what can be written at once, and go."""
+        """Hang up."""
         for fd in list(self._clients):
             self._drop(fd)
         self._loop.forget(self._socket.fileno())
         self._socket.close()
-        try:
-            os.unlink(self._path)
-        except OSError:
-            pass
 
     def _accept(self, _: int) -> None:
         try:
@@ -237,7 +258,7 @@ class Server:
             client.close()
             return
         fd = client.fileno()
-        self._clients[fd] = client, Connection(self._handler, self._limit, "Firecracker API")
+        self._clients[fd] = client, Connection(self._handler, self._limit, self._name)
         self._loop.watch(fd, select.EPOLLIN, lambda events: self._serve(fd))
 
     def _serve(self, fd: int) -> None:
