@@ -37,7 +37,7 @@ def test_the_whole_command_line() -> None:
         rng=Rng(max_bytes=1024, period=1000),
         console="/c/console",
     )
-    words = argv(machine, qmp_fd=7, files={"/images/a,b.erofs": 5}, incoming=True)
+    words = argv(machine, qmp_fd=7, files={"/images/a,b.erofs": [5], "/c/disk": [6, 10]}, incoming=True)
     before = (
         "qemu-system-x86_64 -machine microvm,acpi=on,rtc=on,accel=tcg,memory-backend=ram -cpu max -smp 2"
         " -m 128M -object memory-backend-file,mem-path=/t/memory,id=ram,size=128M,share=off"
@@ -52,8 +52,9 @@ def test_the_whole_command_line() -> None:
         " -drive id=d0,if=none,format=raw,file.locking=off,readonly=on,cache=unsafe,discard=unmap"
         ",file=/dev/fdset/5"
         " -device virtio-blk-device,drive=d0,id=dev-d0"
+        " -add-fd fd=6,set=6 -add-fd fd=10,set=6"
         " -drive id=d1,if=none,format=raw,file.locking=off,readonly=off,cache=writeback,discard=unmap"
-        ",file=/c/disk,throttling.bps-total=1000"
+        ",file=/dev/fdset/6,throttling.bps-total=1000"
         " -device virtio-blk-device,drive=d1,id=dev-d1"
         " -netdev tap,id=n0,fd=9 -device virtio-net-device,id=dev-n0,mac=02:00:00:00:00:01,netdev=n0"
         " -netdev tap,id=n1,ifname=tap1,script=no,downscript=no"

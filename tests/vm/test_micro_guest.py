@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 from microvm import Client
 
 from nagaya.errors import CommandNotFound, KernelError, NotFound, Unavailable
-from nagaya.vm import assets, qemu
+from nagaya.vm import assets, qemu, templates
 from nagaya.vm.confine import Confinement
-from nagaya.vm.machine import Drive, Machine, Memory
+from nagaya.vm.machine import Drive, Machine, Nic
 from nagaya.vm.qemu import Vm
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
@@ -30,50 +31,29 @@ def _installed() -> bool:
 pytestmark.append(pytest.mark.skipif(not _installed(), reason="./dev vm was not run"))
 
 
-class Saved:
-    """A booted machine's state and memory."""
+def clone(directory: Path, machine: Machine | None = None) -> Vm:
+    started = templates.start(machine or microvm.machine(), directory=str(directory), confined=Confinement())
+    assert started.ready
+    return started.vm
 
-    def __init__(self, directory: Path) -> None:
-        self.memory = directory / "memory"
-        self.state = directory / "state"
-        with self.memory.open("wb") as file:
-            file.truncate(128 << 20)
-        self.memory.chmod(0o666)
 
-    def machine(self, *, shared: bool = False) -> Machine:
-        return microvm.machine(memory=Memory(128, path=str(self.memory), shared=shared))
-
-    def clone(self) -> Vm:
-        vm = qemu.launch(self.machine(), incoming=True, confined=Confinement())
-        state = os.open(self.state, os.O_RDONLY)
-        try:
-            vm.load(state)
-        finally:
-            os.close(state)
-        vm.resume()
-        return vm
+def clients(vm: Vm) -> Client:
+    client = Client(vm.agent, ready=True, vm=vm)
+    client.call("renew", time=time.time_ns(), seed=os.urandom(64))
+    return client
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
-    made = Saved(tmp_path_factory.mktemp("template"))
-    vm = qemu.launch(made.machine(shared=True), confined=Confinement())
-    try:
-        client = Client(vm.agent, vm=vm)
-        assert client.ready().kernel.endswith("-amd64")
-        microvm.put_root(client)
-        state = os.open(made.state, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        vm.save(state)
-        os.close(state)
-        yield made
-    finally:
-        vm.close()
-        made.memory.unlink()
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the templates lie; the first test makes the first."""
+    directory = tmp_path_factory.mktemp("templates")
+    yield directory
+    shutil.rmtree(directory)  # pytest would keep some gigabytes of memory
 
 
 @pytest.fixture
-def vm(saved: Saved) -> Iterator[Vm]:
-    vm = saved.clone()
+def vm(saved: Path) -> Iterator[Vm]:
+    vm = clone(saved)
     yield vm
     vm.close()
     assert not Path(f"/proc/{vm.pid}").exists()
@@ -81,8 +61,8 @@ def vm(saved: Saved) -> Iterator[Vm]:
 
 @pytest.fixture
 def client(vm: Vm) -> Client:
-    client = Client(vm.agent, ready=True, vm=vm)
-    client.call("renew", time=time.time_ns(), seed=os.urandom(64))
+    client = clients(vm)
+    microvm.put_root(client)
     return client
 
 
@@ -127,11 +107,10 @@ def test_qemu_is_nobody_and_sees_nothing(vm: Vm) -> None:
         (root / "usr" / "nagt").write_text("")
 
 
-def test_two_clones_have_nothing_in_common(saved: Saved, client: Client) -> None:
-    other = saved.clone()
+def test_two_clones_have_nothing_in_common(saved: Path, client: Client) -> None:
+    other = clone(saved)
     try:
-        second = Client(other.agent, ready=True, vm=other)
-        second.call("renew", time=time.time_ns(), seed=os.urandom(64))
+        second = clients(other)
         ids = [c.call("read", path="/proc/sys/kernel/random/uuid")["data"] for c in (client, second)]
         assert ids[0] != ids[1]
         client.call("write", path="/run/mark", data=b"x")
@@ -168,13 +147,73 @@ def test_what_cannot_be_run(client: Client) -> None:
         client.run("c2", "/bin/nonesuch")
 
 
-def test_a_broken_machine_says_why(saved: Saved, tmp_path: Path) -> None:
-    machine = saved.machine()
+def test_a_broken_machine_says_why(tmp_path: Path) -> None:
+    machine = microvm.machine()
     machine.drives = [Drive("d0", str(tmp_path / "nonesuch"))]
     with pytest.raises(KernelError, match="nonesuch: No such file"):
         qemu.launch(machine, confined=Confinement())
-    machine = saved.machine()
+    machine = microvm.machine()
     machine.kernel = str(tmp_path / "kernel")
     Path(machine.kernel).write_bytes(b"no kernel")
     with pytest.raises(Unavailable, match="QEMU does not start: "):
         qemu.launch(machine, confined=Confinement())
+
+
+def test_a_cold_boot(tmp_path: Path) -> None:
+    started = templates.start(microvm.machine(), directory=str(tmp_path), confined=Confinement(), cold=True)
+    try:
+        assert not started.ready
+        assert Client(started.vm.agent, vm=started.vm).ready().kernel.endswith("-amd64")
+        assert not list(tmp_path.iterdir())
+    finally:
+        started.vm.close()
+
+
+def test_a_template_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    machine = microvm.machine()
+    machine.kernel = str(tmp_path / "kernel")
+    Path(machine.kernel).write_bytes(b"no kernel")
+    with pytest.raises(Unavailable, match="QEMU does not start: "):
+        templates.start(machine, directory=str(tmp_path / "templates"), confined=Confinement())
+    assert [path.name for path in (tmp_path / "templates").iterdir()] == ["lock"]
+
+
+def test_a_guest_that_does_not_come_up(tmp_path: Path) -> None:
+    machine = microvm.machine()
+    machine.cmdline += " rdinit=/nonesuch"
+    with pytest.raises(Unavailable, match="the guest did not come up: "):
+        templates.start(machine, directory=str(tmp_path / "templates"), confined=Confinement())
+    assert [path.name for path in (tmp_path / "templates").iterdir()] == ["lock"]
+
+
+def test_disks_and_cards_of_a_clone(saved: Path, tmp_path: Path) -> None:
+    """The template has seen empty disks and a card without a cable; the clone finds its own there."""
+    (tmp_path / "first").write_bytes(b"first".ljust(4096))
+    (tmp_path / "second").write_bytes(b"second".ljust(4096))
+    (tmp_path / "disk").write_bytes(b"disk".ljust(4096))
+    machine = microvm.machine()
+    machine.drives = [
+        Drive("d0", str(tmp_path / "first")),
+        Drive("d1", str(tmp_path / "second")),
+        Drive("w0", str(tmp_path / "disk"), read_only=False),
+    ]
+    taps = templates.Taps(1)
+    machine.nics = [Nic("n0", fd=taps.fds[0])]
+    vm = clone(saved, machine)
+    try:
+        client = clients(vm)
+        names = "vda vdb vdi".split()  # eight read-only ones, then those that can be written
+        heads = client.call_all("read", [("path", f"/dev/{name}") for name in names])
+        assert [data[:6].strip() for _, data in heads] == [b"first", b"second", b"disk"]
+        with pytest.raises(KernelError):
+            client.call("write", path="/dev/vda", data=b"x" * 4096)
+        client.call("write", path="/dev/vdi", data=b"written".ljust(4096))
+        microvm.put_root(client)
+        client.start("c1", "sleep", "1000")
+        client.run("c1", "busybox", "sync")
+        assert client.call("read", path="/sys/class/net/eth0/address")["data"].strip() == b"02:6e:67:76:6d:00"
+    finally:
+        vm.close()
+        taps.close()
+    with (tmp_path / "disk").open("rb") as disk:
+        assert disk.read(7) == b"written"

@@ -272,7 +272,7 @@ def _memory(memory: Memory) -> list[str]:
     return ["-m", f"{memory.mib}M", "-object", ram]
 
 
-def _console(console: str, files: Mapping[str, int]) -> list[str]:
+def _console(console: str, files: Mapping[str, Sequence[int]]) -> list[str]:
     if not console:
         return ["-serial", "null"]
     if console.startswith("fd:"):
@@ -281,11 +281,14 @@ def _console(console: str, files: Mapping[str, int]) -> list[str]:
     return [*words, "-chardev", f"file,id=console,path={_escaped(path)}", "-serial", "chardev:console"]
 
 
-def _passed(path: str, files: Mapping[str, int]) -> tuple[list[str], str]:
-    """A file that QEMU inherits open is found in a set of descriptors (qemu(1), -add-fd)."""
+def _passed(path: str, files: Mapping[str, Sequence[int]]) -> tuple[list[str], str]:
+    """A file that QEMU inherits open is found in a set of descriptors, the one with the right mode being
+    taken (qemu(1), -add-fd)."""
     if path not in files:
         return [], path
-    return ["-add-fd", f"fd={files[path]},set={files[path]}"], f"/dev/fdset/{files[path]}"
+    number = files[path][0]
+    words = [word for fd in files[path] for word in ("-add-fd", f"fd={fd},set={number}")]
+    return words, f"/dev/fdset/{number}"
 
 
 def argv(
@@ -294,14 +297,15 @@ def argv(
     qemu: str = "qemu-system-x86_64",
     qmp_fd: int = -1,
     qmp_path: str = "",
-    files: Mapping[str, int] | None = None,
+    files: Mapping[str, Sequence[int]] | None = None,
     incoming: bool = False,
     sandbox: bool = True,
 ) -> list[str]:
     """QEMU's command line for this machine.
 
     qmp_fd: a connected socket for the monitor, which QEMU inherits; else it listens on `qmp_path`.
-    files: {path: descriptor} of drives and of the console's file that QEMU inherits open and need not find.
+    files: {path: descriptors} of drives and of the console's file that QEMU inherits open and need not find;
+    of one that it writes to it wants one to read, too.
     incoming: wait for a saved state (`migrate-incoming`). sandbox: with QEMU's own seccomp filter. Raises
     InvalidArgument.
     """

@@ -19,7 +19,7 @@ from nagaya.vm.qmp import Qmp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from typing import Protocol
 
     from nagaya.vm.confine import Confinement
 
@@ -105,9 +105,9 @@ class Vm:
             if status == "completed":
                 return
             if status == "failed":
-                told: Any = self.qmp.call("query-migrate").get("error-desc", "")
+                told = self.complaint()
                 raise FailedPrecondition(
-                    f"the machine's state does not fit: {told or self.complaint()}", step="snapshot"
+                    f"the state does not fit: {told or 'QEMU says no more'}", step="snapshot"
                 )
 
     def complaint(self) -> str:
@@ -179,24 +179,28 @@ class _Ends:
             end.close()
 
 
-def _open_files(machine: Machine) -> dict[str, int]:
+def _open_files(machine: Machine) -> dict[str, list[int]]:
     """Descriptors of the drives' files and of the console's. Raises KernelError, with the path."""
-    files: dict[str, int] = {}
-    wanted = [(d.path, os.O_RDONLY if d.read_only else os.O_RDWR) for d in machine.drives]
+    files: dict[str, list[int]] = {}
+    wanted = [(drive.path, os.O_RDONLY) for drive in machine.drives]
+    wanted += [(drive.path, os.O_RDWR) for drive in machine.drives if not drive.read_only]
     if machine.console and not machine.console.startswith("fd:"):
         wanted.append((machine.console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     try:
-        for path, flags in wanted:
-            if path not in files:
-                files[path] = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        for path, flags in dict.fromkeys(wanted):
+            files.setdefault(path, []).append(os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
     except OSError as error:
-        for fd in files.values():
-            os.close(fd)
-        number = error.errno or 0
+        _close(files)
         raise KernelError(
-            f"{path}: {error.strerror}", subject=path, step="open drive", errno=number
+            f"{path}: {error.strerror}", subject=path, step="open drive", errno=error.errno or 0
         ) from None
     return files
+
+
+def _close(files: dict[str, list[int]]) -> None:
+    for fds in files.values():
+        for fd in fds:
+            os.close(fd)
 
 
 def launch(
@@ -215,7 +219,7 @@ def launch(
     """
     qemu = qemu or assets.find_qemu()
     ends = _Ends()
-    files: dict[str, int] = {}
+    files: dict[str, list[int]] = {}
     errors = [-1, -1]
     try:
         files = _open_files(machine)
@@ -233,7 +237,7 @@ def launch(
             inner.console = f"fd:{fd}"
         words = argv(inner, qemu=qemu, qmp_fd=qmp_fd, files=files, incoming=incoming)
         errors[:] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        kept = [*(end.fileno() for end in ends.theirs), *files.values()]
+        kept = [*(end.fileno() for end in ends.theirs), *(fd for fds in files.values() for fd in fds)]
         kept += [nic.fd for nic in machine.nics if nic.fd >= 0] + [p.fd for p in machine.ports if p.fd >= 0]
         kept += [int(machine.console[3:])] if machine.console.startswith("fd:") else []
         pid, pidfd = confine.start(machine, words, kept, errors[1], confined)
@@ -244,8 +248,7 @@ def launch(
         raise
     finally:
         ends.close(ends.theirs)
-        for fd in files.values():
-            os.close(fd)
+        _close(files)
         if errors[1] >= 0:
             os.close(errors[1])
     vm = Vm(pid, pidfd, Qmp(qmp_end, timeout=timeout), errors[0], agent, console)
