@@ -37,6 +37,16 @@ def registry_auth(name: str) -> str:
     )
 
 
+def registry_config() -> str:
+    """The X-Registry-Config header: the credentials for all registries that the configuration names, as a
+    build may need any. Raises InvalidArgument for a configuration that cannot be read."""
+    config = userconfig.load()
+    hosts = {*(config.get("auths") or {}), *(config.get("credHelpers") or {})}
+    found = {host: _credentials(config, host) for host in sorted(hosts)}
+    known = json.dumps({host: entry for host, entry in found.items() if entry})
+    return binascii.b2a_base64(known.encode(), newline=False).decode().translate({43: "-", 47: "_"})
+
+
 def store(server: str, user: str, password: str) -> str:
     """Keep credentials, in the helper that is configured for the server or in the file; where they are
     then, "" for a helper. Raises InvalidArgument."""

@@ -36,6 +36,8 @@ _ARGUMENTS: dict[str, str | tuple[str, ...]] = {
 }
 _VALUES: dict[str, str] = {
     **dict.fromkeys(("network", "net"), "network"),
+    "cache-from": "image",
+    "progress": "progress",
     "volumes-from": "container",
     "restart": "restart",
     "pull": "pull",
@@ -47,6 +49,7 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "shell": ("bash", "zsh", "fish"),
     "restart": ("no", "always", "unless-stopped", "on-failure"),
     "pull": ("always", "missing", "never"),
+    "progress": ("auto", "plain", "tty", "quiet"),
     "format": ("json", "table"),
     "signal": ("HUP", "INT", "KILL", "QUIT", "STOP", "TERM", "USR1", "USR2"),
     "kind": ("container", "image", "network", "volume"),

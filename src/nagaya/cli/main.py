@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 VERBS = (
     "attach",
+    "build",
     "commit",
     "completion",
     "cp",
@@ -68,10 +69,11 @@ VERBS = (
 # verbs that are no names of modules, or words of Python's
 _MODULES = {"exec": "execute", "import": "import_"}
 _OF_NOTHING = ("completion", "events", "info", "login", "logout", "search", "version")
-_OF_IMAGES = ("history", "import", "load", "pull", "push", "save", "tag")
+_OF_IMAGES = ("build", "history", "import", "load", "pull", "push", "save", "tag")
 
 # docker's nouns: `nagaya container ls` is `nagaya ps`
 NOUNS = {
+    "builder": {"build": "build", "prune": "builder_prune"},
     "container": {
         **{v: v for v in VERBS if v not in (*_OF_IMAGES, *_OF_NOTHING, "images", "rmi")},
         "ls": "ps",

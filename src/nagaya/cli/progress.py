@@ -57,7 +57,7 @@ def show(messages: Iterator[Any], *, quiet: bool = False, fd: int = 1) -> None:
     else:
         for message in messages:
             if not message.get("progressDetail") and "aux" not in message:
-                write(_line(message).encode() + b"\n", fd)
+                write(line(message).encode() + b"\n", fd)
 
 
 def _checked(messages: Iterator[Any]) -> Iterator[dict[str, Any]]:
@@ -67,7 +67,8 @@ def _checked(messages: Iterator[Any]) -> Iterator[dict[str, Any]]:
         yield message
 
 
-def _line(message: dict[str, Any]) -> str:
+def line(message: dict[str, Any]) -> str:
+    """A message as a line of text."""
     if "stream" in message:
         return str(message["stream"]).rstrip("\n")
     layer = message.get("id", "")
@@ -92,7 +93,7 @@ def _draw(messages: Iterator[dict[str, Any]], fd: int) -> None:
                 layer, status = message.get("id", ""), str(message.get("status", ""))
                 detail = message.get("progressDetail") or {}
                 if not layer or status.startswith("Pulling from"):
-                    bars.console.print(_line(message), highlight=False, markup=False, soft_wrap=True)
+                    bars.console.print(line(message), highlight=False, markup=False, soft_wrap=True)
                     continue
                 if layer not in tasks:
                     tasks[layer] = bars.add_task(layer, total=None, status=status)

@@ -57,11 +57,11 @@ def pack(path: str, name: str, *, follow: bool) -> Iterator[bytes]:
     """The stream of a file or a directory with all that is in it; name: of the first member. follow: a link
     at the path itself. Raises NagayaError."""
     try:
-        with tarfile.TarFile(fileobj=_Nowhere(), mode="w", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[arg-type]
+        with writer() as tar:
             yield from _members(tar, os.path.realpath(path) if follow else path, name)
     except OSError as error:
         raise NagayaError(f"{error.filename or path}: {os.strerror(error.errno or 0).lower()}") from None
-    yield bytes(2 * tarfile.BLOCKSIZE)
+    yield END
 
 
 class _Nowhere:
@@ -77,16 +77,25 @@ class _Nowhere:
 
 
 def _members(tar: tarfile.TarFile, path: str, name: str) -> Iterator[bytes]:
+    yield from one(tar, path, name)
+    if os.path.isdir(path) and not os.path.islink(path):
+        for entry in sorted(os.listdir(path)):
+            yield from _members(tar, f"{path}/{entry}", f"{name}/{entry}")
+
+
+def one(tar: tarfile.TarFile, path: str, name: str, *, owned: bool = True) -> Iterator[bytes]:
+    """A file's member alone, nothing for a socket. owned: by whom it is, else by root. Raises OSError, and
+    NagayaError for one that shrinks."""
     info = tar.gettarinfo(path, name)
     if info is None:  # a socket
         return
     info.name = name
     info.mtime = int(info.mtime)  # a fraction would take a header of its own
+    if not owned:
+        info.uid = info.gid = 0
+        info.uname = info.gname = ""
     if not info.isreg():
         yield info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-        if info.isdir():
-            for entry in sorted(os.listdir(path)):
-                yield from _members(tar, f"{path}/{entry}", f"{name}/{entry}")
         return
     with open(path, "rb") as file:
         info.size = left = os.fstat(file.fileno()).st_size
@@ -98,6 +107,22 @@ def _members(tar: tarfile.TarFile, path: str, name: str) -> Iterator[bytes]:
             left -= len(piece)
             yield piece
     yield bytes(-info.size % tarfile.BLOCKSIZE)
+
+
+def made(name: str, data: bytes) -> bytes:
+    """The member of a file that is nowhere."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o600
+    head = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    return head + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def writer() -> tarfile.TarFile:
+    """What makes members' headers, and knows which files are the same."""
+    return tarfile.TarFile(fileobj=_Nowhere(), mode="w", format=tarfile.PAX_FORMAT)  # type: ignore[arg-type]
+
+
+END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 def unpack(stream: IO[bytes], directory: str, old: str, new: str, *, owners: bool) -> None:
