@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,12 +91,18 @@ def test_dockerfiles_from_elsewhere(cli: Cli, tmp_path: Path) -> None:
     place.mkdir()
     context(place, "RUN false\n", f="1\n")
     other = tmp_path / "other"
-    other.write_text(f"{BASE}COPY . /c\nRUN ls -A /c\n")
+    other.write_text(f"{BASE}COPY . /c\nRUN : {cli.name}; ls -A /c\n")
     assert "\nDockerfile\nf\n" in built(cli, "-f", str(other), str(place))
-    piped = build(cli, "-", input=f"{BASE}RUN echo by stdin\n".encode())
+    piped = build(cli, "-", input=f"{BASE}RUN : {cli.name}; echo by stdin\n".encode())
     assert piped.status == 0 and "by stdin" in piped.out, piped
     said = cli(
-        "build", "--network", "none", "-f", "-", str(place), input=f"{BASE}COPY . /e\nRUN ls -A /e\n".encode()
+        "build",
+        "--network",
+        "none",
+        "-f",
+        "-",
+        str(place),
+        input=f"{BASE}COPY . /e\nRUN : {cli.name}; ls -A /e\n".encode(),
     )
     assert said.status == 0 and "\nDockerfile\nf\n" in said.out, said
     said = build(cli, str(tmp_path / "nosuch"))
@@ -103,7 +112,7 @@ def test_dockerfiles_from_elsewhere(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_what_dockerignore_leaves(cli: Cli, tmp_path: Path) -> None:
-    place = context(tmp_path, "COPY . /c\nRUN cd /c && find . | sort\n", a="", b="")
+    place = context(tmp_path, f"COPY . /c\nRUN : {cli.name}; cd /c && find . | sort\n", a="", b="")
     (tmp_path / "d").mkdir()
     for name in ("x", "y"):
         (tmp_path / "d" / name).write_text("")
@@ -132,6 +141,51 @@ def test_a_terminal_shows_a_line_for_each_step(own: Cli, tmp_path: Path) -> None
     assert said.status == 1 and "[2/3] RUN echo words; true" in said.out
     assert said.out.endswith("RUN echo more; false\x1b[0m\nmore\n"), said
     assert "returned a non-zero code: 1" in said.err
+
+
+def test_secrets_and_agents_leave_no_trace(own: Cli, tmp_path: Path) -> None:
+    place = tmp_path / "c"
+    place.mkdir()
+    (place / "Dockerfile").write_text(
+        f"{BASE}RUN --mount=type=secret,id=s,required cat /run/secrets/s | md5sum\n"
+        "RUN --mount=type=secret,id=t,env=T,required --mount=type=ssh,required"
+        " echo $T | md5sum; test -S $SSH_AUTH_SOCK && ls /run/buildkit\n"
+        "RUN ls -R /run; env\n"
+    )
+    (tmp_path / "s").write_text("hush-1")
+    agent = tmp_path / "agent"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(agent))
+        words = (
+            "--secret",
+            f"id=s,src={tmp_path}/s",
+            "--secret",
+            "id=t,env=HUSH",
+            "--ssh",
+            f"default={agent}",
+        )
+        said = own(
+            "build", "--network", "none", "-t", "quiet", *words, str(place), environment={"HUSH": "hush-2"}
+        )
+    assert said.status == 0, said
+    assert hashlib.md5(b"hush-1").hexdigest() in said.out
+    assert hashlib.md5(b"hush-2\n").hexdigest() in said.out
+    last = said.out[said.out.index("Step 4/4") :]
+    assert "hush" not in said.out and "SSH_AUTH_SOCK" not in last and "ssh_agent" not in last
+    assert "hush" not in own.ok("history", "--no-trunc", "quiet") + own.ok("inspect", "quiet")
+    server = own.server
+    assert isinstance(server, House)
+    traces = subprocess.run(["grep", "-rlE", "hush-[12]", server.base], capture_output=True, text=True)
+    assert traces.stdout == ""
+    said = own("build", "--no-cache", "--network", "none", str(place))
+    assert said.status == 1 and "secret s: not found" in said.err
+
+
+def test_insecure_commands_have_to_be_allowed(own: Cli, tmp_path: Path) -> None:
+    place = context(tmp_path, "RUN --security=insecure grep Seccomp: /proc/self/status\n")
+    said = build(own, place)
+    assert said.status == 1 and "security.insecure is not allowed" in said.err
+    assert "Seccomp:\t0" in built(own, "--allow", "security.insecure", place)
 
 
 def test_files_instead_of_an_image(own: Cli, tmp_path: Path) -> None:

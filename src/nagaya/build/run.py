@@ -63,13 +63,13 @@ async def run(stage: StageRun, instruction: Run) -> tuple[bool, State]:
             mounts = [await _mount(stage, mount, held) for mount in instruction.mounts]
             if found.script:
                 mounts.append(await _script(stage, found.path, found.script.encode()))
-            env = [*extra, *(line for _, lines in mounts for line in lines)]
+            hidden = [line for _, lines in mounts for line in lines]
             specs = [spec for spec, _ in mounts if spec is not None]
             container = ContainerConfig(
                 image=await build.passing(state),
                 entrypoint=(),
                 command=found.words,
-                env=tuple(env),
+                env=tuple(extra),
                 health=HealthCheck(("NONE",)),
                 log=LogConfig("none"),
                 build=True,
@@ -85,7 +85,7 @@ async def run(stage: StageRun, instruction: Run) -> tuple[bool, State]:
             )
             ours = PLACES | {place for spec in specs for place in _places(spec.target)}
             code, layer = await build.workshop.run(
-                build.bench, container, stage.output, stage.running, ours, build.epoch
+                build.bench, container, stage.output, stage.running, ours, build.epoch, hidden
             )
         if code:
             raise CommandFailed(found.words, code)
@@ -198,15 +198,16 @@ async def _secret(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounte
 
 def _agent(stage: StageRun, mount: Mount) -> Mounted:
     name = mount.id or "default"
-    directory = stage.build.request.agents.get(name)
-    if directory is None:
+    socket = stage.build.request.agents.get(name)
+    if socket is None:
         if mount.required:
             raise InvalidArgument(
                 f'invalid empty ssh agent socket "{name}": make sure --ssh is given', subject=name
             )
         return None, []
     target = _target(stage, mount, f"/run/buildkit/ssh_agent.{name}")
-    return MountSpec("tree", target, directory, False, subpath="agent"), [f"SSH_AUTH_SOCK={target}"]
+    directory, agent = posixpath.split(socket)
+    return MountSpec("tree", target, directory, False, subpath=agent), [f"SSH_AUTH_SOCK={target}"]
 
 
 async def _script(stage: StageRun, target: str, data: bytes) -> Mounted:

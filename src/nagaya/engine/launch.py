@@ -342,6 +342,11 @@ def prepare(
         remap.apply(document, users, path, ours)
     if config.device_requests:
         cdi.apply(document, cdi.Catalog(settings.cdi_spec_dirs).edits(cdi.names(config.device_requests)))
+    slot = world.roster.get(container.id)
+    if slot is not None and slot.hidden:
+        names = {line.partition("=")[0] for line in slot.hidden}
+        env = document["process"]["env"]
+        document["process"]["env"] = [*(v for v in env if v.partition("=")[0] not in names), *slot.hidden]
     bundle = settings.bundle(container.id)
     files.make_directory(bundle, 0o700)
     files.write(f"{bundle}/config.json", _encode(document).decode(), 0o600)

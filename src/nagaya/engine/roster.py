@@ -20,7 +20,7 @@ Condition = Literal["not-running", "next-exit", "removed"]
 class Slot:
     """One container and what belongs to it only while the daemon lives."""
 
-    __slots__ = ("attached", "container", "lock", "restarts", "unwritten", "waiters")
+    __slots__ = ("attached", "container", "hidden", "lock", "restarts", "unwritten", "waiters")
 
     def __init__(self, container: Container) -> None:
         self.container = container
@@ -28,6 +28,7 @@ class Slot:
         self.waiters: list[tuple[Condition, asyncio.Future[WaitResult]]] = []
         self.restarts = 0  # clients restarting it now: an end is then no reason for `--rm`
         self.unwritten = False  # could its end not be written down yet? Then the keeper keeps it, too
+        self.hidden: tuple[str, ...] = ()  # of the environment: known to its process and to no row or inspect
         self.attached = False  # have clients attached that io may keep waiting?
 
     def wait(self, condition: Condition) -> asyncio.Future[WaitResult]:

@@ -123,13 +123,16 @@ class Workshop:
         begun: Callable[[str], Awaitable[None]],
         ours: frozenset[str] = PLACES,
         latest: int | None = None,
+        hidden: Sequence[str] = (),
     ) -> tuple[int, Layer | None]:
         """Run a container to its end: its exit code and, when that is 0, what it has changed. begun gets its
-        id before it starts. ours: as `diff.archive` has it. It is gone afterwards, whatever happens."""
+        id before it starts. ours: as `diff.archive` has it. hidden: variables that no row and no inspect
+        has. It is gone afterwards, whatever happens."""
         containers = self._containers
         created = await containers.create(CreateRequest(config))
         try:
             await begun(created.id)
+            self._world.roster.find(created.id).hidden = tuple(hidden)
             code = await self._run(created.id, output)
             if code:
                 return code, None

@@ -89,8 +89,11 @@ class TarReader:
         Raises InvalidArgument when it is malformed, DataLoss when it is cut short, Unimplemented
         for sparse and multi-volume members.
         """
-        self._skip(self._data + self._padding)
-        self._data = self._padding = 0
+        self._skip(self._data)
+        self._data, padding = 0, self._padding
+        self._padding = 0
+        if not self._pad(padding):
+            return None
         pax: dict[bytes, bytes] = {}
         long_name = long_link = None
         for _ in range(_MAX_PENDING):
@@ -233,6 +236,15 @@ class TarReader:
             count -= len(part)
             parts.append(part)
         return b"".join(parts)
+
+    def _pad(self, count: int) -> bool:
+        """Skip an entry's padding; False at the archive's end: the docker CLI's own writer leaves the last
+        entry's away (`docker build -f` of a file outside of the context), and Go's reader takes that."""
+        try:
+            self._skip(count)
+        except DataLoss:
+            return False
+        return True
 
     def _skip(self, count: int) -> None:
         while count:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from nagaya.api.docker import private
 from nagaya.api.docker.errors import message_of
 from nagaya.api.docker.respond import json_line, json_response, no_content, primed
 from nagaya.api.docker.types.filters import Filters
@@ -49,7 +50,8 @@ async def build(engine: EngineService, request: Request) -> Answer:
         raise Unimplemented(f"building from a git repository is not supported: {remote[:200]}")
     if remote and not remote.startswith(("http://", "https://")):
         raise InvalidArgument(f"remote is not a URL: {remote[:200]}", subject="remote")
-    said = Builds(engine.workshop).build(wanted, None if remote else request.chunks(), remote)
+    wanted, archive = await private.taken(wanted, request)
+    said = Builds(engine.workshop).build(wanted, None if remote else archive, remote)
     quiet = request.flag("q")
 
     async def items() -> AsyncIterator[bytes]:

@@ -28,6 +28,7 @@ USAGE = "[OPTIONS] PATH | URL | -"
 SUMMARY = "Build an image from a Dockerfile"
 FLAGS = (
     Flag("add-host", "Add a line to /etc/hosts: NAME:ADDRESS", kind="list"),
+    Flag("allow", "Allow what is dangerous: security.insecure", kind="list"),
     Flag("build-arg", "Set a build argument: NAME[=VALUE]", kind="list"),
     Flag("cache-from", "Images whose layers may stand in for steps", kind="list"),
     Flag("cgroup-parent", "Parent cgroup of RUN", kind="text"),
@@ -84,9 +85,9 @@ def run(given: Given, client: Client) -> int:
     found = _context(given)
     headers = {"X-Registry-Config": registry_config()}
     members = found.members if found is not None else iter(())
-    private = {"secrets": dict(map(_secret, given["secret"])), "ssh": dict(map(_agent, given["ssh"]))}
+    private = _private(given)
     headers["Content-Type"] = "application/x-tar"
-    if given["secret"] or given["ssh"]:
+    if private:
         headers["Content-Type"] = PRIVATE
         members = _after(json.dumps(private).encode() + b"\n", members)
     if found is not None:
@@ -184,6 +185,19 @@ def _fields(flag: str, word: str) -> dict[str, str]:
             raise UsageError(f"invalid value for --{flag}: {word}: want key=value, not {field!r}")
         found[key.strip().lower()] = value
     return found
+
+
+def _private(given: Given) -> dict[str, Any]:
+    """What goes before the context, {} for nothing. Raises NagayaError."""
+    unknown = set(given["allow"]) - {"security.insecure"}
+    if unknown:
+        raise UsageError(f"invalid value for --allow: {min(unknown)}: want security.insecure")
+    found = {
+        "secrets": dict(map(_secret, given["secret"])),
+        "ssh": dict(map(_agent, given["ssh"])),
+        "insecure": bool(given["allow"]),
+    }
+    return found if any(found.values()) else {}
 
 
 def _secret(word: str) -> tuple[str, str]:
