@@ -74,6 +74,7 @@ async def place(stage: StageRun, instruction: Copy | Add) -> tuple[bool, State]:
         slash or parents,
         owner if instruction.chown else None,
         mode,
+        bool(isinstance(instruction, Copy) and instruction.origin),
         rules.excludes if instruction.exclude else sources.nothing,
     )
     below = () if instruction.link else state.diff_ids
@@ -97,9 +98,8 @@ async def place(stage: StageRun, instruction: Copy | Add) -> tuple[bool, State]:
     step = await build.cache.step(name, stage.parent, instruction.text, make)
     stage.parent = name
     shell = " ".join(config.get("Shell") or commands.SHELL)
-    chown = f"--chown={instruction.chown} " if instruction.chown else ""
-    slashed = f"{destination.rstrip('/')}/" if instruction.destination.endswith("/") else destination
-    said = f"{shell} #(nop) {word} {chown}{meant.kind}:{meant.digest} in {slashed} "
+    chown = f"--chown={instruction.chown}" if instruction.chown else ""
+    said = f"{shell} #(nop) {word} {chown}{meant.kind}:{meant.digest} in {instruction.destination} "
     return step.cached, state.after(config, step.created, said, step.layer)
 
 
@@ -110,14 +110,12 @@ def _owner(layers: Sequence[str], text: str) -> tuple[int, int]:
     name, colon, group = text.partition(":")
     root = LayeredRoot(layers)
     try:
-        if colon and group:
-            found = user.resolve(text, (), root)
-            return found.uid, found.gid
-        if name.isdigit():
-            uid = user.resolve(name, (), root).uid
-            return uid, uid
-        found = user.resolve(name, (), root)
-        return found.uid, found.gid
+        if not (colon and group):  # the group that is called as the user, else the user's own
+            try:
+                return user.resolve(f"{name}:{name}", (), root)[:2]
+            except InvalidArgument:
+                return user.resolve(name, (), root)[:2]
+        return user.resolve(text, (), root)[:2]
     except InvalidArgument as error:
         raise InvalidArgument(
             f"unable to convert uid/gid chown string to host mapping: {error.message}", subject="chown"
@@ -138,12 +136,12 @@ async def _meant(stage: StageRun, instruction: Copy | Add) -> _Meant:
         found += await build.workshop.work(partial(_found, root, text, instruction, origin))
     for document in instruction.inline:
         text = document.text
-        item = Item(-1, document.name, data=text.encode("utf-8", "surrogateescape"), time=0)
+        item = Item(-1, document.name, document.name, data=text.encode("utf-8", "surrogateescape"), time=0)
         found.append(_Found(item, key("document", text), "file"))
     if not found:
         raise NotFound("no source files were specified")
     # the content of a directory is copied, never its name
-    names = ["" if kind == "dir" else item.path.rpartition("/")[2] for item, _, kind in found]
+    names = ["" if kind == "dir" else item.name for item, _, kind in found]
     digest = key([(name, i.below, i.unpack, seen) for name, (i, seen, _) in zip(names, found, strict=True)])
     return _Meant(tuple(item for item, _, _ in found), digest, found[0].kind if len(found) == 1 else "multi")
 
@@ -168,20 +166,25 @@ def _found(root: int, text: str, instruction: Copy | Add, origin: str) -> list[_
         raise NotFound(f"{why}stat {text.strip('/')}: file does not exist", subject=text) from None
     rules = Rules(instruction.exclude)
     found = []
-    for path in paths:
+    for named, path in paths:
         info = sources.look(root, path)
         folder = stat.S_ISDIR(info.st_mode)
         if instruction.exclude and rules.excludes(path) and not folder:
             continue
         below = ""
         if isinstance(instruction, Copy) and instruction.parents:
-            shown = path[len(pivot) :].strip("/") if pivot and path.startswith(pivot) else path
+            shown = named[len(pivot) :].strip("/") if pivot else named
             below = shown if folder else shown.rpartition("/")[0]
         unpack = False
         if isinstance(instruction, Add) and stat.S_ISREG(info.st_mode) and instruction.unpack is not False:
             unpack = transfer.is_archive(root, path)
-        digest = sources.digest(root, path, rules.excludes if instruction.exclude else sources.nothing)
-        found.append(_Found(Item(root, path, below, unpack), digest, "dir" if folder else "file"))
+        excluded = rules.excludes if instruction.exclude else sources.nothing
+        digest = sources.digest(root, path, excluded, owners=bool(origin) and not instruction.chown)
+        found.append(
+            _Found(
+                Item(root, path, named.rpartition("/")[2], below, unpack), digest, "dir" if folder else "file"
+            )
+        )
     return found
 
 

@@ -40,7 +40,7 @@ async def fetch(build: Build, url: str, destination: str, checksum: str) -> Item
         path = f"{build.directory}/{os.urandom(8).hex()}"
         os.mkdir(path, 0o700)
         _download(build, url, f"{path}/{name}", checksum)
-        return Item(build.hold(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)), name)
+        return Item(build.hold(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)), name, name)
 
     return await build.workshop.work(work)
 

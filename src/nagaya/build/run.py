@@ -20,6 +20,7 @@ from nagaya.engine.changes import PLACES
 from nagaya.engine.model import ContainerConfig, HealthCheck, LogConfig, MountSpec
 from nagaya.errors import FailedPrecondition, InvalidArgument
 from nagaya.image.building import Layer
+from nagaya.linux import paths as kernel
 
 if TYPE_CHECKING:
     from nagaya.build.stage import StageRun
@@ -132,7 +133,7 @@ async def _content(stage: StageRun, mount: Mount) -> str:
     path = mount.source.strip("/")
 
     def work() -> str:
-        found = sources.find(root, path)[0] if not sources.is_wild(path) else path
+        found = kernel.resolve_in_root(root, path)
         return sources.digest(root, found)
 
     return await stage.build.workshop.work(work)

@@ -35,14 +35,18 @@ def is_wild(pattern: str) -> bool:
     return _WILD.search(pattern) is not None
 
 
-def find(root: int, pattern: str) -> list[str]:
-    """The paths below root, relative to it and in order, that a pattern of Go's filepath.Match names; of one
-    without wildcards that path, links followed. Raises NotFound, InvalidArgument (a malformed pattern)."""
+def find(root: int, pattern: str) -> list[tuple[str, str]]:
+    """(path as named, where it leads) of what is meant below root, in order: by a pattern of Go's
+    filepath.Match, or a plain path. Raises NotFound, InvalidArgument (a malformed pattern)."""
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
-    if not is_wild(pattern):
-        found = paths.resolve_in_root(root, "/".join(parts))
-        look(root, found)
-        return [found]
+    named = _matches(root, parts) if is_wild(pattern) else ["/".join(parts)]
+    found = [(path, paths.resolve_in_root(root, path)) for path in named]
+    for _, path in found:
+        look(root, path)
+    return found
+
+
+def _matches(root: int, parts: list[str]) -> list[str]:
     matches = [""]
     for part in parts:
         expression = _expression(part)
@@ -131,26 +135,28 @@ def walk(
             os.close(fd)
 
 
-def digest(root: int, path: str, excluded: Excluded = nothing) -> str:
+def digest(root: int, path: str, excluded: Excluded = nothing, *, owners: bool = False) -> str:
     """Hexadecimal, of everything at a path that a copy of it has: names, kinds, modes, contents, targets of
-    links; not of times and owners. Raises NotFound, KernelError."""
+    links, and owners where asked; not of times. Raises NotFound, KernelError."""
     info = look(root, path)
     seen = hashlib.sha256()
     if not stat.S_ISDIR(info.st_mode):
         parent, name = paths.split(path)
         fd = paths.openat2(root, parent or ".", _DIRECTORY, 0, _HERE)
         try:
-            seen.update(_line("", fd, name, info))
+            seen.update(_line("", fd, name, info, owners))
         finally:
             os.close(fd)
         return seen.hexdigest()
     seen.update(b"%o\0" % info.st_mode)
+    if owners:
+        seen.update(b"%d:%d\0" % (info.st_uid, info.st_gid))
     for shown, fd, name, status in walk(root, path, excluded):
-        seen.update(_line(shown, fd, name, status))
+        seen.update(_line(shown, fd, name, status, owners))
     return seen.hexdigest()
 
 
-def _line(shown: str, directory: int, name: str, info: os.stat_result) -> bytes:
+def _line(shown: str, directory: int, name: str, info: os.stat_result, owners: bool) -> bytes:
     kind = stat.S_IFMT(info.st_mode)
     what = b""
     if kind == stat.S_IFREG:
@@ -159,7 +165,8 @@ def _line(shown: str, directory: int, name: str, info: os.stat_result) -> bytes:
         what = os.fsencode(os.readlink(name, dir_fd=directory))
     elif kind in (stat.S_IFCHR, stat.S_IFBLK):
         what = b"%d" % info.st_rdev
-    return b"%d:%s%o\0%d:%s" % (len(shown), os.fsencode(shown), info.st_mode, len(what), what)
+    owner = b"%d:%d\0" % (info.st_uid, info.st_gid) if owners else b""
+    return b"%d:%s%o\0%s%d:%s" % (len(shown), os.fsencode(shown), info.st_mode, owner, len(what), what)
 
 
 def _content(directory: int, name: str) -> bytes:

@@ -32,11 +32,13 @@ _KEPT = ("security.capability", "user.", "system.posix_acl_")
 
 
 class Item(msgspec.Struct, frozen=True):
-    """One thing to be copied: a path below an open root; below: the directories that --parents keeps.
-    unpack: it is an archive, and its files are meant. data: a file's content instead, called `path`."""
+    """One thing to be copied: a path below an open root, and what a file is called then; below: the
+    directories that --parents keeps. unpack: it is an archive, and its files are meant. data: a file's
+    content instead."""
 
     root: int
     path: str
+    name: str
     below: str = ""
     unpack: bool = False
     data: bytes | None = None
@@ -46,12 +48,14 @@ class Item(msgspec.Struct, frozen=True):
 
 class Placing(msgspec.Struct, frozen=True):
     """Where to, and how. destination: absolute; directory: it is one, as the instruction says. owner None: as
-    archives have it, else root's. mode: of everything, None for as it was."""
+    archives have it and, with `keep`, as the source has it, else root's. mode: of everything, None for as it
+    was."""
 
     destination: str
     directory: bool
     owner: tuple[int, int] | None = None
     mode: int | None = None
+    keep: bool = False
     excluded: sources.Excluded = sources.nothing
 
 
@@ -90,13 +94,14 @@ class _Copier:
         self._placing = placing
         self._check = check
         self._owner = placing.owner or (0, 0)
+        self._keep = placing.keep and placing.owner is None
         self._links: dict[tuple[int, int], tuple[int, str]] = {}
 
     def copy(self, item: Item) -> None:
         placing = self._placing
         where = posixpath.join(placing.destination, item.below) if item.below else placing.destination
         if item.data is not None:
-            directory, name = self._place(where, item.path)
+            directory, name = self._place(where, item.name)
             try:
                 self._write(directory, name, item)
             finally:
@@ -104,7 +109,7 @@ class _Copier:
             return
         info = sources.look(item.root, item.path)
         if stat.S_ISDIR(info.st_mode):
-            self._tree(item, where, info)
+            self._tree(item, where)
             return
         if item.unpack:
             self._unpack(item, where)
@@ -112,7 +117,7 @@ class _Copier:
         parent, name = paths.split(item.path)
         source = paths.openat2(item.root, parent or ".", _DIRECTORY, 0, paths.RESOLVE_BENEATH)
         try:
-            directory, last = self._place(where, name)
+            directory, last = self._place(where, item.name)
             try:
                 self._file(source, name, directory, last, info)
             finally:
@@ -135,11 +140,11 @@ class _Copier:
             return False
         return True
 
-    def _directory(self, path: str) -> int:
+    def _directory(self, path: str, owner: tuple[int, int] | None = None) -> int:
         """Open the directory at a path, made with its parents where it is missing."""
         final = paths.resolve_in_root(self._target, path)
         try:
-            os.close(paths.mkdirs_in_root(self._target, final, owner=self._owner))
+            os.close(paths.mkdirs_in_root(self._target, final, owner=owner or self._owner))
             return paths.openat2(self._target, final or ".", _DIRECTORY, 0, paths.RESOLVE_BENEATH)
         except NotADirectoryError:
             raise FailedPrecondition(f"cannot copy to non-directory: /{final}", subject=path) from None
@@ -148,10 +153,10 @@ class _Copier:
                 raise FailedPrecondition(f"cannot copy to non-directory: /{final}", subject=path) from None
             raise
 
-    def _tree(self, item: Item, where: str, info: os.stat_result) -> None:
-        """What lies in a directory comes into `where`, which gets its mode."""
+    def _tree(self, item: Item, where: str) -> None:
+        """What lies in a directory comes into `where`, which is made where it is missing."""
         fresh = not self._is_directory(where)
-        top = self._directory(where)
+        top = self._directory(where, (0, 0))
         times: list[tuple[str, int]] = []
         open_ = {"": top}
         try:
@@ -166,16 +171,16 @@ class _Copier:
                     times.append((shown, status.st_mtime_ns))
                 else:
                     self._file(source, name, open_[parent], name, status)
-            os.fchmod(top, self._mode(info))
             if fresh:
                 os.fchown(top, *self._owner)
+                if self._placing.mode is not None:
+                    os.fchmod(top, self._placing.mode)
             for shown, time in reversed(times):
                 fd = self._below(top, shown)
                 try:
                     os.utime(fd, ns=(time, time))
                 finally:
                     os.close(fd)
-            os.utime(top, ns=(info.st_mtime_ns,) * 2)
         finally:
             for fd in open_.values():
                 os.close(fd)
@@ -210,11 +215,14 @@ class _Copier:
                 raise FailedPrecondition(f"cannot copy to non-directory: {name}", subject=name) from None
         fd = os.open(name, _DIRECTORY, dir_fd=directory)
         try:
-            os.fchown(fd, *self._owner)
+            os.fchown(fd, *self._owned(info))
             os.fchmod(fd, self._mode(info))
             _copy_xattrs(source, name, fd)
         finally:
             os.close(fd)
+
+    def _owned(self, info: os.stat_result) -> tuple[int, int]:
+        return (info.st_uid, info.st_gid) if self._keep else self._owner
 
     def _mode(self, info: os.stat_result) -> int:
         return stat.S_IMODE(info.st_mode) if self._placing.mode is None else self._placing.mode
@@ -233,7 +241,7 @@ class _Copier:
         else:
             os.mknod(last, kind | 0o600, info.st_rdev, dir_fd=directory)
             os.chmod(last, self._mode(info), dir_fd=directory)  # made just now, in a root that is ours
-        os.chown(last, *self._owner, dir_fd=directory, follow_symlinks=False)
+        os.chown(last, *self._owned(info), dir_fd=directory, follow_symlinks=False)
         os.utime(last, ns=(info.st_mtime_ns,) * 2, dir_fd=directory, follow_symlinks=False)
 
     def _regular(self, source: int, name: str, directory: int, last: str, info: os.stat_result) -> None:
@@ -250,7 +258,7 @@ class _Copier:
             try:
                 while os.sendfile(write, read, None, _CHUNK):
                     self._check()
-                os.fchown(write, *self._owner)
+                os.fchown(write, *self._owned(info))
                 os.fchmod(write, self._mode(info))
                 for attribute in filter(lambda a: a.startswith(_KEPT), os.listxattr(read)):
                     os.setxattr(write, attribute, os.getxattr(read, attribute))
