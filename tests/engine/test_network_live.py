@@ -606,7 +606,7 @@ def pools() -> None:
     assert c.plan.address == "10.231.65.2"
     again = NetworkService(**options)
     again.start([c.plan])
-    assert str(again.subnet()) == "10.231.65.1/24"
+    assert [str(s) for s in again.subnets()] == ["10.231.65.1/24"]
 
 
 @scenario

@@ -121,11 +121,10 @@ table ip6 nagt {
   }
   chain output {
     type nat hook output priority -100; policy accept;
-    fib daddr type local jump publish
+    ip6 daddr != ::1 fib daddr type local jump publish
   }
   chain postrouting {
     type nat hook postrouting priority srcnat; policy accept;
-    oifname "nagt1" ip6 saddr ::1 masquerade
     oifname "nagt1" ip6 saddr { fd00::/64 } ct status dnat masquerade
   }
   chain forward {

@@ -60,6 +60,8 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     log_level: str = "info"
     bridge: str = "nagaya0"
     bip: str = ""
+    ipv6: bool = False
+    fixed_cidr_v6: str = ""
     default_address_pool: tuple[str, ...] = ()
     nft_table: str = "nagaya"
     mtu: int = 1500
@@ -100,6 +102,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
             root=self.root,
             run=self.run,
             bridge=self.bridge,
+            ipv6=self.ipv6,
             cgroup_parent=self.cgroup_parent,
             cgroup_driver=self.cgroup_driver,
             default_runtime=self.default_runtime,
@@ -124,6 +127,8 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
         return NetworkService(
             bridge=self.bridge,
             bip=self.bip,
+            ipv6=self.ipv6,
+            fixed_cidr_v6=self.fixed_cidr_v6,
             nft_table=self.nft_table,
             mtu=self.mtu,
             icc=self.icc,

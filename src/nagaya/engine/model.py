@@ -75,6 +75,9 @@ class NetworkCreation(msgspec.Struct, frozen=True):
     internal: bool = False
     attachable: bool = False
     ipv6: bool = False
+    ipv4: bool = True
+    config_only: bool = False  # settings for others, that nobody can be in
+    config_from: str = ""  # the name of one whose settings it has
     ipam_driver: str = "default"
     ipam_options: dict[str, str] = {}
     ipam: tuple[IpamConfig, ...] = ()
@@ -83,7 +86,7 @@ class NetworkCreation(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """A network: as it was asked for, and as it is. plan None: host and none, which need none."""
+    """A network: as it was asked for, and as it is. plan None: host, none and settings for others."""
 
     id: str
     created: int

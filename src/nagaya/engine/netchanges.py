@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from nagaya.engine import launch, names, nettable, networks
+from nagaya.engine import launch, names, netconfig, nettable, networks
 from nagaya.engine.journal import Operation
 from nagaya.engine.model import Attachment, Container, Network, NetworkCreation
 from nagaya.engine.nettable import PREDEFINED, attachments, key_of
@@ -55,7 +55,7 @@ class NetworkChanges:
         async with self._lock:
             if world.nets.named(asked.name) is not None:
                 raise AlreadyExists(f"network with name {asked.name} already exists", subject=asked.name)
-            network = await world.job(_create, world, asked)
+            network = await world.job(_create, world, netconfig.completed(world.nets, asked))
             world.nets.add(network)
         networks.tell_of(world, network, "create")
         return network
@@ -67,6 +67,7 @@ class NetworkChanges:
             network = world.nets.find(ref)
             if network.name in PREDEFINED:
                 raise PermissionDenied(f"{network.name} is a pre-defined network and cannot be removed")
+            netconfig.check_unused(world.nets, network)
             await self._remove(network)
 
     async def _remove(self, network: Network) -> None:
@@ -85,6 +86,7 @@ class NetworkChanges:
                 if network.name in PREDEFINED or {network.name, network.id} & used or not wanted(network):
                     continue
                 try:
+                    netconfig.check_unused(world.nets, network)
                     await self._remove(network)
                 except PermissionDenied:
                     continue  # somebody has just come
@@ -243,8 +245,12 @@ def _check_may_change(container: Container, network: Network) -> None:
 
 def _create(world: World, asked: NetworkCreation) -> Network:
     request = NetworkRequest(
-        names.new_id(), asked.driver, asked.internal, asked.ipv6, asked.ipam, asked.options
+        names.new_id(), asked.driver, asked.internal, asked.ipv6, asked.ipv4, asked.ipam, asked.options
     )
+    if asked.config_only:
+        network = Network(request.id, time.time_ns(), asked)
+        nettable.put(world.ledger, network)
+        return network
     plan = world.network.design(request)
     network = Network(request.id, time.time_ns(), asked, plan)
     number = world.journal.begin("network create", network.id)

@@ -35,8 +35,12 @@ PREDEFINED = {
 class NetworkTable:
     """All networks. Lives on the event loop; `find` may be called from anywhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ipv6: bool = False) -> None:
+        """ipv6: has the default bridge IPv6?"""
         self._networks = {network.id: network for network in PREDEFINED.values()}
+        default = PREDEFINED[DEFAULT]
+        asked = msgspec.structs.replace(default.asked, ipv6=ipv6)
+        self._networks[default.id] = msgspec.structs.replace(default, asked=asked)
 
     def load(self, ledger: Ledger) -> None:
         """Read those of the ledger. Blocking."""

@@ -22,7 +22,7 @@ from nagaya.engine.model import Attachment, Container, Endpoint, Network, PortBi
 from nagaya.engine.nettable import PREDEFINED, attachments, has_names, key_of, wired
 from nagaya.engine.settings import Settings
 from nagaya.engine.world import World
-from nagaya.errors import InvalidArgument, KernelError, NagayaError
+from nagaya.errors import InvalidArgument, KernelError, NagayaError, PermissionDenied
 from nagaya.linux.mounts import MNT_DETACH, umount2
 from nagaya.network.local import Wanted
 from nagaya.network.model import DEFAULT, EndpointPlan, PublishedPort, Subnet
@@ -154,6 +154,8 @@ def check(attachment: Attachment, network: Network) -> None:
                 "network-scoped alias is supported only for containers in user defined networks"
             )
         return
+    if network.asked.config_only:
+        raise PermissionDenied("cannot create endpoint on configuration-only network")
     asked = [config.subnet for config in network.asked.ipam]
     for address in (attachment.address, attachment.address6):
         if address and not any((":" in subnet) is (":" in address) for subnet in asked if subnet):
@@ -182,6 +184,9 @@ def ports_of(container: Container, network: Network) -> list[PublishedPort]:
     for port in published_ports(container):
         if not port.host_ip and default:
             found.append(msgspec.structs.replace(port, host_ip=default))
+            continue
+        if not port.host_ip and not network.asked.ipv4:
+            found.append(msgspec.structs.replace(port, host_ip="::"))
             continue
         found.append(port)
         if not port.host_ip and network.asked.ipv6:
@@ -370,18 +375,18 @@ def document(world: World, network: Network, members: dict[str, dict[str, str]])
         "Created": network.created,
         "Scope": "local",
         "Driver": asked.driver,
-        "EnableIPv4": True,
+        "EnableIPv4": asked.ipv4,
         "EnableIPv6": asked.ipv6,
         "IPAM": {
             "Driver": asked.ipam_driver,
-            "Options": dict(asked.ipam_options) if asked.ipam_options or network.plan is not None else None,
+            "Options": dict(asked.ipam_options) if network.name not in PREDEFINED else None,
             "Config": _ipam(world, network),
         },
         "Internal": asked.internal,
         "Attachable": asked.attachable,
         "Ingress": False,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
+        "ConfigFrom": {"Network": asked.config_from},
+        "ConfigOnly": asked.config_only,
         "Containers": members,
         "Options": {"com.docker.network.bridge.name": world.settings.bridge}
         if network.id == PREDEFINED[DEFAULT].id
@@ -394,10 +399,10 @@ def _ipam(world: World, network: Network) -> list[dict[str, object]]:
     """Its subnets: as they were asked for, with what we chose."""
     if network.id == PREDEFINED[DEFAULT].id:
         try:
-            subnet = world.network.subnet()
+            subnets = world.network.subnets()
         except NagayaError:
             return []  # no free pool: the bridge cannot be made, but can be listed
-        return [{"Subnet": str(subnet.network), "Gateway": subnet.gateway}]
+        return [{"Subnet": str(subnet.network), "Gateway": subnet.gateway} for subnet in subnets]
     found: list[dict[str, object]] = []
     chosen: dict[int, Subnet] = {s.network.version: s for s in (network.plan.subnets if network.plan else ())}
     for config in network.asked.ipam:
@@ -408,6 +413,8 @@ def _ipam(world: World, network: Network) -> list[dict[str, object]]:
                 shown["IPRange"] = config.ip_range
             if version in chosen:
                 shown["Gateway"] = chosen.pop(version).gateway
+            elif config.gateway:
+                shown["Gateway"] = config.gateway
             if config.auxiliary:
                 shown["AuxiliaryAddresses"] = dict(config.auxiliary)
             found.append(shown)

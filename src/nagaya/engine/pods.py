@@ -162,7 +162,7 @@ class Pods:
                 "pins": pins,
                 "hostname": pods_files.hostname(pod),
                 "sysctls": pod.config.linux.sysctls,
-                "wishes": wishes(pod),
+                "wishes": wishes(pod, ipv6=world.settings.ipv6),
                 "uids": pods_users.mappings(config).get("uidMappings"),
                 "gids": pods_users.mappings(config).get("gidMappings"),
             }
@@ -214,15 +214,17 @@ class Pods:
         self._locks.pop(pod.id, None)
 
 
-def wishes(pod: Pod) -> dict[str, str]:
+def wishes(pod: Pod, *, ipv6: bool = False) -> dict[str, str]:
     """Sysctls of the pod's network namespace that it did not ask for: anybody may ping and listen on low
-    ports; on the built-in bridge, which has IPv4 only, nobody takes router advertisements
+    ports; on the built-in bridge, has it IPv6 or not, nobody takes router advertisements
     (CVE-2024-32473). A plugin's addresses are its own affair."""
     if pod.config.namespaces.network != "POD":
         return {}
     found = dict(defaults.SYSCTLS)
     if not pod.cni:
-        found["net.ipv6.conf.default.disable_ipv6"] = "1"
+        base = "net.ipv6.conf.default"
+        on = {f"{base}.disable_ipv6": "0", f"{base}.accept_ra": "0", f"{base}.accept_dad": "0"}
+        found |= on if ipv6 else {f"{base}.disable_ipv6": "1"}
     return {k: v for k, v in found.items() if k not in pod.config.linux.sysctls}
 
 

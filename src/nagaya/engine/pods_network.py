@@ -74,7 +74,7 @@ async def connect_bridge(world: World, pod: Pod, netlink_fd: int) -> tuple[str, 
             await networks.relay(world, pod.id, [made])
     finally:
         os.close(netlink_fd)
-    return (made.address,)
+    return tuple(address for address in (made.address, made.address6) if address)
 
 
 def _plan(world: World, pod: Pod) -> tuple[EndpointPlan, list[int]]:

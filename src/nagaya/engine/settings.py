@@ -31,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True):
     root: str
     run: str
     bridge: str = "nagaya0"
+    ipv6: bool = False  # of the default bridge
     cgroup_parent: str = "nagaya"
     cgroup_driver: str = "cgroupfs"
     default_runtime: str = "nagaya"

@@ -54,7 +54,7 @@ class World:
         self.journal = Journal(ledger)
         self.images = images
         self.network = network
-        self.nets = NetworkTable()
+        self.nets = NetworkTable(ipv6=settings.ipv6)
         self.names = NameFiles(settings.run)
         self.supervisor = supervisor
         self.bus = Bus(History(f"{settings.root}/events.jsonl"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from socket import AF_INET6
+from socket import AF_INET, AF_INET6
 
 from nagaya.errors import FailedPrecondition, KernelError
 from nagaya.linux import netlink
@@ -78,13 +78,15 @@ class Bridge:
         with Netlink() as nl:
             return nl.link(self.name) is not None
 
-    def subnets(self) -> list[Subnet]:
-        """The IPv4 subnets that the bridge has now; empty when it does not exist."""
+    def subnets(self, version: int = 4) -> list[Subnet]:
+        """The subnets of one family that the bridge has now; empty when it does not exist."""
         with Netlink() as nl:
             link = nl.link(self.name)
             if link is None:
                 return []
-            return [Subnet(address, prefix) for _, address, prefix in nl.addresses(index=link.index)]
+            family = AF_INET if version == 4 else AF_INET6
+            found = nl.addresses(index=link.index, family=family)
+            return [Subnet(address, prefix) for _, address, prefix in found if address[:5] != "fe80:"]
 
     def ensure(self, subnets: Sequence[Subnet], keep: Collection[str] = ()) -> None:
         """Make the bridge what it should be, whatever of it exists: addresses, MTU, sysctls, up.

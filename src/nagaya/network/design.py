@@ -49,6 +49,7 @@ class NetworkRequest(msgspec.Struct, frozen=True):
     driver: str = "bridge"
     internal: bool = False
     ipv6: bool = False
+    ipv4: bool = True
     ipam: tuple[IpamConfig, ...] = ()
     options: dict[str, str] = {}
 
@@ -69,6 +70,8 @@ def decide(
     """
     if request.driver not in ("bridge", "macvlan"):
         raise _no_driver(request.driver)
+    if not request.ipv4 and not request.ipv6:
+        raise InvalidArgument("IPv4 or IPv6 must be enabled", subject="EnableIPv4")
     others = tuple(others)
     taken = [s.network for other in others for s in other.subnets]
     found: dict[int, tuple[Subnet, str]] = {}
@@ -88,22 +91,23 @@ def decide(
         found[network.version] = _subnet(config, network), config.ip_range
         reserved += config.auxiliary.values()
     busy = [*occupied, *taken]
-    if 4 not in found:
+    if request.ipv4 and 4 not in found:
         found[4] = ipam.choose_subnet(pools, busy), ""
     if request.ipv6 and 6 not in found:
         found[6] = ipam.choose_subnet(pools, busy, 6), ""
-    if not request.ipv6:
-        found.pop(6, None)  # as dockerd: the subnet is noted, and not used
-    six, range6 = found.get(6, (None, ""))
+    # as dockerd: the subnet of a family that is not wanted is noted, and not used
+    used = [version for version, wanted in ((4, request.ipv4), (6, request.ipv6)) if wanted]
+    four, range4 = found[4] if 4 in used else (None, "")
+    six, range6 = found[6] if 6 in used else (None, "")
     plan = NetworkPlan(
         id=request.id,
         interface="",
         kind="macvlan" if request.driver == "macvlan" else "bridge",
-        subnet=found[4][0],
+        subnet=four,
         subnet6=six,
-        ip_range=found[4][1],
+        ip_range=range4,
         ip_range6=range6,
-        reserved=tuple(a for a in reserved if request.ipv6 or ":" not in a),
+        reserved=tuple(a for a in reserved if (6 if ":" in a else 4) in used),
         mtu=mtu,
         internal=request.internal,
     )

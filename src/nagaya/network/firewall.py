@@ -86,7 +86,8 @@ def chains(family: str, bridges: Sequence[Bridging], *, relayed: bool = False) -
         ),
         "output": (
             "type nat hook output priority -100; policy accept;",
-            "fib daddr type local jump publish",
+            # nothing leads from ::1 to elsewhere: its connections go to the reserving socket
+            f"{'ip6 daddr != ::1 ' if family == 'ip6' else ''}fib daddr type local jump publish",
         ),
         "postrouting": (
             "type nat hook postrouting priority srcnat; policy accept;",
@@ -116,9 +117,10 @@ def _postrouting(family: str, bridges: Sequence[Bridging]) -> Iterator[str]:
         if bridge.masquerade and not bridge.internal:
             for network in own:
                 yield f'{family} saddr {network} oifname != "{name}" masquerade'
-        if own:
+        if own and family == "ip":
             # from this host's 127.0.0.1 to a published port
             yield f'oifname "{name}" {family} saddr {_LOOPBACK[family]} masquerade'
+        if own:
             # a container to a published port of its own or of its neighbour: the answer must come back
             # through us to be rewritten, not straight over the bridge
             yield f'oifname "{name}" {family} saddr {{ {", ".join(own)} }} ct status dnat masquerade'

@@ -34,6 +34,7 @@ DEFAULT_POOLS: tuple[tuple[str, int], ...] = (
     ("192.168.0.0/16", 20),
 )
 _SMALLEST = 30  # gateway and one container
+_SMALLEST6 = 126
 
 
 def parse_bip(text: str) -> Subnet:
@@ -52,6 +53,20 @@ def parse_bip(text: str) -> Subnet:
     if not _unicast(gateway):
         raise InvalidArgument(f"bip {text!r} is not a unicast address", subject="bip")
     return Subnet(str(gateway), network.prefixlen)
+
+
+def parse_cidr6(text: str) -> Subnet:
+    """The Subnet of a --fixed-cidr-v6 value such as "fd00:1::/64": its first address is the gateway.
+    Raises InvalidArgument."""
+    try:
+        network = IPv6Network(text)
+    except ValueError:
+        network = IPv6Network("::/0")
+    if "/" not in text or not 8 <= network.prefixlen <= _SMALLEST6 or network.is_multicast:
+        raise InvalidArgument(
+            f"fixed-cidr-v6 {text!r} is not an IPv6 subnet such as fd00:1::/64", subject="fixed-cidr-v6"
+        )
+    return Subnet(str(network.network_address + 1), network.prefixlen)
 
 
 def _unicast(address: IPv4Address) -> bool:

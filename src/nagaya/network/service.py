@@ -68,15 +68,17 @@ class NetworkService:
         *,
         bridge: str = "nagaya0",
         bip: str = "",
+        ipv6: bool = False,
+        fixed_cidr_v6: str = "",
         nft_table: str = "nagaya",
         mtu: int = 1500,
         icc: bool = True,
         default_pools: Sequence[tuple[str, int]] = ipam.DEFAULT_POOLS,
         firewall: str = "host",
     ) -> None:
-        """bip "": the bridge's present subnet, else the first of the pools that overlaps no route. firewall:
-        do published ports pass the host's INPUT rules ("host"), or never ("nat")?
-        Raises InvalidArgument; touches nothing."""
+        """bip "": the bridge's present subnet, else the first of the pools that overlaps no route; the same
+        of fixed_cidr_v6, when ipv6 is wanted. firewall: do published ports pass the host's INPUT rules
+        ("host"), or never ("nat")? Raises InvalidArgument; touches nothing."""
         check_names(nft_table, bridge)
         if not 68 <= mtu <= 65535:
             raise InvalidArgument(f"mtu {mtu} is not between 68 and 65535", subject="mtu")
@@ -89,7 +91,10 @@ class NetworkService:
         # guards what follows; never held while a namespace's or a container's work goes on
         self._lock = threading.Lock()
         subnet = ipam.parse_bip(bip) if bip else None
-        self._default = Net(NetworkPlan(DEFAULT, bridge, subnet=subnet, mtu=mtu, icc=icc), self._tag)
+        subnet6 = ipam.parse_cidr6(fixed_cidr_v6) if fixed_cidr_v6 and ipv6 else None
+        self._ipv6 = ipv6
+        plan = NetworkPlan(DEFAULT, bridge, subnet=subnet, subnet6=subnet6, mtu=mtu, icc=icc)
+        self._default = Net(plan, self._tag)
         self._nets = {DEFAULT: self._default}
         self._published: dict[str, EndpointPlan] = {}
         self._doomed: dict[str, EndpointPlan] = {}
@@ -174,24 +179,29 @@ class NetworkService:
             links.sweep(self._tag, (), ())
             self._firewall.remove()
 
-    def subnet(self) -> Subnet:
-        """The subnet the default bridge has or will have."""
+    def subnets(self) -> tuple[Subnet, ...]:
+        """The subnets the default bridge has or will have."""
         with self._lock:
-            return self._choose_subnet()
+            self._choose_subnets()
+            return self._default.plan.subnets
 
     def design(self, request: design.NetworkRequest) -> NetworkPlan:
         """Decide what a network will be; its subnets are its own only once it is added. Touches nothing.
         Raises as `design.decide`."""
         with self._lock:
             try:
-                self._choose_subnet()  # which the others leave alone
+                self._choose_subnets()  # which the others leave alone
             except ResourceExhausted:
                 pass
             others = [net.plan for net in self._nets.values()]
-            pools = self._pools
-            if not any(":" in base for base, _ in pools):
-                pools = (*pools, ipam.pool6(os.uname().nodename.encode()))
-            return design.decide(request, others, _occupied(ipv6=request.ipv6), pools, mtu=self._mtu)
+            occupied = _occupied(ipv6=request.ipv6)
+            return design.decide(request, others, occupied, self._all_pools(), mtu=self._mtu)
+
+    def _all_pools(self) -> tuple[tuple[str, int], ...]:
+        """The pools, with one for IPv6."""
+        if any(":" in base for base, _ in self._pools):
+            return self._pools
+        return (*self._pools, ipam.pool6(os.uname().nodename.encode()))
 
     def add(self, plan: NetworkPlan) -> None:
         """Make a network. May be repeated. Raises KernelError and kin; nothing of it is left then."""
@@ -225,15 +235,18 @@ class NetworkService:
             self._ready.discard(net.plan.id)
             self._apply()
 
-    def _choose_subnet(self) -> Subnet:
-        plan = self._default.plan
-        if plan.subnet is None:
+    def _choose_subnets(self) -> None:
+        """Those of the default bridge, once."""
+        for version, field in ((4, "subnet"), (6, "subnet6")) if self._ipv6 else ((4, "subnet"),):
+            plan = self._default.plan
+            if getattr(plan, field) is not None:
+                continue
             bridge = self._default.bridge
-            present = bridge.subnets() if bridge is not None else []
+            present = bridge.subnets(version) if bridge is not None else []
             others = [s.network for net in self._nets.values() for s in net.plan.subnets]
-            subnet = present[0] if present else ipam.choose_subnet(self._pools, [*_occupied(), *others])
-            plan = self._default.plan = msgspec.structs.replace(plan, subnet=subnet)
-        return plan.subnet or Subnet("", 0)
+            busy = [*_occupied(ipv6=version == 6), *others]
+            subnet = present[0] if present else ipam.choose_subnet(self._all_pools(), busy, version)
+            self._default.plan = msgspec.structs.replace(plan, **{field: subnet})
 
     def _in_kernel(self) -> list[Net]:
         return [net for network_id, net in self._nets.items() if network_id in self._ready]
@@ -241,7 +254,7 @@ class NetworkService:
     def _ensure(self, wanted: Collection[str]) -> None:
         """Bridges, tables, then forwarding: in that order nothing is ever routed without our rules."""
         if DEFAULT in wanted:
-            self._choose_subnet()
+            self._choose_subnets()
         nets = [self._nets[network_id] for network_id in wanted]
         for net in nets:
             if net.bridge is not None:
@@ -302,7 +315,7 @@ class NetworkService:
             if net is None:
                 raise NotFound(f"network {network} not found", subject=network)
             if net is self._default:
-                self._choose_subnet()
+                self._choose_subnets()
             if any(a and a in net.taken() for a in (wanted.address, wanted.address6)):
                 self._free_doomed()
             try:
@@ -403,13 +416,15 @@ class NetworkService:
                 conntrack.forget(conntrack.IPPROTO_UDP, port.host_port)
 
     def relayed(self, plan: EndpointPlan) -> list[PublishedPort]:
-        """Those of its ports whose reserving sockets must be served: what cannot be translated, and while the
-        host's INPUT rules count all that comes from outside."""
+        """Those of its ports whose reserving sockets must be served: what cannot be translated, [::] as it is
+        ::1, too, and while the host's INPUT rules count all that comes from outside."""
         families = self._firewall.relayed
         return [
             port
             for port in plan.ports
-            if not _translated(port, plan) or ("ip6" if ":" in port.host_ip else "ip") in families
+            if not _translated(port, plan)
+            or port.host_ip == "::"
+            or ("ip6" if ":" in port.host_ip else "ip") in families
         ]
 
     def unpublish(self, plan: EndpointPlan) -> None:

@@ -17,12 +17,15 @@ SUMMARY = "Create a network"
 FLAGS = (
     Flag("attachable", "Allow containers to be attached by hand"),
     Flag("aux-address", "Addresses that are in use by others: NAME=ADDRESS", kind="list"),
+    Flag("config-from", "The network of settings that it has", kind="text"),
+    Flag("config-only", "Only settings for others, that no container can be in"),
     Flag("driver", "bridge or macvlan", short="d", kind="text", default="bridge"),
     Flag("gateway", "Gateway of the subnet", kind="list"),
     Flag("internal", "Without a way out"),
     Flag("ip-range", "Part of the subnet that addresses are taken from", kind="list"),
     Flag("ipam-driver", "Driver of the addresses", kind="text", default="default"),
     Flag("ipam-opt", "Options of that driver", kind="list"),
+    Flag("ipv4", "With IPv4", default=True),
     Flag("ipv6", "With IPv6"),
     Flag("label", "Set a label: NAME=VALUE", kind="list"),
     Flag("opt", "Set an option of the driver", short="o", kind="list"),
@@ -47,8 +50,13 @@ def run(given: Given, client: Client) -> int:
             "Config": _subnets(given),
         },
     }
-    if "ipv6" in given.changed:
-        body["EnableIPv6"] = given["ipv6"]
+    if given["config-only"]:
+        body["ConfigOnly"] = True
+    if given["config-from"]:
+        body["ConfigFrom"] = {"Network": given["config-from"]}
+    for flag, key in (("ipv4", "EnableIPv4"), ("ipv6", "EnableIPv6")):
+        if flag in given.changed:
+            body[key] = given[flag]
     print(client.call("POST", "/networks/create", {}, body)["Id"])
     return 0
 

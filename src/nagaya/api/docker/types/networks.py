@@ -65,19 +65,12 @@ class DisconnectBody(msgspec.Struct):
 
 def creation(body: CreateNetworkBody) -> NetworkCreation:
     """What a create request asks for. Raises InvalidArgument for what we have not."""
-    for name, value in (
-        ("ConfigOnly", body.ConfigOnly),
-        ("ConfigFrom", body.ConfigFrom is not None and body.ConfigFrom.Network),
-        ("Ingress", body.Ingress),
-    ):
-        if value:
-            raise InvalidArgument(f"{name} is not supported", subject=name)
+    if body.Ingress:
+        raise InvalidArgument("Ingress is not supported", subject="Ingress")
     if body.Scope not in (None, "", "local"):
         raise PermissionDenied(
             f"cannot create a {body.Scope} scoped network when swarm is not active", subject="Scope"
         )
-    if body.EnableIPv4 is False:
-        raise InvalidArgument("a network without IPv4 is not supported", subject="EnableIPv4")
     ipam = body.IPAM or IpamBody()
     return NetworkCreation(
         name=body.Name or "",
@@ -85,6 +78,9 @@ def creation(body: CreateNetworkBody) -> NetworkCreation:
         internal=bool(body.Internal),
         attachable=bool(body.Attachable),
         ipv6=bool(body.EnableIPv6),
+        ipv4=body.EnableIPv4 is not False,
+        config_only=bool(body.ConfigOnly),
+        config_from=(body.ConfigFrom.Network if body.ConfigFrom else None) or "",
         ipam_driver=ipam.Driver or "default",
         ipam_options=ipam.Options or {},
         ipam=tuple(
