@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from grpclib import Status
@@ -154,6 +155,60 @@ def test_arguments_and_hooks(node: Node, pod: str) -> None:
     assert made in mark.read_text()
 
 
+def test_adjustments_of_scheduling_filters_and_namespaces(node: Node, pod: str) -> None:
+    refusing = nri.LinuxSeccomp(
+        default_action="SCMP_ACT_ALLOW",
+        syscalls=[
+            nri.LinuxSyscall(
+                names=["sethostname"], action="SCMP_ACT_ERRNO", errno_ret=nri.OptionalUInt32(value=5)
+            )
+        ],
+    )
+    with plugin(node) as told:
+        told.answers["CreateContainer"] = adjusting(
+            linux=nri.LinuxContainerAdjustment(
+                io_priority=nri.LinuxIOPriority(**{"class": nri.IOPRIO_CLASS_BE, "priority": 6}),
+                scheduler=nri.LinuxScheduler(policy=nri.SCHED_BATCH, nice=3),
+                memory_policy=nri.LinuxMemoryPolicy(mode=nri.MPOL_DEFAULT),
+                seccomp_policy=refusing,
+                namespaces=[nri.LinuxNamespace(type="uts")],
+            )
+        )
+        script = "readlink /proc/$$/ns/uts; ionice -p $$; cut -d' ' -f 19,41 /proc/$$/stat; hostname other"
+        made = node.start(pod, "sh", "-c", script)
+        status = node.ended(made)
+    lines = [line.split(" ", 3)[3] for line in Path(status.log_path).read_text().splitlines()]
+    assert lines[1:3] == ["best-effort: prio 6", "3 3"]  # nice, and SCHED_BATCH
+    assert status.exit_code == 1 and "Input/output error" in lines[3], lines
+    assert node.run(pod, "readlink", "/proc/self/ns/uts").strip() != lines[0]
+
+
+def test_limits_of_a_pod_and_what_a_plugin_makes_of_a_container_s(node: Node, pod: str) -> None:
+    made = node.start(pod)
+    with plugin(node) as told:
+        limits = cri.LinuxContainerResources(cpu_shares=555)
+        node.kubelet.UpdatePodSandboxResources(pod_sandbox_id=pod, resources=limits)
+        assert told.methods(pod) == ["UpdatePodSandbox", "PostUpdatePodSandbox"]
+        asked = next(r for m, r in told.told if m == "UpdatePodSandbox")
+        assert asked.linux_resources.cpu.shares.value == 555
+        after = next(r for m, r in told.told if m == "PostUpdatePodSandbox").pod
+        assert after.linux.pod_resources.cpu.shares.value == 555
+        memory = nri.LinuxResources(memory=nri.LinuxMemory(limit=nri.OptionalInt64(value=96 << 20)))
+        own = nri.ContainerUpdate(container_id=made, linux=nri.LinuxContainerUpdate(resources=memory))
+        told.answers["UpdateContainer"] = lambda _: nri.UpdateContainerResponse(update=[own])
+        node.kubelet.UpdateContainerResources(container_id=made, linux=limits)
+        told.answers["UpdatePodSandbox"] = raising("not now")
+        refused(
+            lambda: node.kubelet.UpdatePodSandboxResources(pod_sandbox_id=pod, resources=limits),
+            Status.UNAVAILABLE,
+            "not now",
+        )
+    shown = node.status(made).resources.linux
+    assert (shown.cpu_shares, shown.memory_limit_in_bytes) == (555, 96 << 20)
+    (limit,) = Path("/sys/fs/cgroup/memory").rglob(f"*{made}/memory.limit_in_bytes")
+    assert int(limit.read_text()) == 96 << 20
+
+
 def test_two_plugins_and_what_both_want(node: Node, pod: str) -> None:
     with plugin(node, "second", "20") as second, plugin(node, "first", "05") as first:
         first.answers["CreateContainer"] = adjusting(env=[nri.KeyValue(key="X", value="first")])
@@ -175,9 +230,9 @@ def test_two_plugins_and_what_both_want(node: Node, pod: str) -> None:
 
 def test_what_is_not_carried_out_is_refused(node: Node, pod: str) -> None:
     with plugin(node) as told:
-        scheduler = nri.LinuxScheduler(policy=nri.SCHED_FIFO)
-        told.answers["CreateContainer"] = adjusting(linux=nri.LinuxContainerAdjustment(scheduler=scheduler))
-        refused(lambda: node.create(pod), Status.UNIMPLEMENTED, "linux.scheduler")
+        classes = nri.LinuxRdt(clos_id=nri.OptionalString(value="one"))
+        told.answers["CreateContainer"] = adjusting(linux=nri.LinuxContainerAdjustment(rdt=classes))
+        refused(lambda: node.create(pod), Status.UNIMPLEMENTED, "linux.rdt")
     assert node.run(pod, "echo", "well") == "well\n"
 
 
@@ -247,3 +302,71 @@ def test_who_registers_wrongly_is_sent_away(node: Node, pod: str) -> None:
         assert "already" in told.call("RegisterPlugin", request).status.message
         assert "not served" in told.call("Nonsense", request).status.message
     assert node.run(pod, "echo", "well") == "well\n"
+
+
+LAUNCHED = """#!{python} -IS
+import os, socket, sys
+sys.path[:0] = {path!r}
+from nriplugin import NriPlugin
+sock = socket.socket(fileno=int(os.environ["NRI_PLUGIN_SOCKET"]))
+plugin = NriPlugin(sock, "another-name", "99")
+plugin.ready.wait()
+with open({out!r}, "w") as out:
+    (configured,) = [r for m, r in plugin.told if m == "Configure"]
+    print(sorted(os.environ), configured.config, [m for m, _ in plugin.told], file=out)
+plugin.gone.wait()
+with open({out!r}, "a") as out:
+    print([m for m, _ in plugin.told if "Pod" in m], file=out)
+"""
+
+
+def test_plugins_are_started_from_a_directory() -> None:
+    node = Node()
+    base = node.house.base
+    plugins, configurations, out = base / "plugins", base / "conf.d", base / "out"
+    plugins.mkdir()
+    configurations.mkdir()
+
+    def put(name: str, text: str, mode: int = 0o755) -> None:
+        (plugins / name).write_text(text)
+        (plugins / name).chmod(mode)
+
+    path = [word for word in sys.path if word and "pytest" not in word]
+    put("42-teller", LAUNCHED.format(python=sys.executable, path=path, out=str(out)))
+    put("07-leaves", "#!/bin/sh\nexit 1\n")
+    put("08-no-program", "\x7fnothing")
+    put("nameless", "#!/bin/sh\n")
+    put("10-readme", "not executable", 0o644)
+    (configurations / "teller.conf").write_text("for anybody")
+    (configurations / "42-teller.conf").write_text("its: own\n")
+    node.house.extra += ["--nri-socket", str(node.house.run_dir / "nri.sock")]
+    node.house.extra += ["--nri-plugin-dir", str(plugins), "--nri-plugin-conf-dir", str(configurations)]
+    with node:
+        node.kubelet.RemovePodSandbox(pod_sandbox_id=node.run_pod())
+        environment = ["NRI_PLUGIN_IDX", "NRI_PLUGIN_NAME", "NRI_PLUGIN_SOCKET"]
+        wait_for(lambda: out.exists() and out.read_text().endswith("]\n"), 10, "what it was told")
+        told = f"{environment} its: own\n ['Configure', 'Synchronize']\n"
+        assert out.read_text().replace("'LC_CTYPE', ", "") == told  # Python sets that one itself
+        with plugin(node, "second", "50") as second:
+            second.answers["CreateContainer"] = adjusting(env=[nri.KeyValue(key="X", value="second")])
+            seen: list[str] = []
+
+            def validate(request: nri.ValidateContainerAdjustmentRequest) -> Any:
+                seen.extend(f"{p.index}-{p.name}" for p in request.plugins)
+                return nri.ValidateContainerAdjustmentResponse()
+
+            second.answers["ValidateContainerAdjustment"] = validate
+            pod = node.run_pod()
+            node.create(pod)
+            assert seen == ["42-teller", "50-second"]
+        log = node.house.log.read_text()
+        assert "nameless is not started" in log and "08-no-program does not start" in log
+    # the end of the connection is the plugin's sign: then it is killed
+    assert not [p for p in Path("/proc").iterdir() if p.name.isdigit() and _runs(p, str(plugins))]
+
+
+def _runs(process: Path, word: str) -> bool:
+    try:
+        return word in (process / "cmdline").read_text()
+    except OSError:
+        return False

@@ -17,7 +17,8 @@ CGROUP_PARENT = "nagt-daemon"
 class Daemon:
     """nagayad in the machine's own network namespace."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: str) -> None:
+        self.arguments = arguments
         self.base = Path(tempfile.mkdtemp(prefix="nagt-", dir="/tmp"))
         self.socket = self.base / "run" / "docker.sock"
         self.environment = {**os.environ, "NAGAYA_HOST": f"unix://{self.socket}", "HOME": str(self.base)}
@@ -34,6 +35,7 @@ class Daemon:
                     *("--root", str(self.base / "root"), "--run", str(self.base / "run")),
                     *("--docker-socket", str(self.socket), "--cgroup-parent", CGROUP_PARENT),
                     *("--bridge", "nagt0", "--bip", "10.231.0.1/24"),
+                    *(word.format(base=self.base) for word in self.arguments),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

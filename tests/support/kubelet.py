@@ -100,6 +100,7 @@ class Node:
 
     def __enter__(self) -> Node:
         self.house.__enter__()
+        wait_for(self.path.exists, 30, "the socket")  # it comes after the plugins
         self.kubelet = Kubelet(self.path)
         return self
 

@@ -18,10 +18,12 @@ ALL = (1 << nri.LAST - 1) - 1
 
 
 class NriPlugin:
-    """answers: method -> function of the request that gives the response, or raises with the words of an
-    error. told: (method, request) in order."""
+    """at: the runtime's socket, or a connection to it. answers: method -> function of the request that gives
+    the response, or raises with the words of an error. told: (method, request) in order."""
 
-    def __init__(self, path: Path, name: str = "tester", index: str = "10", events: int = ALL) -> None:
+    def __init__(
+        self, at: Path | socket.socket, name: str = "tester", index: str = "10", events: int = ALL
+    ) -> None:
         self.told: list[tuple[str, Any]] = []
         self.answers: dict[str, Callable[[Any], Message]] = {}
         self.events = events
@@ -31,8 +33,11 @@ class NriPlugin:
         self._arrived = threading.Condition()
         self._stream = -1
         self._sending = threading.Lock()
-        self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.connect(str(path))
+        if isinstance(at, socket.socket):
+            self._sock = at
+        else:
+            self._sock = socket.socket(socket.AF_UNIX)
+            self._sock.connect(str(at))
         threading.Thread(target=self._serve, daemon=True).start()
         if name:
             request = nri.RegisterPluginRequest(plugin_name=name, plugin_idx=index, NRI_version="0.12.0")

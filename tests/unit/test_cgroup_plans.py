@@ -398,6 +398,20 @@ def test_bad_device_rules(entry: Any, field: str) -> None:
     assert caught.value.subject == field
 
 
+def test_pressure_is_told_where_the_kernel_counts_it() -> None:
+    text = (
+        "some avg10=1.53 avg60=0.87 avg300=0.73 total=1088168194\n"
+        "full avg10=0.00 avg60=0.20 avg300=0.40 total=7\n"
+    )
+    assert stats.pressure(text) == {
+        "psi": {
+            "some": {"avg10": 1.53, "avg60": 0.87, "avg300": 0.73, "total": 1088168194},
+            "full": {"avg10": 0.0, "avg60": 0.2, "avg300": 0.4, "total": 7},
+        }
+    }
+    assert stats.pressure("") == {}
+
+
 def test_stats_parsers() -> None:
     assert stats.cpu_list("0-2,5\n") == [0, 1, 2, 5]
     assert stats.blkio_entries("8:0 Read 4096\n8:0 Total 4096\nTotal 4096\n") == [

@@ -55,7 +55,7 @@ def argv(kernel: Path, initrd: Path, disks: list[str], more: str = "") -> list[s
     kernel has built in."""
     line = "console=ttyS0 loglevel=3 panic=-1 cryptomgr.notests mitigations=off random.trust_cpu=on"
     # a busy host may not run the machine for seconds: its timer is there, its disk answers
-    line += " no_timer_check nowatchdog nvme_core.io_timeout=4000 rdinit=/init" + more
+    line += " no_timer_check nowatchdog nvme_core.io_timeout=4000 psi=1 rdinit=/init" + more
     # it ends with us, however that comes
     words = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
     words += ["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", _MEMORY]

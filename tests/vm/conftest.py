@@ -60,8 +60,9 @@ def our_box(ours: str) -> Iterator[Bundle]:
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    made = Daemon()
+def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """nagayad, with the module's ARGUMENTS if it has any; {base} in them is its directory."""
+    made = Daemon(*getattr(request.module, "ARGUMENTS", ()))
     made.start()
     keeper = int((made.base / "run" / "supervisor.pid").read_text())
     yield made

@@ -25,6 +25,7 @@ _EMPTY = ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "etc", "bin", "sbin
 # pytest and the daemon, and what they import; pytest asks for pluggy's version
 _PACKAGES = """
     pytest _pytest py.py pluggy* iniconfig packaging pygments msgspec h11 urllib3 isal backports jeepney
+    grpclib google h2 hpack hyperframe multidict
 """.split()
 # util-linux's and procps' know more options than busybox'; the peers, where they are installed
 _PROGRAMS = ("mount", "umount", "ps", "runc", "crun", "criu", "tar", "apparmor_parser")

@@ -94,6 +94,8 @@ def _paths(config: Config) -> None:
         "docker-socket": config.docker_socket,
         "cri-socket": config.cri_socket,
         "nri-socket": config.nri_socket,
+        "nri-plugin-dir": config.nri_plugin_dir,
+        "nri-plugin-conf-dir": config.nri_plugin_conf_dir,
         "pidfile": config.pidfile,
         "init-path": config.init_path,
         "cni-conf-dir": config.cni_conf_dir,

@@ -113,7 +113,13 @@ async def _start_nri(engine: Engine, config: Config) -> NriServer | None:
         return None
     from nagaya.api.nri.server import start_server as start_nri_server
 
-    server = await start_nri_server(engine, config.nri_socket, group=config.group)
+    server = await start_nri_server(
+        engine,
+        config.nri_socket,
+        group=config.group,
+        plugins=config.nri_plugin_dir,
+        configurations=config.nri_plugin_conf_dir,
+    )
     log.info("serving the NRI at %s", config.nri_socket)
     return server
 

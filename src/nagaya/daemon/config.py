@@ -55,6 +55,8 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     docker_socket: str = ""  # "": RUN/docker.sock
     cri_socket: str = ""  # "": no CRI
     nri_socket: str = ""  # "": no plugins
+    nri_plugin_dir: str = "/opt/nri/plugins"
+    nri_plugin_conf_dir: str = "/etc/nri/conf.d"
     pidfile: str = ""  # "": RUN/nagayad.pid
     group: str = "nagaya"
     log_level: str = "info"

@@ -23,6 +23,7 @@ from nagaya.engine import (
     pods_execs,
     pods_files,
     pods_network,
+    pods_plugins,
     pods_spec,
 )
 from nagaya.engine.containers import Containers
@@ -285,15 +286,11 @@ class PodService:
             if container.state not in ("created", "running", "paused") or failed_to_start(container):
                 raise FailedPrecondition(f"container {container.id} has ended", subject="container_id")
             old = member.config.linux.resources
-            said = {
-                field: value
-                for field in LinuxResources.__struct_fields__
-                if (value := getattr(limits, field)) != getattr(LinuxResources(), field)
-            }
-            new = msgspec.structs.replace(old, **said)
+            new = pods_plugins.amended(old, limits)
             pods_creation.check_resources(new)
             if ask:
-                await world.plugins.update(self.pod(member.pod_id), container, new)
+                new = await world.plugins.update(self.pod(member.pod_id), container, new)
+                pods_creation.check_resources(new)
             if container.state != "created":
                 resources = pods_spec.to_oci(new, hugetlb=pods_spec.has_hugetlb())
                 await self._containers.ask(container, "update", resources=resources)
@@ -361,9 +358,11 @@ class PodService:
     async def update_pod(self, pod_id: str, overhead: LinuxResources, resources: LinuxResources) -> None:
         """A kubelet has changed the pod's cgroup, which is its own: noted, for who asks."""
         pod = self.pod(pod_id)
+        await self._world.plugins.update_pod(pod, overhead, resources)
         linux = msgspec.structs.replace(pod.config.linux, overhead=overhead, resources=resources)
         pod.config = msgspec.structs.replace(pod.config, linux=linux)
         await self._world.job(put, self._world, pod)
+        await self._world.plugins.pod("PostUpdatePodSandbox", pod)
 
 
 def _usage(directory: str) -> tuple[int, int]:

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from nagaya.engine.model import Container
 from nagaya.engine.pods_model import LinuxResources, Pod
 from nagaya.errors import Unimplemented
 
-PodEvent = Literal["RunPodSandbox", "StopPodSandbox", "RemovePodSandbox"]
+PodEvent = Literal["RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "PostUpdatePodSandbox"]
 ContainerEvent = Literal[
     "PostCreateContainer",
     "StartContainer",
@@ -24,7 +26,11 @@ ContainerEvent = Literal[
 Adjustment = dict[str, Any]
 
 _APPLIED = frozenset("annotations mounts env hooks linux rlimits CDI_devices args".split())
-_APPLIED_LINUX = frozenset("devices resources oom_score_adj sysctl".split())
+_APPLIED_LINUX = frozenset(
+    "devices resources oom_score_adj sysctl io_priority scheduler net_devices namespaces memory_policy"
+    " seccomp_policy".split()
+)
+_WHOLE = ("io_priority", "scheduler", "memory_policy", "seccomp_policy")  # one plugin's, as they are
 _MEMORY = {
     "kernel_tcp": "kernelTCP",
     "disable_oom_killer": "disableOOMKiller",
@@ -61,8 +67,14 @@ class Plugins(Protocol):
         its wrappers of numbers. Raises what a plugin raises; FailedPrecondition when two want the same."""
         ...
 
-    async def update(self, pod: Pod, container: Container, limits: LinuxResources) -> None:
-        """Limits are about to change."""
+    async def update(self, pod: Pod, container: Container, limits: LinuxResources) -> LinuxResources:
+        """Limits are about to change: what they shall be."""
+        ...
+
+    async def update_pod(
+        self, pod: Pod, overhead: LinuxResources | None, resources: LinuxResources | None
+    ) -> None:
+        """A pod's are. Raises what a plugin raises."""
         ...
 
 
@@ -83,7 +95,13 @@ class NoPlugins:
         """Nothing is changed."""
         return {}
 
-    async def update(self, pod: Pod, container: Container, limits: LinuxResources) -> None:
+    async def update(self, pod: Pod, container: Container, limits: LinuxResources) -> LinuxResources:
+        """As they are."""
+        return limits
+
+    async def update_pod(
+        self, pod: Pod, overhead: LinuxResources | None, resources: LinuxResources | None
+    ) -> None:
         """Nothing to do."""
 
 
@@ -130,7 +148,46 @@ def apply(document: dict[str, Any], adjustment: Adjustment) -> None:
     document["linux"].setdefault("sysctl", {}).update(linux.get("sysctl", {}))
     for device in linux.get("devices", ()):
         _add_device(document, device)
+    if "io_priority" in linux:
+        process["ioPriority"] = {"priority": 0, **linux["io_priority"]}
+    if "scheduler" in linux:
+        process["scheduler"] = dict(linux["scheduler"])
+    if "memory_policy" in linux:
+        document["linux"]["memoryPolicy"] = {"mode": "MPOL_DEFAULT", "nodes": "", **linux["memory_policy"]}
+    if "seccomp_policy" in linux:
+        document["linux"]["seccomp"] = seccomp_to_oci(linux["seccomp_policy"])
+    for name, device in linux.get("net_devices", {}).items():
+        found = document["linux"].setdefault("netDevices", {})
+        found.pop(name.removeprefix("-"), None)
+        if not name.startswith("-"):
+            found[name] = dict(device)
+    for namespace in linux.get("namespaces", ()):
+        kind = str(namespace["type"])
+        known = document["linux"]["namespaces"]
+        known[:] = [n for n in known if n["type"] != kind.removeprefix("-")]
+        if not kind.startswith("-"):
+            known.append(dict(namespace))
     _merge(document["linux"]["resources"], resources_to_oci(linux.get("resources", {})))
+
+
+_SECCOMP = {
+    "default_action": "defaultAction",
+    "default_errno": "defaultErrnoRet",
+    "listener_path": "listenerPath",
+    "listener_metadata": "listenerMetadata",
+    "errno_ret": "errnoRet",
+    "value_two": "valueTwo",
+}
+
+
+def seccomp_to_oci(found: Any) -> Any:
+    """`linux.seccomp` of the runtime-spec of a plugin's. Arguments have all their numbers."""
+    if isinstance(found, list):
+        return [seccomp_to_oci(one) for one in found]
+    if not isinstance(found, dict):
+        return found
+    numbers = {"index": 0, "value": 0} if "op" in found else {}
+    return numbers | {_SECCOMP.get(name, name): seccomp_to_oci(value) for name, value in found.items()}
 
 
 def _add_device(document: dict[str, Any], device: Mapping[str, Any]) -> None:
@@ -191,6 +248,16 @@ def limits_of(found: Mapping[str, Any]) -> LinuxResources:
     )
 
 
+def amended(limits: LinuxResources, more: LinuxResources) -> LinuxResources:
+    """Limits with what others say in their place."""
+    said = {
+        field: value
+        for field in LinuxResources.__struct_fields__
+        if (value := getattr(more, field)) != getattr(LinuxResources(), field)
+    }
+    return msgspec.structs.replace(limits, **said)
+
+
 def merge(into: Adjustment, more: Adjustment, owners: dict[str, str], plugin: str) -> str:
     """Add a plugin's adjustment to those of the plugins before it. owners: field -> plugin, kept up to
     date. Returns the first field that two want, with whose it is, "" for none."""
@@ -230,6 +297,9 @@ def _fields(adjustment: Adjustment) -> Sequence[str]:
     found += [f"rlimit {limit['type']}" for limit in adjustment.get("rlimits", ())]
     found += [f"device {d['path'].removeprefix('-')}" for d in linux.get("devices", ())]
     found += [f"sysctl {name}" for name in linux.get("sysctl", {})]
+    found += [f"net device {name.removeprefix('-')}" for name in linux.get("net_devices", {})]
+    found += [f"namespace {n['type'].removeprefix('-')}" for n in linux.get("namespaces", ())]
+    found += [name for name in _WHOLE if name in linux]
     found += ["args"] if adjustment.get("args") else []
     found += ["oom_score_adj"] if "oom_score_adj" in linux else []
     for section, value in linux.get("resources", {}).items():

@@ -308,6 +308,9 @@ def prepare(world: World, container: Container) -> Launch:
         "io.kubernetes.cri.sandbox-namespace": pod.config.metadata.namespace,
     }
     pods_plugins.apply(document, member.adjustment)
+    if "seccomp_policy" in member.adjustment.get("linux", {}):
+        filtered = document["linux"]["seccomp"]
+        profile = Profile(filtered, seccomp.precompile(filtered))
     if member.log_path:
         files.touch(member.log_path)  # a kubelet may look before there is a line
     bundle = settings.bundle(container.id)

@@ -85,6 +85,35 @@ def _blkio(table: str, operation: str = "") -> Callable[[_Source], Values]:
     return values
 
 
+def _waited(kind: str, share: str) -> Callable[[_Source], Values]:
+    def values(source: _Source) -> Values:
+        found = source.reading.usage.get(kind, {}).get("psi", {}).get(share)
+        if found:
+            yield (), int(found["total"]) // 1_000_000
+
+    return values
+
+
+def _pressure(resource: str, kind: str) -> tuple[_Metric, _Metric]:
+    """Where the kernel counts it (PSI)."""
+    return (
+        _Metric(
+            f"container_pressure_{resource}_waiting_seconds_total",
+            f"Time in which some waited for {resource}.",
+            True,
+            (),
+            _waited(kind, "some"),
+        ),
+        _Metric(
+            f"container_pressure_{resource}_stalled_seconds_total",
+            f"Time in which all waited for {resource}.",
+            True,
+            (),
+            _waited(kind, "full"),
+        ),
+    )
+
+
 def _huge(field: str) -> Callable[[_Source], Values]:
     return lambda source: [
         ((size,), int(found[field])) for size, found in source.reading.usage.get("hugetlb", {}).items()
@@ -179,6 +208,9 @@ _TABLE: tuple[_Metric, ...] = (
         "Kills for want of memory.",
         lambda s: int(s.reading.container.oom_killed),
     ),
+    *_pressure("cpu", "cpu"),
+    *_pressure("io", "blkio"),
+    *_pressure("memory", "memory"),
     _gauge("container_processes", "Processes.", lambda s: s.processes.running),
     _gauge("container_sockets", "Open sockets.", lambda s: s.processes.sockets),
     _gauge("container_spec_cpu_period", "Period of the quota.", _resource("cpu_period")),

@@ -22,9 +22,24 @@ def _value(number: int) -> cri.UInt64Value:
     return cri.UInt64Value(value=max(0, number))
 
 
+def pressure(reading: Reading, kind: str) -> cri.PsiStats | None:
+    """How long its processes waited for cpu, memory or blkio; None where the kernel does not count it."""
+    found = reading.usage.get(kind, {}).get("psi")
+    if not found:
+        return None
+    stats = cri.PsiStats()
+    for name, data in (("some", stats.Some), ("full", stats.Full)):
+        if values := found.get(name):
+            data.Total = int(values["total"]) * 1000  # microseconds in the kernel's files
+            data.Avg10, data.Avg60, data.Avg300 = values["avg10"], values["avg60"], values["avg300"]
+    return stats
+
+
 def _cpu(reading: Reading) -> cri.CpuUsage:
     usage = cri.CpuUsage(
-        timestamp=reading.time_ns, usage_core_nano_seconds=_value(reading.number("cpu", "usage", "total"))
+        timestamp=reading.time_ns,
+        usage_core_nano_seconds=_value(reading.number("cpu", "usage", "total")),
+        psi=pressure(reading, "cpu"),
     )
     if reading.nano_cores is not None:
         usage.usage_nano_cores.value = reading.nano_cores
@@ -46,6 +61,7 @@ def _memory(reading: Reading) -> cri.MemoryUsage:
         rss_bytes=_value(reading.memory("total_rss", "rss", "anon")),
         page_faults=_value(reading.memory("total_pgfault", "pgfault")),
         major_page_faults=_value(reading.memory("total_pgmajfault", "pgmajfault")),
+        psi=pressure(reading, "memory"),
     )
 
 
@@ -79,6 +95,7 @@ def container_stats(context: Context, reading: Reading) -> cri.ContainerStats:
         cpu=_cpu(reading),
         memory=_memory(reading),
         swap=_swap(reading),
+        io=cri.IoUsage(timestamp=reading.time_ns, psi=pressure(reading, "blkio")),
         writable_layer=cri.FilesystemUsage(
             timestamp=reading.time_ns,
             fs_id=cri.FilesystemIdentifier(mountpoint=f"{context.pods.world.settings.root}/snapshots"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -18,8 +18,9 @@ from google.protobuf.message import DecodeError, Message
 
 import nagaya
 from nagaya.api.http.server import listen_unix
+from nagaya.api.nri import launching, translate, ttrpc
 from nagaya.api.nri import nri_pb2 as nri
-from nagaya.api.nri import translate, ttrpc
+from nagaya.api.nri.launching import Launchable
 from nagaya.engine import pods_plugins
 from nagaya.engine.engine import Engine
 from nagaya.engine.model import Container
@@ -40,6 +41,8 @@ _BITS: dict[str, int] = {
     "RunPodSandbox": nri.RUN_POD_SANDBOX,
     "StopPodSandbox": nri.STOP_POD_SANDBOX,
     "RemovePodSandbox": nri.REMOVE_POD_SANDBOX,
+    "UpdatePodSandbox": nri.UPDATE_POD_SANDBOX,
+    "PostUpdatePodSandbox": nri.POST_UPDATE_POD_SANDBOX,
     "CreateContainer": nri.CREATE_CONTAINER,
     "PostCreateContainer": nri.POST_CREATE_CONTAINER,
     "StartContainer": nri.START_CONTAINER,
@@ -57,9 +60,15 @@ class Refusal(Unavailable):
 
 
 class Plugin:
-    """One connection."""
+    """One connection; `launched` when we started the plugin, whose names are then its file's."""
 
-    def __init__(self, server: NriServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        server: NriServer,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        launched: Launchable | None = None,
+    ) -> None:
         self._server = server
         self._reader = reader
         self._writer = writer
@@ -68,9 +77,11 @@ class Plugin:
         self._stream = -1
         self._registered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.name = "?"
-        self.index = ""
+        self._launched = launched
+        self.name = launched.name if launched else "?"
+        self.index = launched.place if launched else ""
         self._events = 0
+        self.introduced = asyncio.Event()  # it takes part, or never will
 
     @property
     def title(self) -> str:
@@ -96,6 +107,7 @@ class Plugin:
 
     def close(self) -> None:
         """End the connection; whoever waits for the plugin waits no more."""
+        self.introduced.set()
         self._server.forget(self)
         waiting: list[asyncio.Future[Any]] = [*self._calls.values(), self._registered]
         for future in waiting:
@@ -151,9 +163,10 @@ class Plugin:
         if self._registered.done():
             raise InvalidArgument("registered already")
         index = request.plugin_idx
-        if len(index) != 2 or not index.isdigit() or not request.plugin_name:
-            raise InvalidArgument(f"plugin index {index!r} is not two digits, or there is no name")
-        self.name, self.index = request.plugin_name, index
+        if self._launched is None:
+            if len(index) != 2 or not index.isdigit() or not request.plugin_name:
+                raise InvalidArgument(f"plugin index {index!r} is not two digits, or there is no name")
+            self.name, self.index = request.plugin_name, index
         self._registered.set_result(None)
         return nri.Empty()
 
@@ -164,6 +177,7 @@ class Plugin:
             configured = await self.call(
                 "Configure",
                 nri.ConfigureRequest(
+                    config=self._launched.config if self._launched else "",
                     runtime_name="nagaya",
                     runtime_version=nagaya.__version__,
                     registration_timeout=int(_REGISTER * 1000),
@@ -174,6 +188,7 @@ class Plugin:
             )
             self._events = configured.events or (1 << nri.LAST - 1) - 1
             await self._server.admit(self)
+            self.introduced.set()
         except (NagayaError, TimeoutError) as error:
             log.warning("NRI plugin %s is not taken: %s", self.title, error or "it does not register")
             self.close()
@@ -218,17 +233,38 @@ class NriServer:
         self._path = path
         self._plugins: list[Plugin] = []
         self._open: set[Plugin] = set()
+        self._processes: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
         # containers are made while no plugin learns what there is, so that none is missed
         self._making = 0
         self._changed = asyncio.Condition()
         self._admitting = asyncio.Lock()
 
-    async def start(self, group: str) -> None:
-        """Listen. Raises FailedPrecondition when something else does."""
+    async def start(self, group: str, launchable: Sequence[Launchable]) -> None:
+        """Start what is to be started and wait until it takes part, then listen. Raises FailedPrecondition
+        when something else does."""
         sock = listen_unix(self._path, group)
-        self._server = await asyncio.start_unix_server(self._connected, sock=sock)
         self._world.plugins = self
+        started = [await self._launch(plugin) for plugin in launchable]
+        await asyncio.gather(*(plugin.introduced.wait() for plugin in started if plugin is not None))
+        self._server = await asyncio.start_unix_server(self._connected, sock=sock)
+
+    async def _launch(self, plugin: Launchable) -> Plugin | None:
+        try:
+            process, reader, writer = await launching.launch(plugin)
+        except OSError as error:
+            log.warning("NRI plugin %s does not start: %s", plugin.path, error.strerror)
+            return None
+        made = Plugin(self, reader, writer, plugin)
+        self._open.add(made)
+        self._processes.append(self._world.task(self._run(made, process), f"NRI plugin {made.title}"))
+        return made
+
+    async def _run(self, plugin: Plugin, process: asyncio.subprocess.Process) -> None:
+        try:
+            await plugin.serve()
+        finally:
+            await launching.end(process)
 
     async def close(self) -> None:
         """End all connections."""
@@ -239,6 +275,8 @@ class NriServer:
             os.unlink(self._path)
         for plugin in tuple(self._open):
             plugin.close()
+        if self._processes:
+            await asyncio.wait(self._processes)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         plugin = Plugin(self, reader, writer)
@@ -335,6 +373,20 @@ class NriServer:
                 raise
             log.warning("%s", refusal)  # what ends, ends
 
+    async def update_pod(
+        self, pod: Pod, overhead: LinuxResources | None, resources: LinuxResources | None
+    ) -> None:
+        """See `Plugins`."""
+        request = nri.UpdatePodSandboxRequest(pod=translate.pod_message(self._world, pod))
+        for limits, message in (
+            (overhead, request.overhead_linux_resources),
+            (resources, request.linux_resources),
+        ):
+            if limits is not None:
+                message.CopyFrom(translate.resources(limits))
+        async for _ in self._each("UpdatePodSandbox", request, nri.UpdatePodSandboxResponse):
+            pass
+
     async def container(self, event: ContainerEvent, pod: Pod, container: Container) -> None:
         """See `Plugins`."""
         request, response = getattr(nri, f"{event}Request"), getattr(nri, f"{event}Response")
@@ -385,7 +437,7 @@ class NriServer:
                     f"NRI plugin {plugin.title} rejects the adjustments: {answer.reason}", subject=plugin.name
                 )
 
-    async def update(self, pod: Pod, container: Container, limits: LinuxResources) -> None:
+    async def update(self, pod: Pod, container: Container, limits: LinuxResources) -> LinuxResources:
         """See `Plugins`."""
         request = nri.UpdateContainerRequest(
             pod=translate.pod_message(self._world, pod),
@@ -393,12 +445,20 @@ class NriServer:
             linux_resources=translate.resources(limits),
         )
         async for plugin, answer in self._each("UpdateContainer", request, nri.UpdateContainerResponse):
+            for update in answer.update:
+                if update.container_id == container.id:
+                    own = pods_plugins.limits_of(translate.plain(update.linux.resources))
+                    limits = pods_plugins.amended(limits, own)
             others = [u for u in answer.update if u.container_id != container.id]
             await self.change(plugin, others, answer.evict)
+        return limits
 
 
-async def start_server(engine: Engine, path: str, *, group: str) -> NriServer:
-    """Listen for plugins at `path`. Raises FailedPrecondition, InvalidArgument."""
+async def start_server(
+    engine: Engine, path: str, *, group: str, plugins: str, configurations: str
+) -> NriServer:
+    """Start the plugins of a directory, and listen for others at `path`. Raises FailedPrecondition,
+    InvalidArgument."""
     server = NriServer(engine, path)
-    await server.start(group)
+    await server.start(group, await engine.world.job(launching.find, plugins, configurations))
     return server

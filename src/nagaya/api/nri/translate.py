@@ -116,7 +116,8 @@ def resources(limits: LinuxResources) -> nri.LinuxResources:
 
 
 def plain(message: Message) -> Any:
-    """A message as dicts and lists of what is set in it, its Optional... wrappers unwrapped."""
+    """A message as dicts and lists of what is set in it, its Optional... wrappers unwrapped, its enumerations
+    by name."""
     if message.DESCRIPTOR.name.startswith("Optional"):
         return getattr(message, "value")  # noqa: B009  # a field that only these messages have
     found: dict[str, Any] = {}
@@ -125,6 +126,11 @@ def plain(message: Message) -> Any:
             found[field.name] = {k: plain(v) if isinstance(v, Message) else v for k, v in value.items()}
         elif isinstance(value, Message):
             found[field.name] = plain(value)
+        elif field.enum_type is not None:
+            names = {known.number: known.name for known in field.enum_type.values}
+            several = [value] if isinstance(value, int) else list(value)
+            words = [names.get(number, str(number)) for number in several]
+            found[field.name] = words[0] if isinstance(value, int) else words
         elif isinstance(value, int | float | str | bytes | bool):
             found[field.name] = value
         else:

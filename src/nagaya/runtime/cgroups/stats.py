@@ -188,6 +188,19 @@ def io_stat(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return amounts, operations
 
 
+def pressure(text: str) -> dict[str, Any]:
+    """{"psi": ...} of the text of cpu.pressure and its like, {} of none: a kernel that was started without
+    psi=1 has the files, and nothing in them (pure)."""
+    found: dict[str, Any] = {}
+    for line in text.split("\n"):
+        kind, _, rest = line.partition(" ")
+        values = dict(word.partition("=")[::2] for word in rest.split())
+        if kind in ("some", "full") and values.get("total", "").isdigit():
+            averages = {name: float(values.get(name) or 0) for name in ("avg10", "avg60", "avg300")}
+            found[kind] = {**averages, "total": int(values["total"])}
+    return {"psi": found} if found else {}
+
+
 def v2(path: str) -> dict[str, Any]:
     """The statistics of a v2 cgroup."""
     cpu = _pairs(path, "cpu.stat")
@@ -214,6 +227,7 @@ def v2(path: str) -> dict[str, Any]:
                 "throttledPeriods": cpu.get("nr_throttled", 0),
                 "throttledTime": cpu.get("throttled_usec", 0) * 1000,
             },
+            **pressure(_text(path, "cpu.pressure")),
         },
         "cpuset": {
             "cpus": cpu_list(_text(path, "cpuset.cpus.effective")),
@@ -227,12 +241,17 @@ def v2(path: str) -> dict[str, Any]:
             "kernel": _entry(raw.get("kernel", 0), 0, 0, 0),
             "kernelTCP": _entry(raw.get("sock", 0), 0, 0, 0),
             "raw": raw,
+            **pressure(_text(path, "memory.pressure")),
         },
         "pids": {
             "current": _number(path, "pids.current"),
             "limit": 0 if pids_limit == _NO_LIMIT else pids_limit,
         },
-        "blkio": {"ioServiceBytesRecursive": amounts, "ioServicedRecursive": operations},
+        "blkio": {
+            "ioServiceBytesRecursive": amounts,
+            "ioServicedRecursive": operations,
+            **pressure(_text(path, "io.pressure")),
+        },
         "hugetlb": _huge_pages(path, ".current", "", ".events"),
         "intel_rdt": {},
         "network_interfaces": None,
