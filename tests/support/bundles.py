@@ -25,14 +25,15 @@ _APPLETS = (
 ).split()
 
 
-def nagaya_oci(directory: Path) -> str:
-    """The real launcher in an environment below `directory` that has this source tree installed."""
+def nagaya_oci(directory: Path, name: str = "nagaya-oci") -> str:
+    """The real launcher of that name in an environment below `directory` that has this source tree
+    installed."""
     packages = directory / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     packages.mkdir(parents=True)
     (packages / "nagaya").symlink_to(SOURCE / "nagaya")
     (directory / "bin").mkdir()
     (directory / "bin" / "python3").symlink_to(os.path.realpath(sys.executable))
-    return str(shutil.copy(SOURCE.parent / "scripts" / "nagaya-oci", directory / "bin" / "nagaya-oci"))
+    return str(shutil.copy(SOURCE.parent / "scripts" / name, directory / "bin" / name))
 
 
 def forget(launcher: str) -> None:

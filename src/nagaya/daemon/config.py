@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shutil
+import sys
 import tomllib
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn, get_origin, get_type_hints
@@ -100,6 +101,8 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     def settings(self) -> Settings:
         """What the engine is told. Raises InvalidArgument."""
         found = {name: path for name in ("runc", "crun", "runsc") if (path := shutil.which(name)) is not None}
+        if path := _beside_us("nagaya-vm"):
+            found["nagaya-vm"] = path
         return Settings(
             root=self.root,
             run=self.run,
@@ -143,6 +146,12 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
         given = msgspec.structs.asdict(self.registries)
         limits = Limits(given.pop("max_layer_size"), given.pop("max_layer_entries"))
         return RegistryConfig(**given, limits=limits)
+
+
+def _beside_us(name: str) -> str:
+    """A launcher of this installation, else one in PATH; "" when there is none."""
+    beside = f"{os.path.dirname(sys.executable)}/{name}"
+    return beside if os.access(beside, os.X_OK) else shutil.which(name) or ""
 
 
 def _find_init() -> str:

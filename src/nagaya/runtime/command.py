@@ -54,27 +54,41 @@ OPTIONS = [
 
 
 class Kind:
-    """A runtime with this command line: its name, its verbs with a line about each, and the package that
-    has a module for each; does its interpreter enter containers (CVE-2019-5736)?"""
+    """A runtime with this command line: its name, its verbs with a line about each, and those of them that
+    are modules of its own package; global options of its own; does its interpreter enter containers
+    (CVE-2019-5736)?"""
 
-    __slots__ = ("enters", "name", "package", "verbs")
+    __slots__ = ("enters", "name", "options", "own", "package", "verbs")
 
-    def __init__(self, name: str, verbs: dict[str, str], package: str, *, enters: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        verbs: dict[str, str],
+        package: str,
+        own: frozenset[str],
+        *,
+        enters: bool,
+        options: tuple[Option, ...] = (),
+    ) -> None:
         self.name = name
         self.verbs = verbs
         self.package = package
+        self.own = own
         self.enters = enters
+        self.options = [*OPTIONS, *options]
 
 
-OCI = Kind(NAME, VERBS, "nagaya.runtime.verbs", enters=True)
+_PACKAGE = "nagaya.runtime.verbs"
+OCI = Kind(NAME, VERBS, _PACKAGE, frozenset(VERBS), enters=True)
 
 
 class Settings:
     """The global options."""
 
-    __slots__ = ("log", "root", "root_given", "rootless", "systemd_cgroup")
+    __slots__ = ("log", "root", "root_given", "rootless", "systemd_cgroup", "values")
 
     def __init__(self, values: dict[str, Any], name: str = NAME) -> None:
+        self.values = values
         form = values["log-format"] or "text"
         if form not in ("text", "json"):
             raise InvalidArgument(f"invalid log-format: {form}", subject="--log-format")
@@ -128,7 +142,7 @@ def main(argv: list[str], program: str = "", kind: Kind = OCI) -> int:
     the kind's."""
     program = program or kind.name
     try:
-        values, rest = parse(argv, OPTIONS)
+        values, rest = parse(argv, kind.options)
         settings = Settings(values, kind.name)
     except NagayaError as error:
         _say(2, f"Incorrect Usage. {error}\n")
@@ -201,7 +215,7 @@ def _failure(program: str, name: str, error: NagayaError) -> str:
 
 def _load(kind: Kind, name: str) -> Any:
     # each verb is imported only when it is asked for: what `state` needs is a tenth of what `run` does
-    module = f"{kind.package}.{name}"
+    module = f"{kind.package if name in kind.own else _PACKAGE}.{name}"
     __import__(module)
     return sys.modules[module]
 
@@ -225,5 +239,5 @@ def usage(program: str = NAME, kind: Kind = OCI) -> str:
     return (
         f"NAME:\n   {program} - Open Container Initiative runtime\n\nUSAGE:\n"
         f"   {program} [global options] command [command options] [arguments...]\n\n"
-        f"VERSION:\n   {__version__}\n\nCOMMANDS:\n{verbs}\n\nGLOBAL OPTIONS:\n{describe(OPTIONS)}\n"
+        f"VERSION:\n   {__version__}\n\nCOMMANDS:\n{verbs}\n\nGLOBAL OPTIONS:\n{describe(kind.options)}\n"
     )

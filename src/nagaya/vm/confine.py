@@ -69,8 +69,9 @@ def inside(machine: Machine) -> Machine:
     return inner
 
 
-def _bind(source: str, target: str, flags: int = 0) -> None:
-    """A file or directory of the host at a place of the new root, which is made."""
+def _bind(source: str, target: str, flags: int = 0, *, grows: bool = False) -> None:
+    """A file or directory of the host at a place of the new root, which is made. grows: what is mounted below
+    it later is to be there, too."""
     kind = os.stat(source).st_mode & _KIND
     if kind == _DIRECTORY:
         os.makedirs(target, exist_ok=True)
@@ -78,13 +79,15 @@ def _bind(source: str, target: str, flags: int = 0) -> None:
         os.makedirs(os.dirname(target), exist_ok=True)
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     mounts.mount(source, target, None, mounts.MS_BIND | mounts.MS_REC)
+    if not grows:
+        mounts.mount(None, target, None, mounts.MS_PRIVATE | mounts.MS_REC)
     if flags:
         mounts.mount(None, target, None, mounts.MS_REMOUNT | mounts.MS_BIND | flags)
 
 
 def _build_root(machine: Machine) -> None:
     read_only = mounts.MS_RDONLY | mounts.MS_NOSUID
-    mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+    mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
     mounts.mount("tmpfs", _PLACE, "tmpfs", mounts.MS_NOSUID, "mode=755,size=1m")
     for path in _SYSTEM:
         try:
@@ -98,8 +101,13 @@ def _build_root(machine: Machine) -> None:
     for path in (*_DEVICES, *(("/dev/kvm",) if machine.accel == "kvm" else ())):
         _bind(path, _PLACE + path)
     shared = {share.path for share in machine.shares}
+    if shared:  # QEMU's file server changes modes by /proc/self/fd, where it sees itself alone
+        os.mkdir(f"{_PLACE}/proc", 0o755)
+        hidden = mounts.MS_NODEV | mounts.MS_NOEXEC
+        mounts.mount("proc", f"{_PLACE}/proc", "proc", read_only | hidden)
     for path, name in _bound(machine).items():
-        _bind(path, _PLACE + name, mounts.MS_NOSUID | mounts.MS_NODEV if path in shared else 0)
+        flags = mounts.MS_NOSUID | mounts.MS_NODEV if path in shared else 0
+        _bind(path, _PLACE + name, flags, grows=path in shared)
     os.chdir(_PLACE)
     mounts.pivot_root(".", ".")
     mounts.umount2(".", mounts.MNT_DETACH)

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 _DIRECTORY, _FILE, _CHAR = 0o040000, 0o100000, 0o020000
 # Those before `virtio_mmio` are found by what it announces; overlay, erofs, 9p and ext4 serve mounts.
+# libcrc32c asks the kernel for crc32c by that name, which no dependency says: without it erofs is not loaded.
 AGENT_MODULES = (
-    "virtio_mmio virtio_console virtio_blk virtio_net virtio_balloon virtio_rng erofs overlay ext4"
-    " 9pnet_virtio 9p vmw_vsock_virtio_transport"
+    "virtio_mmio virtio_console virtio_blk virtio_net virtio_balloon virtio_rng crc32c_generic erofs overlay"
+    " ext4 9pnet_virtio 9p vmw_vsock_virtio_transport"
 ).split()
 
 

@@ -31,7 +31,8 @@ _PREFIX = "nagvm"  # bridges; taps are nagtap
 _IFF_LOOPBACK = 8
 _RTM_F_CLONED, _RTPROT_KERNEL = 0x200, 2
 _RTA_PRIORITY, _RTA_PREFSRC = 6, 7
-_RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
+_RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
+_RT_TABLE_LOCAL, _RTN_LOCAL = 255, 2
 _LINK_LOCAL = "fe80:"
 
 
@@ -159,10 +160,11 @@ def _other(mac: str) -> str:
 
 def _to_guest(address: str, index: int) -> nl.Request:
     """The way back for answers of 127.0.0.11."""
-    return _route(Route(address, 32, "", ""), index)
+    return route_request(Route(address, 32, "", ""), index)
 
 
-def _route(route: Route, index: int) -> nl.Request:
+def route_request(route: Route, index: int) -> nl.Request:
+    """Add that route by the link with that index."""
     family, _ = nl.ip_bytes(route.destination or route.gateway)
     data = nl.attribute(nl.RTA_OIF, pack("=I", index))
     for number, text in (
@@ -178,6 +180,15 @@ def _route(route: Route, index: int) -> nl.Request:
     return nl.Request(
         nl.RTM_NEWROUTE, flags, head + data, f"netlink: add route {where}", where, (errno.EEXIST,)
     )
+
+
+def local_route_del(destination: str, prefix: int) -> nl.Request:
+    """Take an address from the local table (ip-route(8), "table local"): it is this machine's no longer."""
+    family, raw = nl.ip_bytes(destination)
+    head = nl.RTMSG.pack(family, prefix, 0, 0, _RT_TABLE_LOCAL, 0, _RT_SCOPE_NOWHERE, _RTN_LOCAL, 0)
+    body = head + nl.attribute(nl.RTA_DST, raw)
+    where = f"local {destination}/{prefix}"
+    return nl.Request(nl.RTM_DELROUTE, 0, body, f"netlink: delete route {where}", where, (errno.ESRCH,))
 
 
 def _set(path: str, text: str) -> None:
@@ -203,6 +214,6 @@ def give_back(found: list[Card]) -> None:
                     nl.link_set(index=card.index, address=card.mac),
                     nl.link_set(index=card.index, up=True),
                     *(nl.address_add(card.index, a, p, exist_ok=True) for a, p in card.addresses),
-                    *(_route(one, card.index) for one in card.routes),
+                    *(route_request(one, card.index) for one in card.routes),
                 ]
             )

@@ -12,22 +12,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    Group = str | dict[str, str] | None
+
 _TICK_NS = 1_000_000_000 // (os.sysconf("SC_CLK_TCK") or 100)
 _NO_LIMIT = 2**64 - 1
 
 
-def _text(path: str | None, file: str) -> str:
+def _text(path: Group, file: str) -> str:
+    if isinstance(path, dict):
+        return path.get(file, "").strip()
     return (cgroup.try_read(f"{path}/{file}") or "").strip() if path else ""
 
 
-def _number(path: str | None, file: str) -> int:
+def _number(path: Group, file: str) -> int:
     text = _text(path, file)
     if text == "max":
         return _NO_LIMIT
     return int(text) if text.isdigit() else 0
 
 
-def _pairs(path: str | None, file: str) -> dict[str, int]:
+def _pairs(path: Group, file: str) -> dict[str, int]:
     return cgroup.parse_pairs(_text(path, file))
 
 
@@ -201,8 +205,8 @@ def pressure(text: str) -> dict[str, Any]:
     return {"psi": found} if found else {}
 
 
-def v2(path: str) -> dict[str, Any]:
-    """The statistics of a v2 cgroup."""
+def v2(path: str | dict[str, str]) -> dict[str, Any]:
+    """The statistics of a v2 cgroup: a directory here, or {name: content} of another kernel's files."""
     cpu = _pairs(path, "cpu.stat")
     raw = _pairs(path, "memory.stat")
     events = _pairs(path, "memory.events")
@@ -252,7 +256,7 @@ def v2(path: str) -> dict[str, Any]:
             "ioServicedRecursive": operations,
             **pressure(_text(path, "io.pressure")),
         },
-        "hugetlb": _huge_pages(path, ".current", "", ".events"),
+        "hugetlb": _huge_pages(path, ".current", "", ".events") if isinstance(path, str) else {},
         "intel_rdt": {},
         "network_interfaces": None,
     }

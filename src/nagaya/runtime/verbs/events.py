@@ -13,6 +13,7 @@ from nagaya.runtime.arguments import FLAG, TEXT, Option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from nagaya.runtime.command import Settings
@@ -29,22 +30,32 @@ _UNITS = (("ms", 0.001), ("us", 1e-6), ("s", 1.0), ("m", 60.0), ("h", 3600.0))
 
 def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
     """Print until the container stops; an "oom" line when the kernel killed a process of it."""
-    identifier = positional[0]
+    return follow(settings, options, positional[0], lifecycle.stats, lifecycle.oom_kills)
+
+
+def follow(
+    settings: Settings,
+    options: dict[str, Any],
+    identifier: str,
+    stats: Callable[[str, str], dict[str, Any]],
+    oom_kills: Callable[[dict[str, Any]], int],
+) -> int:
+    """The same with the numbers of others: stats of (root, id), kills of a container's record."""
     interval = seconds(options["interval"])
-    _print("stats", identifier, lifecycle.stats(settings.root, identifier))
+    _print("stats", identifier, stats(settings.root, identifier))
     if options["stats"]:
         return 0
     record = store.load(settings.root, identifier)
     pidfd = pids.pidfd_open(record["pid"])
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    kills = lifecycle.oom_kills(record)
+    kills = oom_kills(record)
     while not poll.poll(interval * 1000):
         try:
-            if (now := lifecycle.oom_kills(record)) > kills:
+            if (now := oom_kills(record)) > kills:
                 kills = now
                 _print("oom", identifier, None)
-            _print("stats", identifier, lifecycle.stats(settings.root, identifier))
+            _print("stats", identifier, stats(settings.root, identifier))
         except NagayaError:
             break
     return 0

@@ -45,7 +45,7 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     """Exit code of the process; 0 when detached."""
     identifier, arguments = positional[0], positional[1:]
     record = store.load(settings.root, identifier)
-    process = _process(record, options, arguments)
+    process = process_of(record, options, arguments)
     detached: bool = options["detach"]
     terminal = bool(process.get("terminal"))
     launch.check_console(terminal, options, detached)
@@ -75,8 +75,8 @@ def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> 
     return 0 if front is None else front.wait(launched)
 
 
-def _process(record: dict[str, Any], options: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
-    """The process object of --process, or of the container's own and the options."""
+def process_of(record: dict[str, Any], options: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
+    """The process object of --process, or of the container's own and the options. Raises InvalidArgument."""
     if options["process"]:
         document = launch.read_json(options["process"])
         if not isinstance(document, dict):

@@ -20,9 +20,14 @@ OPTIONS = [Option("all a", FLAG, "send the specified signal to all processes ins
 
 def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
     """0 when it was sent."""
-    text = positional[1] if len(positional) > 1 else "SIGTERM"
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else signal_number(text)
-    if not number and text != "0":
-        raise InvalidArgument(f"unknown signal {text!r}".replace("'", '"'), subject="signal")
-    lifecycle.kill(settings.root, positional[0], number, all=options["all"])
+    lifecycle.kill(settings.root, positional[0], number(positional), all=options["all"])
     return 0
+
+
+def number(positional: list[str]) -> int:
+    """The signal that the arguments name, SIGTERM by default. Raises InvalidArgument."""
+    text = positional[1] if len(positional) > 1 else "SIGTERM"
+    found = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else signal_number(text)
+    if not found and text != "0":
+        raise InvalidArgument(f"unknown signal {text!r}".replace("'", '"'), subject="signal")
+    return found

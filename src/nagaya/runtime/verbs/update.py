@@ -64,22 +64,26 @@ _STDIN_LIMIT = 1 << 20
 
 def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:
     """0 when all limits are set."""
+    lifecycle.update(settings.root, positional[0], resources_of(options))
+    return 0
+
+
+def resources_of(options: dict[str, Any]) -> dict[str, Any]:
+    """`linux.resources` of the options, or of the file that they name. Raises InvalidArgument, NotFound."""
     for key in ("l3-cache-schema", "mem-bw-schema"):
         if options[key]:
             raise InvalidArgument("Intel RDT is not supported", subject=f"--{key}")
     if options["resources"]:
-        resources = _read(options["resources"])
-    else:
-        resources = {}
-        for key, (section, member) in _PLACES.items():
-            value = options[key]
-            if value is None or value == "":
-                continue
-            if section == "memory":
-                value = size(value, key)
-            resources.setdefault(section, {})[member] = value
-    lifecycle.update(settings.root, positional[0], resources)
-    return 0
+        return _read(options["resources"])
+    resources: dict[str, Any] = {}
+    for key, (section, member) in _PLACES.items():
+        value = options[key]
+        if value is None or value == "":
+            continue
+        if section == "memory":
+            value = size(value, key)
+        resources.setdefault(section, {})[member] = value
+    return resources
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -1,0 +1,243 @@
+"""A machine for containers: chosen, wired, started, and made ready; what it is for each of them."""
+
+from __future__ import annotations
+
+import _stat as stat
+from time import time_ns
+
+from nagaya.errors import InternalError, InvalidArgument, NagayaError
+from nagaya.linux import namespaces as ns
+from nagaya.linux import netlink as nl
+from nagaya.linux import os
+from nagaya.vm import accel, assets, leavings, network, qemu, rootfs, setup, templates
+from nagaya.vm.confine import Confinement
+from nagaya.vm.link import Guest
+from nagaya.vm.loop import Loop
+from nagaya.vm.machine import Drive, Memory, Nic, Port, Rng, Share
+from nagaya.vm.machine import Machine as Model
+from nagaya.vm.sharing import TAG, Shares
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+STATE = "/var/lib/nagaya-vm"
+_BOOT = 60.0  # seconds; an emulated machine on a busy host is slow
+_SHARED = "/run/nagaya/share"
+_SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=262144"
+POD_DISKS = 14  # what a machine has room for beside the rest
+
+
+class Wish:
+    """What machine is wanted: for a container, or, with pod, for it and the others of its pod. cold: it
+    boots; state: the directory of what outlives machines; kernels: where the guests' are, "" for the
+    usual places."""
+
+    __slots__ = ("bundle", "cold", "kernels", "mib", "pod", "spec", "state", "vcpus")
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        bundle: str,
+        mib: int,
+        *,
+        vcpus: int = 1,
+        pod: bool = False,
+        cold: bool = False,
+        state: str = "",
+        kernels: str = "",
+    ) -> None:
+        self.spec = spec
+        self.bundle = bundle
+        self.mib = mib
+        self.vcpus = vcpus
+        self.pod = pod
+        self.cold = cold
+        self.state = state or STATE
+        self.kernels = kernels
+
+
+class Machine:
+    """A running machine with its guest's agent, made ready for containers."""
+
+    def __init__(
+        self, vm: qemu.Vm, guest: Guest, wish: Wish, shares: Shares | None, images: list[str]
+    ) -> None:
+        self.guest = guest
+        self.hostname = _hostname(wish.spec)
+        self._vm = vm
+        self._wish = wish
+        self._shares = shares
+        self._images = images
+        self._added: dict[str, list[str]] = {}
+
+    def root_of(self, identifier: str, _spec: dict[str, Any], _bundle: str) -> tuple[str, int]:
+        """(the container's root in the guest, how many disks it has)."""
+        names = [f"/dev/vd{chr(ord('a') + number)}" for number in range(len(self._images))]
+        return setup.root(self.guest, identifier, names), len(names)
+
+    def sources_of(self, identifier: str, spec: dict[str, Any]) -> dict[int, str]:
+        """Where in the guest the sources of its bind mounts lie, by their index. Raises InvalidArgument."""
+        found: dict[int, str] = {}
+        for index, source, info in binds(spec):
+            if setup.is_content(info):
+                found[index] = setup.file(self.guest, identifier, index, source, info)
+            elif _is_shm(spec, index):
+                found[index] = f"{setup.directory('pod' if self._wish.pod else identifier)}/shm"
+                fields: setup.Wanted = [
+                    ("type", "tmpfs"),
+                    ("source", "shm"),
+                    ("target", found[index]),
+                    ("flags", 0),
+                ]
+                self.guest.ask("mount", [*fields, ("data", "mode=1777")])
+            else:
+                found[index] = self._share(identifier, index, source, info)
+        return found
+
+    def _share(self, identifier: str, index: int, source: str, info: os.stat_result) -> str:
+        if self._shares is None:
+            raise InvalidArgument(f"{source}: the machine shares nothing", subject=f"mounts[{index}]")
+        name = f"{identifier[:200]}-{index}"
+        if name not in self._added.setdefault(identifier, []):
+            self._shares.add(name, source, file=stat.S_ISREG(info.st_mode))
+            self._added[identifier].append(name)
+        return f"{_SHARED}/{name}"
+
+    def shared_namespaces(self, linux: dict[str, Any]) -> frozenset[str]:
+        """Kinds of namespaces that are the guest's own, for all in it."""
+        kinds = linux.get("namespaces") or []
+        return frozenset(kind["type"] for kind in kinds if kind.get("path") and kind["type"] == "ipc")
+
+    def forget(self, identifier: str) -> None:
+        """That container is gone."""
+        for name in self._added.pop(identifier, []):
+            if self._shares is not None:
+                self._shares.remove(name)
+
+    def end(self) -> None:
+        """End the machine and take away what it has on the host."""
+        self._vm.close()
+
+
+def binds(spec: dict[str, Any]) -> list[tuple[int, str, os.stat_result]]:
+    """(index in `mounts`, source, what it is) of the bind mounts. Raises InvalidArgument for what no guest
+    can be given."""
+    found = []
+    for index, mount in enumerate(spec.get("mounts") or []):
+        options = mount.get("options") or []
+        if mount.get("type") != "bind" and not {"bind", "rbind"} & set(options):
+            continue
+        source = mount.get("source") or ""
+        try:
+            info = os.stat(source)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            raise InvalidArgument(f"stat {source}: {reason}", subject=f"mounts[{index}].source") from None
+        if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+            raise InvalidArgument(
+                f"{source} is a device or a socket of the host, which a microVM cannot use",
+                subject=f"mounts[{index}].source",
+            )
+        found.append((index, source, info))
+    return found
+
+
+def _root_path(spec: dict[str, Any], bundle: str) -> str:
+    """Where root.path lies on the host. Raises InvalidArgument."""
+    path: str = (spec.get("root") or {}).get("path") or "rootfs"
+    path = path if path.startswith("/") else f"{bundle}/{path}"
+    try:
+        return os.realpath(path)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise InvalidArgument(f"stat {path}: {reason}", subject="root.path") from None
+
+
+def _is_shm(spec: dict[str, Any], index: int) -> bool:
+    """A /dev/shm that the host has for containers that share it: in the guest, another."""
+    return bool(spec["mounts"][index].get("destination") == "/dev/shm")
+
+
+def _wants_shares(wish: Wish) -> bool:
+    found = binds(wish.spec)
+    return wish.pod or any(not setup.is_content(info) and not _is_shm(wish.spec, i) for i, _, info in found)
+
+
+def start(
+    loop: Loop, directory: str, wish: Wish, *, network_path: str, lost: Callable[[NagayaError], None]
+) -> Machine:
+    """Start a machine in the network namespace where we are. directory: of its monitor, where it is written
+    down what is to be taken away. lost: told once when the machine has ended by itself."""
+    images = rootfs.disks(_root_path(wish.spec, wish.bundle), f"{wish.state}/images", directory)
+    with nl.Netlink() as route:
+        cards = network.cards(route)
+    parent, _, name = directory.rpartition("/")
+    shared = f"{parent}.share/{name}" if _wants_shares(wish) else ""
+    left = {"network": network_path, "cards": [card.to_wire() for card in cards], "mounts": shared}
+    leavings.note(directory, left)
+    confined, shares, vm = Confinement(), None, None
+    try:
+        if shared:
+            shares = Shares(shared, confined.base)
+        network.hand_over(cards)
+        started = _launch(wish, cards, images, shares, confined)
+        vm = started.vm
+        if vm.agent is None:
+            raise InternalError("the machine has no agent's port")
+        guest = Guest(loop, vm.agent, lost, ready=started.ready)
+        guest.await_ready(_BOOT)
+        guest.ask("renew", [("time", time_ns()), ("seed", os.urandom(64))])
+        setup.connect(guest, cards, started.macs)
+        if shares is not None:
+            fields: setup.Wanted = [("type", "9p"), ("source", TAG), ("target", _SHARED), ("flags", 0)]
+            guest.ask("mount", [*fields, ("data", _SHARE_OPTIONS)])
+        return Machine(vm, guest, wish, shares, images)
+    except BaseException:
+        if vm is not None:
+            vm.close()
+        leavings.take_away(left)
+        raise
+    finally:
+        for card in cards:
+            if card.tap >= 0:
+                os.close(card.tap)
+
+
+def _launch(
+    wish: Wish, cards: list[network.Card], images: list[str], shares: Shares | None, confined: Confinement
+) -> templates.Started:
+    here = accel.here()
+    asset = assets.find("full" if shares else "cloud", wish.kernels)
+    model = Model(
+        kernel=asset.kernel,
+        initrd=asset.initrd,
+        cmdline=accel.cmdline(here),
+        memory=Memory(wish.mib),
+        vcpus=wish.vcpus,
+        drives=[Drive(f"d{number}", image) for number, image in enumerate(images)],
+        nics=[Nic(f"n{number}", fd=card.tap, mac=card.mac) for number, card in enumerate(cards)],
+        ports=[Port(qemu.AGENT)],
+        shares=[Share(TAG, shares.directory)] if shares else [],
+        rng=Rng(),
+        accel=here,
+    )
+    return templates.start(model, directory=f"{wish.state}/templates", confined=confined, cold=wish.cold)
+
+
+def _hostname(spec: dict[str, Any]) -> str:
+    """Of a UTS namespace that is named, its host name: the guest cannot be in it."""
+    kinds = (spec.get("linux") or {}).get("namespaces") or []
+    path = next((kind.get("path") for kind in kinds if kind["type"] == "uts"), "")
+    if not path:
+        return ""
+    own = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        ns.setns(fd, ns.CLONE_NEWUTS)
+        return str(os.uname().nodename)
+    finally:
+        ns.setns(own, ns.CLONE_NEWUTS)
+        os.close(fd)
+        os.close(own)
