@@ -143,7 +143,7 @@ class Client:
     def create(self, container: str, *words: str, fields: Fields | None = None, **more: Value) -> int:
         """A container from the guest's ROOT, not started; its first process's number."""
         process = self.number()
-        given: Fields = [("process", process), ("container", container), ("cwd", "/"), ("env", "PATH=/bin")]
+        given: Fields = [("process", process), ("container", container), ("env", "PATH=/bin")]
         given += [("arg", word) for word in words] + [
             ("root", ROOT),
             ("namespaces", SPACES),
@@ -182,7 +182,10 @@ def standard_mounts() -> Fields:
         mount("tmpfs", "tmpfs", "/dev", mounts.MS_NOSUID, "mode=755"),
         mount("devpts", "devpts", "/dev/pts", mounts.MS_NOSUID, "newinstance,ptmxmode=0666,mode=0620"),
         mount("cgroup2", "cgroup", "/sys/fs/cgroup", safe),
-        ("device", "/dev/null\0c\0001\0003\000438\0000\0000"),
+        *(
+            ("device", f"/dev/{n}\0c\0001\0{minor}\000438\0000\0000")
+            for n, minor in (("null", 3), ("zero", 5))
+        ),
         ("symlink", "/dev/ptmx\0pts/ptmx"),
         ("symlink", "/dev/stdout\0/proc/self/fd/1"),
     ]

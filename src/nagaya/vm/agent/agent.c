@@ -383,9 +383,10 @@ static int open_inside(int root, const char *path, int flags, mode_t mode) {
     return fd;
 }
 
-/* The directory of that path inside, made with its parents where it is missing; links are followed within. */
-static int directory_inside(int root, const char *path, mode_t mode) {
-    char copy[PATH_MAX];
+/* The directory of that path inside, made with its parents where it is missing. Links are followed within,
+ * also those to what is missing, as runc does it. */
+static int make_directory(int root, const char *path, mode_t mode, int links) {
+    char copy[PATH_MAX], link[PATH_MAX], target[PATH_MAX];
     int fd = open_inside(root, path, O_PATH | O_DIRECTORY, 0);
     if (fd >= 0 || errno != ENOENT) return fd;
     snprintf(copy, sizeof copy, "%s", path);
@@ -393,15 +394,23 @@ static int directory_inside(int root, const char *path, mode_t mode) {
     while (length && copy[length - 1] == '/') copy[--length] = 0;
     char *name = strrchr(copy, '/');
     if (name) *name++ = 0;
-    int parent = name ? directory_inside(root, copy, 0755) : dup(root);
+    int parent = name ? make_directory(root, copy, 0755, links) : dup(root);
     if (parent < 0) return -1;
-    if (mkdirat(parent, name ? name : copy, mode) && errno != EEXIST) {
-        close(parent);
-        return -1;
-    }
+    if (!name) name = copy;
+    int made = !mkdirat(parent, name, mode), number = errno;
+    ssize_t size = made || number != EEXIST ? -1 : readlinkat(parent, name, link, sizeof link - 1);
     close(parent);
-    return open_inside(root, path, O_PATH | O_DIRECTORY, 0);
+    errno = number;
+    if (!made && number != EEXIST) return -1;
+    if (size <= 0) return open_inside(root, path, O_PATH | O_DIRECTORY, 0);
+    link[size] = 0;
+    errno = ELOOP;
+    if (links >= 40) return -1;
+    if (snprintf(target, sizeof target, "%s%s%s", *link == '/' || name == copy ? "" : copy, *link == '/' ? "" : "/", link) >= (int)sizeof target) return -1;
+    return make_directory(root, target, mode, links + 1);
 }
+
+static int directory_inside(int root, const char *path, mode_t mode) { return make_directory(root, path, mode, 0); }
 
 /* The parent's directory inside, and the last name. */
 static int parent_inside(int root, const char *path, char *copy, char **name) {
