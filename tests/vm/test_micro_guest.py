@@ -107,6 +107,19 @@ def test_qemu_is_nobody_and_sees_nothing(vm: Vm) -> None:
         (root / "usr" / "nagt").write_text("")
 
 
+def test_no_clone_can_write_what_all_are_made_of(saved: Path, vm: Vm, client: Client) -> None:
+    (template,) = (path for path in saved.iterdir() if path.name != "lock")
+    before = (template / "memory").read_bytes()
+    descriptors = Path(f"/proc/{vm.pid}/fd")
+    (memory,) = (fd for fd in descriptors.iterdir() if os.path.basename(os.readlink(fd)) == "memory")
+    flags = Path(f"/proc/{vm.pid}/fdinfo/{memory.name}").read_text().split("flags:\t")[1].split()[0]
+    assert int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
+    assert (template / "memory").stat().st_mode & 0o777 == 0o400
+    client.start("c1", "sleep", "1000")
+    assert client.run("c1", "dd", "if=/dev/zero", "of=/tmp/x", "bs=1M", "count=20").code == 0
+    assert (template / "memory").read_bytes() == before
+
+
 def test_two_clones_have_nothing_in_common(saved: Path, client: Client) -> None:
     other = clone(saved)
     try:

@@ -5,14 +5,21 @@ mounts, network, processes, IPC and names. Its root is a read-only tmpfs with th
 and the files of the machine bound to /vm. With a shared directory it keeps, in that namespace, what file
 servers need (CAP_CHOWN and kin): that counts for files of mounts which are mapped to its ids
 (mount_setattr(2), MOUNT_ATTR_IDMAP), and for none of the host's.
+
+The memory of a clone is a file that all clones of a template share, each with pages of its own for what it
+writes. QEMU (before 8.2) insists on opening it for writing, with which one guest that has taken over its QEMU
+could change all others. So a filter asks us at that very open, and the answer is a descriptor that only
+reads.
 """
 
 from __future__ import annotations
 
 import _socket
+from _struct import pack
+from select import POLLIN, poll
 
 from nagaya.errors import KernelError, NagayaError, Unavailable
-from nagaya.linux import caps, mounts, os, process
+from nagaya.linux import caps, mounts, os, process, seccomp_load, seccomp_notify, seqpacket
 from nagaya.linux import namespaces as ns
 
 TYPE_CHECKING = False
@@ -31,6 +38,19 @@ _SERVER = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
 _DEVICES = ("/dev/null", "/dev/urandom")
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache")
 _LINK, _DIRECTORY, _KIND = 0o120000, 0o040000, 0o170000
+_ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
+_AT_FDCWD, _OPENAT, _X86_64 = 0xFFFFFF9C, 257, 0xC000003E
+
+
+def _filter() -> bytes:
+    """Ask at openat(AT_FDCWD, path, O_RDWR), which is QEMU's open of a memory file, and no other."""
+    load, equal, give = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    tests = ((4, _X86_64), (0, _OPENAT), (16, _AT_FDCWD), (32, os.O_RDWR))  # offsets in struct seccomp_data
+    program = b""
+    for index, (offset, value) in enumerate(tests):
+        to_the_end = 2 * (len(tests) - 1 - index) + 1
+        program += pack("=HBBI", load, 0, 0, offset) + pack("=HBBI", equal, 0, to_the_end, value)
+    return program + pack("=HBBI", give, 0, 0, _ASK) + pack("=HBBI", give, 0, 0, _ALLOW)
 
 
 class Confinement:
@@ -138,6 +158,7 @@ def _run(
 ) -> NoReturn:
     """In the new process. Nothing is imported here: the root changes."""
     try:
+        program = _filter()
         for fd in kept:
             os.set_inheritable(fd, True)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -148,6 +169,9 @@ def _run(
         if confined:
             _build_root(machine)
             _become_nobody(machine, end)
+            if asks_for_memory(machine):
+                listener = seccomp_load.load(program, seccomp_load.FLAG_NEW_LISTENER)
+                seqpacket.send(end, b"l", [listener], wait=True)
         process.prctl(process.PR_SET_PDEATHSIG, 9)
         end.send(b"r")
         if end.recv(1) != b"g":  # who should end us has ended already
@@ -169,10 +193,19 @@ def _write(path: str, text: str) -> None:
         os.close(fd)
 
 
-def _serve(pid: int, end: _socket.socket, confined: Confinement | None) -> None:
-    """What the new process needs of its parent, until execve closes its end."""
-    while said := end.recv(4096):
-        if said == b"u" and confined:
+def asks_for_memory(machine: Machine) -> bool:
+    """Is its memory a template's, which it must not write to?"""
+    return bool(machine.memory.path) and not machine.memory.shared
+
+
+def _serve(pid: int, end: _socket.socket, confined: Confinement | None) -> int:
+    """What the new process needs of its parent, until execve closes its end. The listener of its filter, or
+    -1."""
+    listener = -1
+    while (packet := seqpacket.receive(end, wait=True)) and (said := packet.data):
+        if packet.fds:
+            listener = packet.fds[0]
+        elif said == b"u" and confined:
             for name in ("uid_map", "gid_map"):
                 _write(f"/proc/{pid}/{name}", f"0 {confined.base} {IDS}")
             end.send(b"m")
@@ -180,7 +213,24 @@ def _serve(pid: int, end: _socket.socket, confined: Confinement | None) -> None:
             end.send(b"g")
         else:
             number, _, words = said[1:].decode("utf-8", "replace").partition(" ")
+            if listener >= 0:
+                os.close(listener)
             raise KernelError(words, step="start microVM", errno=int(number) if number.isdigit() else 0)
+    return listener
+
+
+def _give_memory(listener: int, machine: Machine, pidfd: int) -> None:
+    """Answer the one open of the memory. Where QEMU ends before it, its monitor tells that."""
+    fd = os.open(machine.memory.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        poller = poll()
+        poller.register(listener, POLLIN)
+        poller.register(pidfd, POLLIN)
+        ready = {number for number, events in poller.poll(60_000) if events & POLLIN}
+        if listener in ready and (call := seccomp_notify.receive(listener)):
+            seccomp_notify.answer_with_fd(listener, call, fd)
+    finally:
+        os.close(fd)
 
 
 def start(
@@ -204,7 +254,12 @@ def start(
         try:
             for directory in confined.cgroups if confined else ():
                 _write(f"{directory}/cgroup.procs", str(pid))
-            _serve(pid, ours, confined)
+            listener = _serve(pid, ours, confined)
+            if listener >= 0:
+                try:
+                    _give_memory(listener, machine, pidfd)
+                finally:
+                    os.close(listener)
         except BaseException as error:
             ours.close()
             os.kill(pid, 9)

@@ -193,7 +193,7 @@ def _make(machine: Machine, new: str, emulator: str, confined: Confinement | Non
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.ftruncate(fd, size)
         os.close(fd)
-    os.chmod(made.memory.path, 0o666)  # QEMU is nobody; who else could come here cannot enter the directory
+    os.chmod(made.memory.path, 0o666)  # QEMU is nobody; who else is cannot enter the directory
     # cards on taps, though nobody is there: only so the guest's driver learns what a tap can do
     taps = Taps(len(made.nics))
     try:
@@ -211,6 +211,7 @@ def _make(machine: Machine, new: str, emulator: str, confined: Confinement | Non
             vm.close()
     finally:
         taps.close()
+    os.chmod(made.memory.path, 0o400)
     os.rename(f"{new}/state.new", f"{new}/state")
 
 
