@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import select
 import shutil
 import subprocess
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +29,28 @@ def house() -> Iterator[House]:
         started.ok("create", "--name", "idle", IMAGE, "true")
         started.ok("volume", "create", "data")
         yield started
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """`nagaya` as an executable of that name."""
+    found = tmp_path / "nagaya"
+    start = f"import os, sys\nos.execv({NAGAYA[0]!r}, {NAGAYA!r} + sys.argv[1:])\n"
+    found.write_text(f"#!{NAGAYA[0]}\n{start}")
+    found.chmod(0o755)
+    return found
+
+
+def typed(keyboard: int, keys: str, until: str) -> str:
+    """Press keys on a terminal; what it shows, up to some text."""
+    os.write(keyboard, keys.encode())
+    seen = ""
+    deadline = time.monotonic() + 30
+    while until not in seen:
+        left = deadline - time.monotonic()
+        assert left > 0 and select.select([keyboard], [], [], left)[0], f"no {until!r} in {seen!r}"
+        seen += os.read(keyboard, 65536).decode(errors="replace")
+    return seen
 
 
 def offered(house: House, *words: str) -> list[str]:
@@ -60,14 +87,48 @@ class TestNames:
     def test_of_objects(self, house: House, line: str, expected: list[str]) -> None:
         assert sorted(offered(house, *line.split(" "))) == expected
 
-    @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
-    def test_in_bash(self, house: House, tmp_path: Path) -> None:
-        program = tmp_path / "nagaya"
-        start = f"import os, sys\nos.execv({NAGAYA[0]!r}, {NAGAYA!r} + sys.argv[1:])\n"
-        program.write_text(f"#!{NAGAYA[0]}\n{start}")
-        program.chmod(0o755)
+    @pytest.mark.skipif(not shutil.which("fish"), reason="no fish here")
+    def test_in_fish(self, house: House, program: Path) -> None:
         script = (
-            f'PATH={tmp_path}:$PATH; eval "$(nagaya completion bash)"; '
+            f"set -x PATH {program.parent} $PATH; nagaya completion fish | source; "
+            "complete -C 'nagaya stop w'; echo; complete -C 'nagaya volume '; echo; "
+            f"complete -C 'nagaya load -i {program.parent}/nag'"
+        )
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", script], capture_output=True, text=True, env=house.environment
+        )
+        assert done.returncode == 0, done
+        containers, verbs, files = done.stdout.split("\n\n")
+        assert containers.partition("\t")[0] == "web" and "Up" in containers
+        assert {line.partition("\t")[0] for line in verbs.splitlines()} == set(NOUNS["volume"])
+        assert str(program) in files
+
+    @pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh here")
+    def test_in_zsh(self, house: House, program: Path) -> None:
+        keyboard, screen = os.openpty()
+        environment = {**house.environment, "TERM": "dumb", "PATH": f"{program.parent}:{os.environ['PATH']}"}
+        shell = subprocess.Popen(
+            ["zsh", "-f", "-i"], stdin=screen, stdout=screen, stderr=screen, env=environment,
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(screen)
+        try:
+            begin = 'PS1=; autoload -U compinit; compinit -u -D; eval "$(nagaya completion zsh)"'
+            typed(keyboard, f'{begin}; print rea""dy\n', "ready\r\n")
+            # the line as it is completed is shown, not run: from its start on it becomes echo's arguments
+            line = typed(keyboard, "nagaya stop w\t\x01print sa''id \n", "said nagaya")
+            assert "said nagaya stop web" in line
+            offered = typed(keyboard, "nagaya volume \t", "Remove")
+            assert all(verb in offered for verb in NOUNS["volume"])
+        finally:
+            shell.kill()
+            shell.wait()
+            os.close(keyboard)
+
+    @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
+    def test_in_bash(self, house: House, program: Path) -> None:
+        script = (
+            f'PATH={program.parent}:$PATH; eval "$(nagaya completion bash)"; '
             "complete -p nagaya >/dev/null || exit 1; COMP_WORDS=(nagaya stop w); COMP_CWORD=2; _nagaya; "
             'echo "${COMPREPLY[@]}"; COMP_WORDS=(nagaya volume ""); _nagaya; echo "${COMPREPLY[@]}"'
         )

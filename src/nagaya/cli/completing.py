@@ -223,9 +223,19 @@ fi
 FISH = r"""# nagaya's words, completed: nagaya completion fish > ~/.config/fish/completions/nagaya.fish
 function __nagaya_complete
     set -l words (commandline -opc)
-    $words[1] __complete $words[2..-1] (commandline -ct) 2>/dev/null
+    set -l current (commandline -ct)
+    # in quotes: a word that is not begun yet is one all the same
+    $words[1] __complete $words[2..-1] "$current" 2>/dev/null
 end
-complete -c nagaya -a '(__nagaya_complete)'
+function __nagaya_or_files
+    set -l found (__nagaya_complete)
+    if test (count $found) -gt 0
+        printf '%s\n' $found
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+complete -c nagaya -f -a '(__nagaya_or_files)'
 """
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
