@@ -263,13 +263,17 @@ def test_hostile_clients(house: House, upstream: Upstream) -> None:
 
 
 def test_links_of_the_default_bridge(house: House) -> None:
-    start(house, "aa", "bridge")
+    start(house, "aa", "bridge", "--expose", "53/udp", "-e", "B=2")
     found = address(house, "aa", "bridge")
     short = house.ok("inspect", "-f", "{{.Id}}", "aa")[:12]
     house.ok("run", "-d", "--name", "bb", "--link", "aa:db", IMAGE, "sleep", "600")
     assert f"{found}\tdb {short} aa" in house.ok("exec", "bb", "cat", "/etc/hosts")
     assert house.ok("inspect", "-f", "{{.HostConfig.Links}}", "bb") == "[/aa:/bb/db]"
+    variables = house.ok("exec", "bb", "env").splitlines()
+    assert f"DB_PORT_53_UDP=udp://{found}:53" in variables and "DB_NAME=/bb/db" in variables
+    assert "DB_ENV_B=2" in variables
     house.ok("kill", "aa")
+    assert "DB_NAME" not in house.ok("exec", "bb", "env")
     house.ok("stop", "-t", "0", "bb")
     said = house.docker("start", "bb")
     assert b"Cannot link to a non running container: /aa AS /bb/db" in said.stderr

@@ -46,6 +46,9 @@ def test_the_default_bridge_has_ipv6(house: House) -> None:
     place = inspect(house, "web")["NetworkSettings"]["Networks"]["bridge"]
     assert place["GlobalIPv6Address"].startswith("fd00:231::") and place["IPv6Gateway"] == "fd00:231::1"
     assert place["GlobalIPv6PrefixLen"] == 64 and place["IPAddress"]
+    key = inspect(house, "web")["NetworkSettings"]["SandboxKey"]
+    inside = subprocess.run(["nsenter", f"--net={key}", "ip", "addr"], capture_output=True, text=True).stdout
+    assert place["GlobalIPv6Address"] in inside
     wait_for(lambda: fetch(house, f"[{place['GlobalIPv6Address']}]", 80) == b"served\n", 10, "the server")
     for address in ("[::1]", "127.0.0.1", "[fd00:231::1]"):
         assert fetch(house, address, 18931) == b"served\n", address
@@ -74,6 +77,9 @@ def test_a_network_without_ipv4(house: House) -> None:
     script = "wget -qO- http://web/; ip -4 addr show eth0 | grep -c inet"
     done = house.docker("run", "--rm", "--network", "six", IMAGE, "sh", "-c", script)
     assert done.stdout == b"served\n0\n", done
+    key = found["SandboxKey"]
+    inside = subprocess.run(["nsenter", f"--net={key}", "ip", "addr"], capture_output=True, text=True).stdout
+    assert found["Networks"]["six"]["GlobalIPv6Address"] in inside
     run(house, "network", "connect", "bridge", "web")
     assert "inet 10.231.0." in run(house, "exec", "web", "ip", "-4", "addr")
     run(house, "network", "disconnect", "six", "web")
@@ -81,3 +87,21 @@ def test_a_network_without_ipv4(house: House) -> None:
     run(house, "network", "rm", "six")
     neither = call(house.socket, "POST", "/networks/create", {"Name": "no", "EnableIPv4": False})
     assert (neither.status, neither.json["message"]) == (400, "IPv4 or IPv6 must be enabled")
+
+
+def test_a_port_of_sctp(house: House) -> None:
+    """The rules are all there is of it where, as often, the kernel has no SCTP sockets."""
+    run(house, "run", "-d", "--name", "web", "-p", "18933:99/sctp", IMAGE, "sleep", "600")
+    assert run(house, "port", "web").splitlines()[0] == "99/sctp -> 0.0.0.0:18933"
+    address = inspect(house, "web")["NetworkSettings"]["IPAddress"]
+    listed = house.inside(["nft", "list", "map", "ip", house.table, "published_any"])
+    assert f"sctp . 18933 : {address} . 99" in subprocess.run(listed, capture_output=True, text=True).stdout
+    run(house, "rm", "-f", "web")
+    assert "18933" not in subprocess.run(listed, capture_output=True, text=True).stdout
+
+
+def test_who_has_no_network_of_its_own_has_no_key(house: House) -> None:
+    for mode in ("none", "host"):
+        run(house, "run", "-d", "--name", "alone", "--network", mode, IMAGE, "sleep", "600")
+        assert inspect(house, "alone")["NetworkSettings"]["SandboxKey"] == ""
+        run(house, "rm", "-f", "alone")

@@ -142,7 +142,7 @@ def test_mounts() -> None:
         ({"CpuPeriod": 10}, {}, "CPU cfs period can not be less than 1ms"),
         ({"CpusetCpus": "0;1"}, {}, "Invalid value 0;1 for cpuset cpus"),
         ({"BlkioWeight": 5}, {}, "Range of blkio weight is from 10 to 1000"),
-        ({"UsernsMode": "private"}, {}, "HostConfig.UsernsMode is not supported yet"),
+        ({"UsernsMode": "private"}, {}, "invalid USER mode: private"),
         ({"Binds": ["/a:/b:fast"]}, {}, "invalid mode: fast"),
         ({"Binds": ["/a:/b:ro,rw"]}, {}, "invalid mode: ro,rw"),
         ({"Binds": ["/a:ro"]}, {}, "invalid volume specification: '/a:ro'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from nagaya.engine import (
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.model import Container, ContainerConfig, ExecConfig
 from nagaya.engine.world import World
-from nagaya.errors import FailedPrecondition, KernelError
+from nagaya.errors import FailedPrecondition, KernelError, NotFound
 from nagaya.linux import mounts, seccomp
 from nagaya.network import resolv
 from nagaya.oci import defaults, seccomp_default
@@ -127,26 +127,53 @@ def _write_hosts(world: World, container: Container, gateway: str) -> None:
             domainname=config.domainname,
             extra=config.extra_hosts,
             gateway=gateway,
-            links=_linked(world, container),
+            links=[
+                (linked.address, " ".join(dict.fromkeys((linked.alias, peer.hostname, peer.name))))
+                for linked in _linked(world, container)
+                for peer in (linked.container,)
+            ],
         ),
     )
 
 
-def _linked(world: World, container: Container) -> list[tuple[str, str]]:
-    """(address, names) of the containers that `--link` names in the default bridge. Raises NotFound,
-    FailedPrecondition when one does not run."""
+class Linked(NamedTuple):
+    """A container that another one is linked to in the default bridge."""
+
+    alias: str
+    container: Container
+    address: str
+
+
+def _linked(world: World, container: Container, *, lenient: bool = False) -> list[Linked]:
+    """The containers that `--link` names in the default bridge. Raises NotFound, FailedPrecondition when
+    one does not run; lenient: it is left out."""
     found = []
     for link in container.config.links:
         target, alias = links.parse(link)
-        peer = world.roster.find(target).container
-        place = next((e for e in peer.endpoints if e.network == "bridge" and e.address), None)
-        if place is None:
-            raise FailedPrecondition(
-                f"Cannot link to a non running container: /{peer.name} AS /{container.name}/{alias}"
-            )
-        names = dict.fromkeys((alias, peer.hostname, peer.name))
-        found.append((place.address, " ".join(names)))
+        try:
+            peer = world.roster.find(target).container
+            place = next((e for e in peer.endpoints if e.network == "bridge" and e.address), None)
+            if place is None:
+                raise FailedPrecondition(
+                    f"Cannot link to a non running container: /{peer.name} AS /{container.name}/{alias}"
+                )
+        except (NotFound, FailedPrecondition):
+            if not lenient:
+                raise
+            continue
+        found.append(Linked(alias, peer, place.address))
     return found
+
+
+def _told(container: Container, linked: Sequence[Linked]) -> list[str]:
+    """What links put into its environment."""
+    return [
+        variable
+        for alias, peer, address in linked
+        for variable in links.environment(
+            container.name, alias, address, peer.config.exposed_ports, peer.config.env
+        )
+    ]
 
 
 def _write_resolv_conf(world: World, container: Container) -> None:
@@ -325,6 +352,7 @@ def prepare(
             apparmor=apparmor_profile(world, config),
             join=join,
             share=share,
+            told=_told(container, _linked(world, container)),
             shm_source=_shm(world, container, peers),
             init=settings.init_path if config.init and own_pid else "",
             cgroups_path=cgroups_path(world, container),
@@ -380,6 +408,7 @@ def prepare_exec(world: World, container: Container, config: ExecConfig) -> dict
         container,
         config,
         who,
+        told=_told(container, _linked(world, container, lenient=True)),
         capabilities=capabilities(world, container, privileged=config.privileged),
         apparmor=apparmor_profile(world, container.config),
     )

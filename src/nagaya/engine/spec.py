@@ -38,7 +38,8 @@ class Surroundings(NamedTuple):
 
     join: namespaces joined by path ({"network": "/run/.../net", "pid": "/proc/1/ns/pid"}).
     share: namespaces not made at all because they are the host's. seccomp: the runtime-spec's
-    linux.seccomp, None for unconfined. files: target -> host path of resolv.conf, hostname, hosts.
+    linux.seccomp, None for unconfined. told: variables from links. files: target -> host path of
+    resolv.conf, hostname, hosts.
     """
 
     identity: Identity
@@ -63,6 +64,7 @@ class Surroundings(NamedTuple):
     default_sysctls: Mapping[str, str] = {}
     default_ulimits: Sequence[dict[str, Any]] = ()
     recursive_ro: bool = True
+    told: Sequence[str] = ()
 
 
 def compose(container: Container, around: Surroundings) -> Spec:
@@ -122,7 +124,11 @@ def _process(container: Container, around: Surroundings) -> dict[str, Any]:
     process: dict[str, Any] = {
         "user": _user(who),
         "args": arguments,
-        "env": list(merge.environment(config.env, hostname=around.hostname, tty=config.tty, home=who.home)),
+        "env": list(
+            merge.environment(
+                config.env, hostname=around.hostname, tty=config.tty, home=who.home, base=around.told
+            )
+        ),
         "cwd": config.working_dir or "/",
         "capabilities": _capabilities(around.capabilities, who.uid),
         "oomScoreAdj": config.oom_score_adj,
@@ -201,6 +207,7 @@ def exec_process(
     config: ExecConfig,
     who: Identity,
     *,
+    told: Sequence[str] = (),
     capabilities: Sequence[str],
     apparmor: str = "",
 ) -> dict[str, Any]:
@@ -214,7 +221,7 @@ def exec_process(
                 hostname=container.hostname,
                 tty=config.tty,
                 home=who.home,
-                base=container.config.env,
+                base=(*told, *container.config.env),
             )
         ),
         "cwd": config.working_dir or container.config.working_dir or "/",

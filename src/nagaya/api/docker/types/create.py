@@ -11,7 +11,6 @@ import re
 from nagaya.api.docker.types.limits import (
     device_requests,
     devices,
-    refuse_unsupported,
     resources,
     restart_policy,
     ulimits,
@@ -35,7 +34,6 @@ from nagaya.errors import InvalidArgument
 DEFAULT_SHM_SIZE = 64 << 20
 _NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]*[a-zA-Z0-9_])?")
-_UNSUPPORTED_HOST = ("Cgroup",)
 
 
 def container_name(name: str) -> str:
@@ -197,7 +195,6 @@ def _check_config(body: CreateBody) -> None:
 
 
 def _check_host(host: HostConfigBody) -> None:
-    refuse_unsupported(host, _UNSUPPORTED_HOST, "HostConfig.")
     if host.StorageOpt:
         raise InvalidArgument(
             "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",

@@ -23,7 +23,7 @@ from nagaya.engine.model import (
     MountSpec,
     PortBinding,
 )
-from nagaya.engine.nettable import attachments
+from nagaya.engine.nettable import attachments, wired
 from nagaya.engine.spec_mounts import is_read_only
 from nagaya.oci.defaults import MASKED_PATHS, READONLY_PATHS
 
@@ -374,7 +374,7 @@ def network_settings(container: Container, run: str) -> Json:
     return {
         "Bridge": "",
         "SandboxID": container.id if running else "",
-        "SandboxKey": f"{run}/ns/{container.id}/net" if running and run else "",
+        "SandboxKey": f"{run}/ns/{container.id}/net" if running and run and wired(container) else "",
         "Ports": ports,
         "HairpinMode": False,
         "LinkLocalIPv6Address": "",
