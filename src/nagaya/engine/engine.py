@@ -449,6 +449,7 @@ class Engine:
         return {
             "id": self._world.id,
             "root": settings.root,
+            "run": settings.run,
             "driver": "overlay2",
             "driver_status": (("Supports d_type", "true"), ("Snapshots", f"{settings.root}/snapshots")),
             "cgroup_driver": settings.cgroup_driver,
