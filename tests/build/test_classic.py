@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from building import build, run, work_left
 from house import House
 
 pytestmark = pytest.mark.root
-
-Files = Mapping[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -23,46 +21,11 @@ def house() -> Iterator[House]:
         yield started
 
 
-def build(
-    house: House, directory: Path, files: Files, *arguments: str, ok: bool = True
-) -> subprocess.CompletedProcess[str]:
-    """`docker build` of these files."""
-    for name, text in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    done = subprocess.run(
-        house.inside(["docker", "build", *arguments, "."]),
-        cwd=directory,
-        env={**house.environment, "DOCKER_BUILDKIT": "0"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr + house.tail()
-    return done
-
-
 def config(house: House, image: str) -> dict[str, object]:
     """The configuration of an image."""
     document = json.loads(house.docker("image", "inspect", image).stdout)[0]
     found = document["Config"]
     assert isinstance(found, dict)
-    return found
-
-
-def run(house: House, image: str, *command: str) -> str:
-    """What a container of the image writes."""
-    done = house.docker("run", "--rm", "--network", "none", image, *command)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.decode()
-
-
-def work_left(house: House) -> list[str]:
-    """What builds have left of their own."""
-    found = [str(path) for path in (house.root / "build" / "work").glob("*")]
-    found += [str(path) for path in (house.root / "snapshots").iterdir() if path.name != "l"]
-    found += [str(path) for path in (house.root / "content" / "ingest").iterdir()]
     return found
 
 

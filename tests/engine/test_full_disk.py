@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
-from disks import disk
+from disks import disk, fill
 from house import House, wait_for
 from rawhttp import Reply, call
 
 pytestmark = pytest.mark.root
 
 IMAGE = "nagaya/busybox"
-
-
-def fill(place: Path) -> Path:
-    """Leave no byte; the file that has them all."""
-    path = place / "ballast"
-    with path.open("ab", buffering=0) as file:
-        for size in (1 << 20, 1 << 16, 1 << 12, 1):
-            with suppress(OSError):
-                while True:
-                    file.write(b"x" * size)
-        with suppress(OSError):
-            os.fsync(file.fileno())
-    return path
 
 
 def left(house: House) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -30,3 +31,16 @@ def disk(megabytes: int, kind: str, *options: str) -> Iterator[Path]:
             yield place
         finally:
             subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Leave no byte; the file that has them all."""
+    path = place / "ballast"
+    with path.open("ab", buffering=0) as file:
+        for size in (1 << 20, 1 << 16, 1 << 12, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+        with suppress(OSError):
+            os.fsync(file.fileno())
+    return path

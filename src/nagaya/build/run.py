@@ -10,9 +10,10 @@ import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nagaya.build import sources
+from nagaya.build import agents, sources
 from nagaya.build.language import commands
 from nagaya.build.language.ast import DockerfileError, Mount, Run
 from nagaya.build.state import State, key
@@ -149,7 +150,7 @@ async def _mount(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted
         return await _cache(stage, mount, held)
     if mount.kind == "secret":
         return await _secret(stage, mount, held)
-    return _agent(stage, mount)
+    return await _agent(stage, mount, held)
 
 
 async def _bind(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted:
@@ -197,26 +198,34 @@ async def _secret(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounte
     return MountSpec("tree", target, f"/proc/self/fd/{root}", True, subpath="secret"), lines_
 
 
-def _agent(stage: StageRun, mount: Mount) -> Mounted:
+async def _agent(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted:
+    """A socket behind which the client's ssh agent is."""
     name = mount.id or "default"
-    socket = stage.build.request.agents.get(name)
-    if socket is None:
+    agent = stage.build.request.agents.get(name)
+    if agent is None:
         if mount.required:
             raise InvalidArgument(
                 f'invalid empty ssh agent socket "{name}": make sure --ssh is given', subject=name
             )
         return None, []
     target = _target(stage, mount, f"/run/buildkit/ssh_agent.{name}")
-    directory, agent = posixpath.split(socket)
-    return MountSpec("tree", target, directory, False, subpath=agent), [f"SSH_AUTH_SOCK={target}"]
+    directory = await stage.build.workshop.work(partial(_new_directory, stage.build.directory))
+    owner, mode = (mount.uid or 0, mount.gid or 0), 0o600 if mount.mode is None else mount.mode
+    await held.enter_async_context(agents.served(agent, directory, owner, mode))
+    return MountSpec("tree", target, directory, False, subpath=agents.NAME), [f"SSH_AUTH_SOCK={target}"]
+
+
+def _new_directory(parent: str) -> str:
+    path = f"{parent}/{os.urandom(4).hex()}"
+    os.mkdir(path, 0o755)
+    return path
 
 
 async def _script(stage: StageRun, target: str, data: bytes) -> Mounted:
     directory, name = posixpath.split(target)
 
     def work() -> str:
-        path = f"{stage.build.directory}/{os.urandom(4).hex()}"
-        os.mkdir(path, 0o755)
+        path = _new_directory(stage.build.directory)
         with open(f"{path}/{name}", "wb") as file:
             file.write(data)
         os.chmod(f"{path}/{name}", 0o755)

@@ -20,6 +20,7 @@ from nagaya.engine.workshop import Workshop
 from nagaya.errors import Cancelled, NagayaError
 from nagaya.image import streams
 from nagaya.image.building import Record
+from nagaya.image.content import disk_error
 
 _WAITING = 256  # things said that nobody has read yet
 _ARCHIVE = re.compile(r"\.(tar|tgz|tbz2?|txz|tar\.\w+)$")
@@ -84,6 +85,14 @@ class Builds:
         archive: AsyncIterator[bytes] | None,
         url: str,
         say: Say,
+    ) -> str:
+        try:
+            return await self._in_directory(request, archive, url, say)
+        except OSError as error:  # of files of our own; those of others are their rooms' to tell
+            raise disk_error(error, "build", str(error.filename or "")) from None
+
+    async def _in_directory(
+        self, request: BuildRequest, archive: AsyncIterator[bytes] | None, url: str, say: Say
     ) -> str:
         workshop = self._workshop
         directory = await workshop.work(workshop.directory)

@@ -108,6 +108,7 @@ class Engine:
         unasked, engine._unasked = engine._unasked, None
         for token in unasked or ():
             engine._started_unasked(token)
+        await recovery.end_builds(world, engine._containers)
         engine._guard = world.task(engine._watch_network(), "network guard")
         return engine
 

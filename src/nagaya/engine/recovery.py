@@ -86,7 +86,6 @@ async def recover(world: World, containers: Containers, changes: NetworkChanges)
     # after the exits: what they cleaned up is no leftover
     running = {s.container.id for s in world.roster if s.container.state in ("running", "paused")}
     running |= world.pods.living()
-    await _end_builds(world, containers)
     await _sweep(world, running)
     await world.volumes.adopt()
     for token, entry in entries.items():
@@ -236,8 +235,8 @@ async def _sweep(world: World, running: set[str]) -> None:
     await world.job(_sweep_files, world, running)
 
 
-async def _end_builds(world: World, containers: Containers) -> None:
-    """A step of a build goes with the daemon that ran it."""
+async def end_builds(world: World, containers: Containers) -> None:
+    """A step of a build goes with the daemon that ran it; its end is heard of only after recovery."""
     for slot in list(world.roster):
         if slot.container.config.build:
             try:
