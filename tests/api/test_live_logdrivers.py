@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -55,8 +57,10 @@ class Receiver:
     """A syslog of a test's own, on any kind of socket."""
 
     def __init__(self, kind: str, place: Path) -> None:
-        stream = kind in ("tcp", "unix")
-        family = socket.AF_INET if kind in ("tcp", "udp") else socket.AF_UNIX
+        """place: of a Unix socket; of a directory with key.pem and cert.pem for TLS."""
+        stream = kind in ("tcp", "unix", "tcp+tls")
+        family = socket.AF_UNIX if kind.startswith("unix") else socket.AF_INET
+        self._tls = _tls(place) if kind == "tcp+tls" else None
         self._sock = socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
         self._sock.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(place))
         if stream:
@@ -82,6 +86,11 @@ class Receiver:
             threading.Thread(target=self._read, args=(client,), daemon=True).start()
 
     def _read(self, client: socket.socket) -> None:
+        if self._tls is not None:
+            try:
+                client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:  # it does not trust us
+                return
         while data := client.recv(65536):
             self.seen += data
         client.close()
@@ -90,6 +99,12 @@ class Receiver:
         with suppress(OSError):  # of datagrams: it wakes the reader all the same
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+
+
+def _tls(place: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(place / "cert.pem", place / "key.pem")
+    return context
 
 
 def test_details(server: Server) -> None:
@@ -158,6 +173,41 @@ def test_a_real_syslog(server: Server, kind: str, tmp_path: Path) -> None:
     assert b"out\n" in logs(server, identity)  # what is sent away can be read here, too
     assert call(server.socket, "GET", f"{API}/containers/{identity}/json").json["LogPath"] == ""
     receiver.close()
+
+
+@pytest.mark.parametrize("style", ("rfc3164", "rfc5424"))
+def test_a_syslog_over_tls(server: Server, style: str, tmp_path: Path) -> None:
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=nagt -keyout key.pem -out cert.pem"
+    names = ("-addext", "subjectAltName=IP:127.0.0.1")
+    subprocess.run([*command.split(), *names], cwd=tmp_path, check=True, capture_output=True)
+    receiver = _within(server, "tcp+tls", tmp_path)
+    options = {"syslog-address": receiver.address, "syslog-format": style, "tag": "t"}
+    trust = {"syslog-tls-ca-cert": str(tmp_path / "cert.pem")}
+    run(server, "syslog", options | trust, "sh", "-c", "echo one; echo three")
+    wait_for(lambda: receiver.seen.count(b"\n") == 2, 60, "both lines")
+    first, second = receiver.seen.splitlines()
+    if style == "rfc5424":  # after their lengths, with the newline (RFC 5425)
+        for line in (first, second):
+            length, _, message = line.partition(b" ")
+            assert int(length) == len(message) + 1 and message.startswith(b"<30>1 ")
+    else:
+        assert first.startswith(b"<30>") and second.startswith(b"<30>")
+    assert first.endswith(b"one") and second.endswith(b"three")
+    for wish, status in ((options, 500), (options | {"syslog-tls-skip-verify": "false"}, 204)):
+        assert call(server.socket, "DELETE", f"{API}/containers/box?force=1").status == 204
+        assert create(server, "syslog", wish, "true").status == 201
+        started = call(server.socket, "POST", f"{API}/containers/box/start")
+        assert started.status == status, started
+        if status == 500:
+            assert "certificate" in started.message
+    receiver.close()
+
+
+def test_certificates_that_are_not_there(server: Server) -> None:
+    wish = {"syslog-address": "tcp+tls://127.0.0.1:1", "syslog-tls-ca-cert": "/no/such.pem"}
+    assert create(server, "syslog", wish, "true").status == 201
+    started = call(server.socket, "POST", f"{API}/containers/box/start")
+    assert started.status == 400 and "/no/such.pem" in started.message, started
 
 
 def _within(server: Server, kind: str, place: Path) -> Receiver:

@@ -59,7 +59,6 @@ def test_what_io_is_told() -> None:
         ("syslog", {"foo": "x"}, "unknown log opt 'foo' for syslog log driver"),
         ("syslog", {"syslog-address": "x://y"}, "syslog-address should be in form proto://address"),
         ("syslog", {"syslog-address": "tcp://h:x"}, "syslog-address should be in form proto://address"),
-        ("syslog", {"syslog-address": "tcp+tls://h:1"}, "syslog over TLS is not supported"),
         ("syslog", {"syslog-facility": "x"}, "invalid syslog facility"),
         ("syslog", {"syslog-format": "x"}, "Invalid syslog format"),
         ("journald", {}, "journald is not enabled on this host"),

@@ -15,7 +15,7 @@ from nagaya.engine import logs, logtargets
 from nagaya.engine.model import Container, LogLine
 from nagaya.engine.roster import Slot
 from nagaya.engine.world import World
-from nagaya.errors import InternalError, NagayaError
+from nagaya.errors import InternalError, InvalidArgument, NagayaError
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Forwarders:
                 await asyncio.sleep(_RETRY)
                 try:
                     await target.open()
-                except InternalError:
+                except (InternalError, InvalidArgument):
                     continue
 
 

@@ -101,7 +101,7 @@ def check(config: LogConfig, *, journal: bool = False) -> list[str]:
 
 
 class Target(NamedTuple):
-    """Where a syslog is: "unix", "unixgram", "udp" or "tcp"; a path, or host and port."""
+    """Where a syslog is: "unix", "unixgram", "udp", "tcp" or "tcp+tls"; a path, or host and port."""
 
     kind: str
     path: str = ""
@@ -120,9 +120,7 @@ def target(options: dict[str, str]) -> Target:
     if not address:
         return Target("unixgram", "/dev/log")
     kind, mark, rest = address.partition("://")
-    if kind == "tcp+tls":
-        raise _bad("syslog over TLS is not supported: use a relay on this host")
-    if not mark or kind not in ("unix", "unixgram", "udp", "tcp") or not rest:
+    if not mark or kind not in ("unix", "unixgram", "udp", "tcp", "tcp+tls") or not rest:
         raise _bad(f"syslog-address should be in form proto://address, got {address}")
     if kind.startswith("unix"):
         return Target(kind, rest)

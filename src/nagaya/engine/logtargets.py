@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 from nagaya.engine import logoptions
 from nagaya.engine.model import Container, LogLine
-from nagaya.errors import InternalError
+from nagaya.errors import InternalError, InvalidArgument
 
 JOURNAL = "/run/systemd/journal/socket"
 _DEFAULT_TAG = "{{.ID}}"
 _INFO, _ERROR = 6, 3
+_TLS_FILES = ("syslog-tls-ca-cert", "syslog-tls-cert", "syslog-tls-key")
 _PATIENCE = 10.0  # seconds to connect
 
 
@@ -26,7 +29,7 @@ class Target(Protocol):
     """Takes lines, one after the other."""
 
     async def open(self) -> None:
-        """Connect. Raises InternalError."""
+        """Connect. Raises InternalError, InvalidArgument."""
         ...
 
     async def send(self, line: LogLine) -> None:
@@ -64,7 +67,11 @@ class Syslog:
         self._format = options.get("syslog-format", "")
         self._tag = tag_of(container)
         self._host = os.uname().nodename
+        # RFC 5425: over TLS each message of the newer format comes after its length
+        self._counted = self._target.kind == "tcp+tls" and self._format.startswith("rfc5424")
+        self._options = options
         self._sock: socket.socket | None = None
+        self._stream: asyncio.StreamWriter | None = None
 
     async def open(self) -> None:
         self.close()
@@ -72,13 +79,17 @@ class Syslog:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_PATIENCE):
-                self._sock = await self._connected(loop)
+                if where.kind == "tcp+tls":
+                    context = await loop.run_in_executor(None, secured, self._options)
+                    _, self._stream = await asyncio.open_connection(where.host, where.port, ssl=context)
+                    # what was sent is out of our hands, as with a plain socket
+                    self._stream.transport.set_write_buffer_limits(high=0)
+                else:
+                    self._sock = await self._connected(loop)
         except (OSError, TimeoutError) as error:
             place = where.path or f"{where.host}:{where.port}"
-            known = isinstance(error, OSError) and error.errno and error.errno > 0
-            why = os.strerror(error.errno or 0).lower() if known and isinstance(error, OSError) else "failed"
             raise InternalError(
-                f"failed to initialize logging driver: dial {where.kind} {place}: connect: {why}",
+                f"failed to initialize logging driver: dial {where.kind} {place}: connect: {_why(error)}",
                 subject="LogConfig",
             ) from None
 
@@ -104,7 +115,7 @@ class Syslog:
         return sock
 
     async def send(self, line: LogLine) -> None:
-        if self._sock is None:
+        if self._sock is None and self._stream is None:
             raise ConnectionError("not connected")
         data = record(
             self._format,
@@ -113,12 +124,45 @@ class Syslog:
             self._host,
             line,
         )
-        await asyncio.get_running_loop().sock_sendall(self._sock, data)
+        if self._counted:
+            data = b"%d " % len(data) + data
+        if self._stream is not None:
+            self._stream.write(data)
+            await self._stream.drain()
+        elif self._sock is not None:
+            await asyncio.get_running_loop().sock_sendall(self._sock, data)
 
     def close(self) -> None:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+        if self._stream is not None:
+            self._stream.close()  # what waits is still sent
+            self._stream = None
+
+
+def secured(options: Mapping[str, str]) -> ssl.SSLContext:
+    """TLS as the options `syslog-tls-...` want it. Raises InvalidArgument about their files."""
+    try:
+        context = ssl.create_default_context(cafile=options.get("syslog-tls-ca-cert") or None)
+        if "syslog-tls-skip-verify" in options:  # whatever it says, as with dockerd
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if options.get("syslog-tls-cert"):
+            context.load_cert_chain(options["syslog-tls-cert"], options.get("syslog-tls-key") or None)
+    except OSError as error:
+        files = [options[key] for key in _TLS_FILES if options.get(key)]
+        raise InvalidArgument(
+            f"failed to initialize logging driver: {' '.join(files)}: {_why(error)}", subject="LogConfig"
+        ) from None
+    return context
+
+
+def _why(error: OSError | TimeoutError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}"
+    return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else "failed"
 
 
 def record(style: str, priority: int, tag: str, host: str, line: LogLine) -> bytes:
