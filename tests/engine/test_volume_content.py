@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from house import House
+from killsteps import Victims, enumerate_steps
 
 from nagaya.engine import filling
 from nagaya.engine.layered import LayeredRoot
@@ -47,6 +51,41 @@ def test_the_root_of_an_image(tmp_path: Path, target: str) -> None:
     assert (tmp_path / "volume/data/both").read_text() == "upper"
     assert (tmp_path / "volume/data/deep/below").read_text() == "below"
     assert stat.S_IMODE((tmp_path / "volume/data").stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("kind", ["_data", "mounted"])
+def test_killed_at_any_step_a_volume_is_empty_or_whole(tmp_path: Path, kind: str) -> None:
+    image, whole = layers(tmp_path), {"both": "upper", "deep": {"below": "below"}, "to": "-> both"}
+    (tmp_path / "upper/data/to").symlink_to("both")
+    os.chown(tmp_path / "lower/data/deep/below", 7, 8)
+
+    def found(place: Path) -> dict[str, Any]:
+        return {
+            p.name: f"-> {os.readlink(p)}" if p.is_symlink() else found(p) if p.is_dir() else p.read_text()
+            for p in place.iterdir()
+        }
+
+    def at_step(victims: Victims, number: int) -> bool | None:
+        data = tmp_path / f"step{number}" / kind
+        data.mkdir(parents=True)
+        code = victims("fill", data, tmp_path, number)
+        if code == 0:
+            return None
+        assert code == -signal.SIGKILL, number
+        mounted = kind == "mounted"
+        filling.settle(filling.stage_of(str(data), mounted=mounted), str(data))  # as the next daemon does
+        filled = bool(found(data))
+        assert found(data) in ({}, whole), number
+        assert [p.name for p in data.parent.iterdir()] == [kind], number
+        filling.copy_up(image, "/data", str(data), mounted=mounted)  # as the next container does
+        assert found(data) == whole, number
+        owner = (data / "deep/below").stat()
+        assert (owner.st_uid, owner.st_gid, stat.S_IMODE(data.stat().st_mode)) == (7, 8, 0o750), number
+        shutil.rmtree(data.parent)
+        return filled
+
+    ends = enumerate_steps(at_step)
+    assert ends[0] is True and False in ends and ends.index(None) > 20  # the last moment, and early ones
 
 
 def test_many_fill_one_volume(tmp_path: Path) -> None:

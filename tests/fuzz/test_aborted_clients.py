@@ -10,6 +10,7 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,35 @@ def test_execs_that_are_left_alone(house: House) -> None:
         client.go(request("POST", f"/exec/{made}/start", b'{"Tty": false}', upgrade=True))
     settled(house, before)
     assert house.ok("exec", "plain", "echo", "well") == "well"
+
+
+def test_a_thousand_execs(house: House) -> None:
+    """Run to their end, several at a time, with and without somebody who listens."""
+
+    def run(number: int) -> bytes:
+        body = {
+            "Cmd": ["echo", str(number)],
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "Tty": number % 3 == 0,
+        }
+        made = call(house.socket, "POST", "/containers/plain/exec", body).json["Id"]
+        wish = {"Detach": number % 4 == 0, "Tty": body["Tty"]}
+        seen = call(house.socket, "POST", f"/exec/{made}/start", wish).body
+        if wish["Detach"]:
+            return b""
+        found = call(house.socket, "GET", f"/exec/{made}/json").json
+        assert (found["Running"], found["ExitCode"]) == (False, 0), found
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(40)))  # the builders and threads that a busy moment has
+        before, size = held(house), memory(house)
+        for number, seen in enumerate(pool.map(run, range(CLIENTS))):
+            assert number % 4 == 0 or str(number).encode() in seen, number
+    settled(house, before)
+    # an exec's end is known for a while: a kilobyte or two each
+    assert memory(house) - size < 8 << 10
 
 
 def test_slow_clients_and_half_of_a_request_delay_nobody(house: House) -> None:

@@ -24,7 +24,9 @@ from fakeregistry import quick
 from parcels import pieces
 
 from nagaya.daemon.main import main as daemon
+from nagaya.engine import filling
 from nagaya.engine.catalog import LedgerCatalog
+from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.ledger import Ledger
 from nagaya.image.making import Recipe
 from nagaya.image.store import ImageStore
@@ -32,7 +34,19 @@ from nagaya.linux import sync
 
 CHANGES = (
     *("open", "mkdir", "rename", "unlink", "rmdir", "link", "symlink", "mknod", "mkfifo"),
-    *("write", "pwrite", "ftruncate", "fsync", "setxattr", "utime", "chown", "fchown", "chmod", "fchmod"),
+    *(
+        "write",
+        "pwrite",
+        "sendfile",
+        "ftruncate",
+        "fsync",
+        "setxattr",
+        "utime",
+        "chown",
+        "fchown",
+        "chmod",
+        "fchmod",
+    ),
 )
 
 
@@ -102,7 +116,15 @@ def commit(root: str, snapshot: str, at: int) -> None:
     store.commit(snapshot, base, frozenset(), Recipe({"Cmd": ["x"]}, "2024-01-02T03:04:05Z"), "new:1")
 
 
-JOBS = {"pull": pull, "load": load, "commit": commit}
+def fill(data: str, layers: str, at: int) -> None:
+    """Fill the volume at data, in whose name it says whether something is mounted there, with what an image
+    has in /data, and die at a step."""
+    image = LayeredRoot([f"{layers}/upper", f"{layers}/lower"])
+    Steps(at).arm()
+    filling.copy_up(image, "/data", data, mounted=data.endswith("mounted"))
+
+
+JOBS = {"pull": pull, "load": load, "commit": commit, "fill": fill}
 
 
 def serve() -> None:
