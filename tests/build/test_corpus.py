@@ -54,7 +54,7 @@ def same_base(house: House, dockerd: Dockerd) -> None:
 
 def prepare(name: str, directory: Path) -> None:
     """The case's context: its files, and what git cannot keep."""
-    shutil.copytree(CORPUS / name, directory, dirs_exist_ok=True)
+    shutil.copytree(CORPUS / name, directory, dirs_exist_ok=True, symlinks=True)
     tree = directory / "tree"
     if tree.is_dir():
         (tree / "empty").mkdir(mode=0o750)

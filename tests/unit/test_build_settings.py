@@ -109,6 +109,23 @@ def test_how_the_history_tells_it(text: str, told: str) -> None:
     assert settings.created_by(settings.apply({}, instruction), instruction) == told
 
 
+@pytest.mark.parametrize(
+    ("retries", "told"),
+    [
+        (0, "\\x00"),
+        (12, "\\f"),
+        (34, '"'),
+        (39, "\\'"),
+        (65, "A"),
+        (127, "\\x7f"),
+        (233, "é"),
+        (1 << 30, "\ufffd"),
+    ],
+)
+def test_retries_are_a_character_there(retries: int, told: str) -> None:
+    assert settings._rune(retries) == f"'{told}'"
+
+
 def test_a_go_string() -> None:
     assert settings.quoted('ü"\x01\u200b\n') == '"ü\\"\\x01\\u200b\\n"'
 

@@ -14,7 +14,7 @@ import urllib3
 
 from nagaya.build.transfer import Item
 from nagaya.errors import DataLoss, InvalidArgument, ResourceExhausted, Unavailable
-from nagaya.image import making
+from nagaya.image import making, transport
 from nagaya.oci import digest as digests
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _opened(url: str) -> urllib3.BaseHTTPResponse:
     try:
         response = pool.request("GET", url, preload_content=False)
     except urllib3.exceptions.HTTPError as error:
-        raise Unavailable(f"error downloading {url[:200]}: {error}", subject=url[:200]) from None
+        raise _failed(url, error) from None
     if response.status != 200:
         response.close()
         raise Unavailable(
@@ -97,4 +97,10 @@ def _bounded(response: urllib3.BaseHTTPResponse, url: str, limit: int) -> Iterat
                 raise ResourceExhausted(f"{url[:200]} has more than {limit} bytes", subject=url[:200])
             yield piece
     except urllib3.exceptions.HTTPError as error:
-        raise Unavailable(f"error downloading {url[:200]}: {error}", subject=url[:200]) from None
+        raise _failed(url, error) from None
+
+
+def _failed(url: str, error: Exception) -> Unavailable:
+    if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None:
+        error = error.reason
+    return Unavailable(str(transport.explain("Get", url, error)), subject=url[:200])

@@ -94,8 +94,8 @@ def _told(config: Mapping[str, Any], instruction: Instruction) -> str:
             return f"ENTRYPOINT {_quoted_list(config.get('Entrypoint') or ())}"
         case Healthcheck() as check:
             times = (_go_duration(t) for t in (check.interval, check.timeout, check.start_period))
-            retries = chr(check.retries) if 32 <= check.retries < 127 else f"\\x{check.retries:02x}"
-            return f"HEALTHCHECK &{{{_quoted_list(check.test)} {' '.join(map(quoted, times))} '{retries}'}}"
+            shown = " ".join([_quoted_list(check.test), *map(quoted, times), _rune(check.retries)])
+            return f"HEALTHCHECK &{{{shown}}}"
         case Expose(ports=ports):
             return " ".join(["EXPOSE", *ports])
         case User(user=user):
@@ -130,6 +130,13 @@ def quoted(text: str) -> str:
         else:
             parts.append(f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}")
     return f'"{"".join(parts)}"'
+
+
+def _rune(number: int) -> str:
+    """A number as Go's %q, which takes it for a character: moby prints the retries so."""
+    char = chr(number) if number < 0xD800 or 0xE000 <= number < 0x110000 else "\ufffd"
+    inner = {"'": "\\'", '"': '"'}.get(char) or quoted(char)[1:-1]
+    return f"'{inner}'"
 
 
 def _go_duration(nanoseconds: int) -> str:

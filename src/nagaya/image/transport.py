@@ -80,7 +80,7 @@ class Answer:
             while piece := self._response.read1(size, decode_content=False):
                 yield piece
         except (HTTPError, OSError) as error:
-            raise _explain("Get", self.url, error) from None
+            raise explain("Get", self.url, error) from None
 
     def read(self, limit: int) -> bytes:
         """The body, at most limit + 1 bytes of it. Raises NetworkError. The answer is closed."""
@@ -200,7 +200,7 @@ class Transport:
                 timeout=urllib3.Timeout(connect=connect, read=read),
             )
         except (HTTPError, OSError, ValueError) as error:
-            raise _explain(method.capitalize(), url, error) from None
+            raise explain(method.capitalize(), url, error) from None
         return Answer(response, url)
 
     def _pool(self, url: str) -> urllib3.PoolManager:
@@ -273,7 +273,7 @@ def _in_ranges(host: str, ranges: tuple[str, ...]) -> bool:
     return False
 
 
-def _explain(method: str, url: str, error: Exception) -> NetworkError:
+def explain(method: str, url: str, error: Exception) -> NetworkError:
     """One line with the URL and the innermost reason, worded like Go's net/http where it has words."""
     transient = True
     if isinstance(error, NameResolutionError):
