@@ -1,4 +1,4 @@
-"""kill -9 at every step of a pull, a load, a commit: what is here afterwards is whole, and nothing else."""
+"""kill -9 at every step of work on images: what is here afterwards is whole, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from fakeregistry import quick
 from house import House, python_main
 from images import Registry, busybox_layers, write_layout
 from imagetrees import free_port, mounted, sample, survey
-from killsteps import Victims, enumerate_steps
-from parcels import config, docker_archive, packed, pieces, saved
+from killsteps import Victims, enumerate_steps, take_away
+from parcels import config, docker_archive, packed, pieces, saved, sha
 
 from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.ledger import Ledger
@@ -215,6 +217,123 @@ def test_kill_at_every_step_of_a_commit(tmp_path: Path) -> None:
 
     found = enumerate_steps(at)
     assert found.count(False) > 25 and found[0], found
+
+
+class Reading:
+    """What a registry has of a tag, as anybody reads it."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def whole(self, path: str, tag: str) -> bytes | None:
+        """The tag's manifest; all that it names is there and has its digest. None when there is no tag."""
+        accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+        url = f"http://{self._address}/v2/{path}"
+        try:
+            with urlopen(Request(f"{url}/manifests/{tag}", headers=accept), timeout=30) as answer:
+                found: bytes = answer.read()
+        except HTTPError as error:
+            assert error.code == 404
+            return None
+        document = json.loads(found)
+        for part in (document["config"], *document["layers"]):
+            with urlopen(f"{url}/blobs/{part['digest']}", timeout=30) as answer:
+                assert f"sha256:{sha(answer.read())}" == part["digest"]
+        return found
+
+
+def test_kill_at_every_step_of_a_push(tmp_path: Path) -> None:
+    """The tag is there with all that it names, or not; here nothing has changed; the next push works."""
+    first = tmp_path / "first"
+    first.mkdir()
+    ledger = Ledger(f"{first}/ledger.db")
+    store = ImageStore(str(first), LedgerCatalog(ledger), quick())
+    store.load(pieces(packed(docker_archive(*map(gzip.decompress, sample()[:2]), tags=["base:1"]))))
+    manifest = Path(store._content.path(store.resolve("base:1").manifest)).read_bytes()
+    ledger.close()
+    before = sorted(files(first))
+
+    with Registry(tmp_path / "registry", port=free_port()) as registry:
+        reading = Reading(registry.address)
+
+        def at(victims: Victims, number: int) -> bool | None:
+            root, path = tmp_path / str(number), f"sample/s{number}"
+            name = f"{registry.address}/{path}:1"
+            subprocess.run(["cp", "-a", str(first), str(root)], check=True)
+            ledger = Ledger(f"{root}/ledger.db")
+            ImageStore(str(root), LedgerCatalog(ledger), quick()).tag("base:1", name)
+            ledger.close()
+            ended = victims("push", root, name, number)
+            if ended == 0:
+                return None
+            assert ended == -signal.SIGKILL, number
+            there = reading.whole(path, "1")
+            assert there in (None, manifest), number
+            ledger = Ledger(f"{root}/ledger.db")
+            try:
+                store = ImageStore(str(root), LedgerCatalog(ledger), quick())
+                store.recover()
+                assert sorted(files(root)) == before, number
+                store.push(name)
+                assert reading.whole(path, "1") == manifest, number
+                assert len(store.resolve(name).names) == 3, number  # the digest's is new
+            finally:
+                ledger.close()
+            subprocess.run(["rm", "-rf", str(root)], check=True)
+            return there is not None
+
+        found = enumerate_steps(at)
+    assert found.count(False) > 20 and found[0], found
+
+
+@pytest.mark.parametrize("what", ["remove", "prune", "snapshot"])
+def test_kill_at_every_step_of_collecting_garbage(what: str, tmp_path: Path) -> None:
+    """The image is whole, or nothing is left of it; what another shares with it never goes."""
+    base, middle, top = map(gzip.decompress, sample())
+    first = tmp_path / "first"
+    first.mkdir()
+    ledger = Ledger(f"{first}/ledger.db")
+    catalog = LedgerCatalog(ledger)
+    store = ImageStore(str(first), catalog, quick())
+    for tag, layers in (("one:1", (base, middle, top)), ("two:1", (base, top))):
+        store.load(pieces(packed(docker_archive(*layers, tags=[tag]))))
+    whole = {name: trees(first, store, catalog, name) for name in ("one:1", "two:1")}
+    if what == "snapshot":
+        upper = Path(store.prepare("box", store.resolve("one:1").id)["upper"])
+        (upper / "deep/er").mkdir(parents=True)
+        (upper / "deep/er/file").write_text("x")
+        store.remove("one:1", (), force=True)
+    ledger.close()
+
+    def at(victims: Victims, number: int) -> bool | None:
+        root = tmp_path / str(number)
+        subprocess.run(["cp", "-a", str(first), str(root)], check=True)
+        ended = victims("collect", root, what, number)
+        if ended == 0:
+            return None
+        assert ended == -signal.SIGKILL, number
+        ledger = Ledger(f"{root}/ledger.db")
+        try:
+            catalog = LedgerCatalog(ledger)
+            store = ImageStore(str(root), catalog, quick())
+            store.recover()
+            there = len(store.list()) == 2 or catalog.snapshot("box") is not None
+            if len(store.list()) == 2:
+                assert trees(root, store, catalog, "one:1") == whole["one:1"] and saved(store, "one:1"), (
+                    number
+                )
+            if there:
+                take_away(store, what)
+            # of two:1: a manifest, a configuration, two blobs, two layers
+            assert len(files(root)) == 6, (number, files(root))
+            assert trees(root, store, catalog, "two:1") == whole["two:1"] and saved(store, "two:1"), number
+        finally:
+            ledger.close()
+        subprocess.run(["rm", "-rf", str(root)], check=True)
+        return there
+
+    found = enumerate_steps(at)
+    assert found.count(True) + found.count(False) > 10 and not found[0], found
 
 
 @pytest.mark.parametrize("step", [3, 20, 60, 85, 110])

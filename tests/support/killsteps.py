@@ -1,4 +1,5 @@
-"""A process that kills itself at the n-th step of a pull or a load: a call that changes a file or the ledger.
+"""A process that kills itself at the n-th step of work on images: a call that changes a file, the ledger,
+or, in a push, the registry.
 
 Tests enumerate the steps: they run with 1, 2, 3 ... until it gets through. As a program: nagayad
 that dies at a step of its first pull; argv: the step, then the daemon's own.
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,9 @@ from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.ledger import Ledger
 from nagaya.image.making import Recipe
+from nagaya.image.removal import Use
 from nagaya.image.store import ImageStore
+from nagaya.image.transport import Answer, Transport
 from nagaya.linux import sync
 
 CHANGES = (
@@ -72,6 +75,32 @@ class Steps:
             self._step()  # it is committed, and nobody has heard of it
 
         Ledger.write = write  # type: ignore[method-assign,assignment]
+
+    def arm_wire(self) -> None:
+        """Every request is three steps, too: before it, within its body, and when its answer has come."""
+        original = Transport.request
+
+        def within(body: Iterable[bytes]) -> Iterator[bytes]:
+            for piece in body:
+                yield piece[: len(piece) // 2]
+                self._step()
+                yield piece[len(piece) // 2 :]
+
+        def request(
+            transport: Transport,
+            method: str,
+            url: str,
+            headers: Mapping[str, str],
+            body: bytes | Iterable[bytes] | None = None,
+        ) -> Answer:
+            self._step()
+            if body is not None and not isinstance(body, bytes):
+                body = within(body)
+            answer = original(transport, method, url, headers, body)
+            self._step()
+            return answer
+
+        Transport.request = request  # type: ignore[method-assign,assignment]
 
     def _step(self, before: Callable[[], object] = lambda: None) -> None:
         with self._lock:
@@ -124,7 +153,34 @@ def fill(data: str, layers: str, at: int) -> None:
     filling.copy_up(image, "/data", data, mounted=data.endswith("mounted"))
 
 
-JOBS = {"pull": pull, "load": load, "commit": commit, "fill": fill}
+def push(root: str, name: str, at: int) -> None:
+    """Push an image, and die at a step."""
+    store = ImageStore(root, LedgerCatalog(Ledger(f"{root}/ledger.db")), quick())
+    steps = Steps(at)
+    steps.arm()
+    steps.arm_wire()
+    store.push(name)
+
+
+def collect(root: str, what: str, at: int) -> None:
+    """Take away one:1 in one of several ways, and die at a step."""
+    store = ImageStore(root, LedgerCatalog(Ledger(f"{root}/ledger.db")), quick())
+    Steps(at).arm()
+    take_away(store, what)
+
+
+def take_away(store: ImageStore, what: str) -> None:
+    """ "remove": the image one:1; "prune": all but two:1; "snapshot": a container's files, the last that
+    needed the layers of one:1."""
+    if what == "remove":
+        store.remove("one:1", ())
+    elif what == "prune":
+        store.prune([Use(store.resolve("two:1").id, "box", True)], lambda _: True, dangling=False)
+    else:
+        store.remove_snapshot("box")
+
+
+JOBS = {"pull": pull, "load": load, "commit": commit, "fill": fill, "push": push, "collect": collect}
 
 
 def serve() -> None:

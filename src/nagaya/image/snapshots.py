@@ -20,7 +20,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from nagaya.errors import AlreadyExists, DataLoss, InvalidArgument, KernelError, NotFound
@@ -137,9 +137,13 @@ class Snapshots:
         except OSError as error:
             raise disk_error(error, "make layer", passing) from None
 
-    def layer_names(self) -> list[str]:
-        """The names of all layer directories on the disk, also those without a row."""
-        return [n for n in os.listdir(self._layers) if n != "empty"]
+    def sweep_layers(self, known: Collection[str]) -> set[str]:
+        """Remove all layer directories but those of these names, also what is left of one that was being
+        removed. Those that are there."""
+        there = {name for name in os.listdir(self._layers) if name != "empty"}
+        for name in there - set(known):
+            self._remove(self._layers, name)
+        return there & set(known)
 
     # containers
 

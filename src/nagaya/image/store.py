@@ -432,9 +432,7 @@ class ImageStore:
         """Remove what a crash left: call it once, before anything else is asked."""
         self._shelf.collect()
         rows = self._catalog.layers()
-        there = self._snapshots.layer_names()
-        for name in set(there) - {row.directory for row in rows}:
-            self._snapshots.drop_layer(name)
+        there = self._snapshots.sweep_layers({row.directory for row in rows})
         for row in rows:
             if row.directory not in there:  # somebody tidied up: the next pull brings it again
                 self._catalog.delete_layer(row.diff_id)
