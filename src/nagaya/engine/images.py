@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
@@ -298,8 +298,9 @@ class Images:
         )
 
 
-def pieces(body: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
-    """A request's body for a thread, in pieces of some size: each costs a hop to the loop and back."""
+def pieces(body: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Generator[bytes]:
+    """A request's body for a thread, in pieces of some size: each costs a hop to the loop and back. The next
+    one comes while the thread is at its work with this one."""
 
     async def some() -> bytes:
         parts: list[bytes] = []
@@ -309,8 +310,13 @@ def pieces(body: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Itera
             size += len(part)
         return b"".join(parts)
 
-    while piece := asyncio.run_coroutine_threadsafe(some(), loop).result():
-        yield piece
+    coming = asyncio.run_coroutine_threadsafe(some(), loop)
+    try:
+        while piece := coming.result():
+            coming = asyncio.run_coroutine_threadsafe(some(), loop)
+            yield piece
+    finally:
+        coming.cancel()
 
 
 def _credentials(auth: RegistryAuth | None) -> auths.RegistryAuth | None:

@@ -69,26 +69,43 @@ def load(shelf: Shelf, pieces: Iterable[bytes], report: Report, check: Check) ->
         images = plan(incoming, shelf)
         for image in images:
             lease((*image.blobs, *image.diff_ids))
-            for digest in image.blobs:
-                check()
-                part = incoming.blob(digest)
-                if part is not None and os.path.exists(part.path):
-                    shelf.content.adopt(part.path, digest)
-            shelf.content.put(image.manifest, image.digest)
-            for digest in image.blobs:
-                if not shelf.content.has(digest):  # it was not in the archive, and went before it was leased
-                    raise _lacking(digest)
-        wanted = {(d, i): None for image in images for d, i in zip(image.layers, image.diff_ids, strict=True)}
-        missing = [(d, i) for d, i in wanted if not shelf.snapshots.has_layer(i)]
+        # the sooner a layer is unpacked, the more of the time that the disk takes for others is used
+        wanted: dict[str, set[str]] = {}
+        for image in images:
+            for digest, diff_id in zip(image.layers, image.diff_ids, strict=True):
+                wanted.setdefault(digest, set()).add(diff_id)
         together(
-            [partial(_unpack, shelf, d, i, report) for d, i in missing],
+            [partial(_layer, shelf, incoming, *one, report) for one in wanted.items()],
             shelf.config.unpacks,
             "nagaya-load",
             check,
         )
         for image in images:
+            shelf.content.put(image.manifest, image.digest)
+            for digest in image.blobs:
+                _adopt(shelf, incoming, digest, check)
+        for image in images:
             _keep(shelf, image, report)
     return [image.id for image in images]
+
+
+def _adopt(shelf: Shelf, incoming: Incoming, digest: str, check: Check) -> None:
+    check()
+    part = incoming.blob(digest)
+    if part is not None and os.path.exists(part.path):
+        shelf.content.adopt(part.path, digest)
+    if not shelf.content.has(digest):  # it was not in the archive, and went before it was leased
+        raise _lacking(digest)
+
+
+def _layer(
+    shelf: Shelf, incoming: Incoming, digest: str, diff_ids: set[str], report: Report, check: Check
+) -> None:
+    """One blob; an archive may say of it that it is several layers, which is wrong of all but one."""
+    _adopt(shelf, incoming, digest, check)
+    for diff_id in sorted(diff_ids):
+        if not shelf.snapshots.has_layer(diff_id):
+            _unpack(shelf, digest, diff_id, report, check)
 
 
 def _unpack(shelf: Shelf, digest: str, diff_id: str, report: Report, check: Check) -> None:
