@@ -16,12 +16,19 @@ import nagaya
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = sorted((ROOT / "scripts").iterdir())
-ROOMS = {"nagaya": "cli", "nagayad": "daemon", "nagaya-supervisor": "supervisor", "nagaya-oci": "runtime"}
+ROOMS = {
+    "nagaya": "cli",
+    "nagayad": "daemon",
+    "nagaya-supervisor": "supervisor",
+    "nagaya-oci": "runtime",
+    "nagaya-vm": "vm",
+    "nagaya-vmm": "api.firecracker",
+}
 
 # Stands in for a room's main: tells how it was started, so that no test depends on what the room does.
 PROBE = """
 import sys
-def main(argv):
+def main(argv, *program):
     print(repr({"argv": argv, "argv0": sys.argv[0], "flags": [sys.flags.isolated, sys.flags.no_site,
         sys.flags.ignore_environment, sys.flags.utf8_mode], "file": __file__,
         "executable": sys.executable, "site": "site" in sys.modules, "path": sys.path}))
@@ -74,7 +81,7 @@ def probed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(str(bin_directory)) > 127
     (package,) = where.glob("lib/python*/site-packages/nagaya")
     for room in ROOMS.values():
-        (package / room / "main.py").write_text(PROBE)
+        (package / room.replace(".", "/") / "main.py").write_text(PROBE)
     return bin_directory
 
 
@@ -89,7 +96,10 @@ def tell(argv: Sequence[str | Path], **options: object) -> dict[str, object]:
 def test_the_wheel_has_all_launchers_and_they_differ_in_name_and_room_only() -> None:
     assert {p.name for p in LAUNCHERS} == set(ROOMS)
     texts = {
-        p.read_text().replace(f"# {p.name}:", "# NAME:").replace(f"nagaya.{ROOMS[p.name]}.main", "ROOM")
+        p.read_text()
+        .replace(f"# {p.name}:", "# NAME:")
+        .replace(f"nagaya.{ROOMS[p.name]}.main", "ROOM")
+        .replace(", sys.argv[0])", ")")  # nagaya-vm's name is in its messages
         for p in LAUNCHERS
         if p.name != "nagaya-oci"
     }
@@ -128,7 +138,9 @@ def test_the_real_thing_runs(installed: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ROOMS)
 def test_it_imports_from_bytecode(installed: Path, name: str) -> None:
-    (cache,) = installed.parent.glob(f"lib/python*/site-packages/nagaya/{ROOMS[name]}/__pycache__")
+    (cache,) = installed.parent.glob(
+        f"lib/python*/site-packages/nagaya/{ROOMS[name].replace('.', '/')}/__pycache__"
+    )
     assert list(cache.glob("__init__.*.pyc")), "pip compiles; nothing may switch that off"
 
 

@@ -52,13 +52,17 @@ def tsc_khz(cpuinfo: bytes) -> int:
     return 0
 
 
-def cmdline(accel: str, extra: str = "", *, cpuinfo: bytes | None = None) -> str:
-    """The kernel's command line for a machine with that accelerator.
+def clock_words(accel: str, *, cpuinfo: bytes | None = None) -> str:
+    """What the kernel of a machine with that accelerator must be told of its clock.
 
     An emulated microVM has no timer to calibrate the TSC by, and its kernel would look for one for ever: so
     it is told. KVM has its own clock.
     """
-    words = [_ALWAYS]
     if accel == "tcg" and (khz := tsc_khz(_read("/proc/cpuinfo") if cpuinfo is None else cpuinfo)):
-        words.append(f"no_timer_check tsc_early_khz={khz} tsc=reliable lpj={2 * khz}")
-    return " ".join([*words, extra] if extra else words)
+        return f"no_timer_check tsc_early_khz={khz} tsc=reliable lpj={2 * khz}"
+    return ""
+
+
+def cmdline(accel: str, extra: str = "", *, cpuinfo: bytes | None = None) -> str:
+    """The kernel's command line for a machine with that accelerator."""
+    return " ".join(words for words in (_ALWAYS, clock_words(accel, cpuinfo=cpuinfo), extra) if words)

@@ -236,7 +236,9 @@ def _on(value: bool) -> str:
 
 
 def _drive(drive: Drive, path: str) -> list[str]:
-    words = f"id={drive.id},if=none,format=raw,file.locking=off,readonly={_on(drive.read_only)}"
+    # the node's name, by which another file can be put behind it (blockdev-reopen)
+    words = f"id={drive.id},node-name=disk-{drive.id},if=none,format=raw,file.locking=off"
+    words += f",readonly={_on(drive.read_only)}"
     words += f",cache={drive.cache},discard=unmap,file={_escaped(path)}"
     words += "".join(f",throttling.{name}={value}" for name, value in sorted(drive.throttle.items()))
     return ["-drive", words, "-device", f"virtio-blk-device,drive={drive.id},id=dev-{drive.id}"]

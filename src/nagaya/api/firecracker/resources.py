@@ -167,12 +167,26 @@ class Resources:
         others = [card for card in self.networks if card.iface_id != config.iface_id]
         if config.guest_mac and any(card.guest_mac == config.guest_mac for card in others):
             raise Fault(f"Network config error: The MAC address is already in use: {config.guest_mac}")
-        create = "Network config error: Could not create the network device:"
         if config.mtu is not None and config.mtu < 68:
-            raise Fault(f"{create} MTU {config.mtu} is out of range [68, 65535]")
+            raise Fault(
+                f"Network config error: Could not create the network device: MTU {config.mtu} is out of"
+                " range [68, 65535]"
+            )
+        self.networks = others
+        self.open_tap(config)
+        self.networks.append(
+            replace(
+                config,
+                rx_rate_limiter=limiter(config.rx_rate_limiter),
+                tx_rate_limiter=limiter(config.tx_rate_limiter),
+            )
+        )
+
+    def open_tap(self, config: models.NetworkInterfaceConfig) -> None:
+        """A card's tap, in the place of the one it had."""
+        create = "Network config error: Could not create the network device:"
         if config.iface_id in self.taps:  # its tap may be the one that is named now
             os.close(self.taps.pop(config.iface_id))
-        self.networks = others
         name = config.host_dev_name
         try:
             self.taps[config.iface_id] = self._open_tap(name)
@@ -184,13 +198,6 @@ class Resources:
                 f" Invalid TUN/TAP Backend provided by {name}. Check our documentation on setting up the"
                 " network devices."
             ) from None
-        self.networks.append(
-            replace(
-                config,
-                rx_rate_limiter=limiter(config.rx_rate_limiter),
-                tx_rate_limiter=limiter(config.tx_rate_limiter),
-            )
-        )
 
     def set_balloon(self, config: models.BalloonDeviceConfig) -> None:
         """The balloon."""

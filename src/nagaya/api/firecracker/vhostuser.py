@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from nagaya.api.firecracker.virtqueue import BrokenRing, Memory, Queue, Region
+from nagaya.api.firecracker.virtqueue import Memory, Queue, Region
 
 _HEADER = struct.Struct("<III")
 _U64 = struct.Struct("<Q")
@@ -227,6 +227,3 @@ def _receive(peer: socket.socket, size: int) -> tuple[bytes, list[int]]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     return data, fds.tolist()
-
-
-__all__ = ["Backend", "BrokenRing", "ProtocolError"]

@@ -141,6 +141,10 @@ class Queue:
             index = following
         raise BrokenRing("a chain without end")
 
+    def untake(self) -> None:
+        """The last buffer taken was not used: it is the next one again."""
+        self.next = (self.next - 1) & 0xFFFF
+
     def give_back(self, chain: Chain, written: int) -> None:
         """The buffer is the guest's again."""
         _USED.pack_into(self._used, 4 + _USED.size * (self._done % self._size), chain.index, written)

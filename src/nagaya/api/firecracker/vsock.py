@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Callable
 
 from nagaya.api.firecracker.server import Loop
-from nagaya.api.firecracker.vhostuser import Backend, BrokenRing, ProtocolError
+from nagaya.api.firecracker.vhostuser import Backend, ProtocolError
+from nagaya.api.firecracker.virtqueue import BrokenRing
 
 _HEADER = struct.Struct("<QQIIIHHIII")
 _CID = struct.Struct("<Q")
@@ -191,12 +192,14 @@ class Vsock:
         queue = self._backend.queue(_RX)
         given = 0
         while queue and given < _PENDING and queue.waiting():
-            packet = self._pending.popleft() if self._pending else self._next_data()
-            if packet is None:
-                break
             chain = queue.take(writable=True)
-            if chain is None or chain.size < len(packet):
+            if chain is None or chain.size <= _HEADER.size:
                 raise BrokenRing("a buffer without room for a packet")
+            room = min(chain.size - _HEADER.size, _PACKET)
+            packet = self._pending.popleft() if self._pending else self._next_data(room)
+            if packet is None:
+                queue.untake()
+                break
             chain.write(packet)
             queue.give_back(chain, len(packet))
             given += 1
@@ -282,7 +285,7 @@ class Vsock:
             _HOST, self._cid, key[0], key[1], size, _STREAM, operation, flags, _BUFFER, forwarded
         )
 
-    def _next_data(self) -> bytes | None:
+    def _next_data(self, most: int) -> bytes | None:
         """Some of what hosts have to say, each in its turn."""
         while self._ready:
             key = self._ready.popleft()
@@ -292,7 +295,7 @@ class Vsock:
                     self._watch(stream)
                 continue
             try:
-                data = stream.socket.recv(min(room, 4096))  # a guest's buffer has 4 KB beside the header
+                data = stream.socket.recv(min(room, most))
             except BlockingIOError:
                 self._watch(stream)
                 continue

@@ -1,0 +1,309 @@
+"""nagaya-vmm with real machines: emulated processors, a stock kernel, its shell on the serial console."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vmm
+from vmm import Vmm
+
+from nagaya.vm import assets
+
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.skipif(bool(vmm.missing()), reason=vmm.missing())]
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vmm.make_initrd(tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Short paths: a socket's has at most 107 bytes."""
+    made = Path(f"/tmp/nagt-vmm-{os.getpid()}-{tmp_path.name[-12:]}")
+    made.mkdir()
+    yield made
+    shutil.rmtree(made)
+
+
+def disk(path: Path, begin: bytes, size: int = 4 * MIB) -> str:
+    path.write_bytes(begin)
+    os.truncate(path, size)
+    return str(path)
+
+
+def drive(name: str, path: str, **more: Any) -> dict[str, Any]:
+    return {"drive_id": name, "path_on_host": path, "is_root_device": False, **more}
+
+
+def host(path: str) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(vmm.PATIENCE)
+    client.connect(path)
+    return client
+
+
+def say(client: socket.socket, data: bytes) -> None:
+    client.sendall(data)
+    client.shutdown(socket.SHUT_WR)
+
+
+def wait_for(seen: Any, what: str) -> None:
+    until = time.monotonic() + vmm.PATIENCE
+    while not seen():
+        assert time.monotonic() < until, what
+        time.sleep(0.05)
+
+
+def test_devices(place: Path, initrd: Path) -> None:
+    """Drives and their changes, entropy, balloon, metrics, pause, and the end by the guest's own word."""
+    with Vmm(place / "a") as machine:
+        limit = {"bandwidth": {"size": MIB, "refill_time": 1000}}
+        machine.put("/drives/one", **drive("one", disk(place / "one", b"first")))
+        machine.put("/drives/two", **drive("two", disk(place / "two", b"second"), is_read_only=True))
+        machine.put("/drives/slow", **drive("slow", disk(place / "slow", b"s"), rate_limiter=limit))
+        machine.put("/balloon", amount_mib=8, deflate_on_oom=True, stats_polling_interval_s=1)
+        machine.put("/entropy")
+        machine.put("/metrics", metrics_path=str(place / "metrics"))
+        machine.boot(initrd)
+        assert machine.get("/")["state"] == "Running"
+        assert "cloud" in machine.shell("uname -r")
+        assert machine.shell("cat /sys/class/misc/hw_random/rng_current") == "virtio_rng.0"
+        # in the order in which they were given
+        assert machine.shell("head -c 5 /dev/vda; head -c 6 /dev/vdb; head -c 1 /dev/vdc") == "firstseconds"
+        assert machine.shell("cat /sys/block/vda/ro /sys/block/vdb/ro").split() == ["0", "1"]
+
+        machine.shell("echo guest | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null")
+        assert (place / "one").read_bytes()[:5] == b"guest"
+        machine.patch("/drives/one", drive_id="one", path_on_host=disk(place / "new", b"other", 6 * MIB))
+        wait_for(lambda: machine.shell("cat /sys/block/vda/size") == str(6 * MIB // 512), "the new size")
+        assert machine.shell("dd if=/dev/vda iflag=direct bs=512 count=1 2>/dev/null | head -c 5") == "other"
+        machine.shell("echo again | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null")
+        assert (place / "new").read_bytes()[:5] == b"again" and (place / "one").read_bytes()[:5] == b"guest"
+        machine.patch("/drives/two", drive_id="two", path_on_host=disk(place / "three", b"third"))
+        assert machine.shell("dd if=/dev/vdb iflag=direct bs=512 count=1 2>/dev/null | head -c 5") == "third"
+        larger = drive("two", disk(place / "large", b"l", 8 * MIB))
+        del larger["is_root_device"]
+        assert "a read-only drive cannot change" in machine.refused("PATCH", "/drives/two", larger)
+
+        # 4 MiB at 1 MiB/s, of which the first comes at once
+        read = (
+            "cat /proc/uptime; dd if=/dev/vdc of=/dev/null bs=64k iflag=direct 2>/dev/null; cat /proc/uptime"
+        )
+        begin, end = (float(line.split()[0]) for line in machine.shell(read).splitlines())
+        assert 2 < end - begin < 10
+        machine.patch(
+            "/drives/slow", drive_id="slow", rate_limiter={"bandwidth": {"size": 0, "refill_time": 0}}
+        )
+        begin, end = (float(line.split()[0]) for line in machine.shell(read).splitlines())
+        assert end - begin < 2
+
+        machine.patch("/balloon", amount_mib=40)
+        wait_for(lambda: machine.get("/balloon/statistics")["actual_mib"] == 40, "the balloon")
+        wait_for(lambda: "free_memory" in machine.get("/balloon/statistics"), "the guest's statistics")
+        stats = machine.get("/balloon/statistics")
+        assert stats["target_mib"] == 40 and stats["target_pages"] == 40 * 256
+        assert 0 < stats["free_memory"] < stats["total_memory"] <= 128 * MIB
+
+        machine.patch("/vm", state="Paused")
+        machine.type("echo through\n")
+        machine.patch("/vm", state="Paused")
+        assert machine.get("/")["state"] == "Paused"
+        machine.patch("/vm", state="Resumed")
+        machine.read_until(b"through")
+
+        machine.put("/actions", action_type="FlushMetrics")
+        counted = json.loads((place / "metrics").read_text().splitlines()[-1])
+        assert counted["block_slow"]["read_bytes"] >= 8 * MIB and counted["uart"]["write_count"] > 100
+        assert counted["latencies_us"]["pause_vm"] > 0
+        machine.type("reboot -f\n")
+        assert machine.wait() == 0
+    assert "exiting successfully" in (place / "a" / "log").read_text()
+
+
+def test_qemu_is_nobody(place: Path, initrd: Path) -> None:
+    with Vmm(place / "a") as machine:
+        machine.boot(initrd)
+        (qemu,) = machine.children()
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{qemu}/status").read_text().splitlines())
+        assert all(int(uid) >= 0x60000000 for uid in status["Uid"].split())
+        assert all(int(status[f"Cap{kind}"], 16) == 0 for kind in ("Prm", "Eff", "Inh", "Bnd", "Amb"))
+        assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
+        for kind in ("mnt", "net", "pid", "user"):
+            assert os.readlink(f"/proc/{qemu}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+        # and when it dies, so do we, and say so
+        os.kill(qemu, signal.SIGKILL)
+        assert machine.wait() == 1
+    assert "QEMU ended with -9" in (place / "a" / "log").read_text()
+
+
+def test_vsock(place: Path, initrd: Path) -> None:
+    path = str(place / "v.sock")
+    with Vmm(place / "a") as machine:
+        machine.put("/vsock", guest_cid=42, uds_path=path)
+        machine.boot(initrd)
+        assert "vhost" not in " ".join(os.listdir("/tmp"))
+        machine.type("vs serve 52 &\n")
+        machine.read_until(rb"serving\r?\n")
+        with host(path) as client:
+            client.sendall(b"CONNECT 52\n")
+            assert client.recv(64) == b"OK 1073741824\n"
+            data = os.urandom(1 << 20)
+            sender = threading.Thread(target=say, args=(client, data))
+            sender.start()
+            back = b""
+            while chunk := client.recv(1 << 16):
+                back += chunk
+            sender.join()
+            assert back == data
+        with host(path) as client:
+            client.sendall(b"CONNECT 53\n")
+            assert client.recv(64) == b""  # nobody listens
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{path}_99")
+            listener.listen()
+            listener.settimeout(vmm.PATIENCE)
+            machine.type("vs call 99 ping\n")
+            server, _ = listener.accept()
+            with server:
+                server.settimeout(vmm.PATIENCE)
+                assert server.recv(64) == b"ping"
+                server.sendall(b"pong")
+            machine.read_until(rb"pong\r?\n")
+        assert "Connection reset" in machine.shell("vs call 98 x")
+        machine.patch("/vm", state="Paused")
+        params = {"snapshot_path": "s", "mem_file_path": "m"}
+        assert "QEMU cannot save one" in machine.refused("PUT", "/snapshot/create", params)
+        machine.patch("/vm", state="Resumed")
+        with host(path) as client:
+            client.sendall(b"CONNECT 52\n")
+            assert client.recv(64).startswith(b"OK ")
+    assert not os.path.exists(path)
+
+
+def test_snapshots(place: Path, initrd: Path) -> None:
+    """Saved, going on, saved again; loaded twice at once, each with its own memory, and saved from there."""
+    one, two = (
+        {"snapshot_path": str(place / name), "mem_file_path": str(place / f"{name}-mem")}
+        for name in ("one", "two")
+    )
+    with Vmm(place / "a") as machine:
+        machine.put("/drives/d", **drive("d", disk(place / "disk", b"first"), is_read_only=True))
+        machine.put("/balloon", amount_mib=8, deflate_on_oom=True)
+        machine.boot(initrd)
+        machine.shell("echo before > /run/word")
+        machine.patch("/vm", state="Paused")
+        machine.put("/snapshot/create", **one)
+        shown = machine.get("/vm/config")
+        assert os.stat(place / "one-mem").st_size == 128 * MIB
+        assert os.stat(place / "one-mem").st_blocks * 512 < 126 * MIB  # holes stay holes
+        machine.patch("/vm", state="Resumed")
+        assert machine.shell("cat /run/word") == "before"
+        machine.shell("echo after > /run/word")
+        missing = {**two, "mem_file_path": "/nonexistent/m"}
+        machine.patch("/vm", state="Paused")
+        assert "No such file" in machine.refused("PUT", "/snapshot/create", missing)
+        assert not (place / "two").exists()
+        machine.put("/snapshot/create", **two)
+
+    def load(saved: dict[str, str]) -> dict[str, Any]:
+        backend = {"backend_type": "File", "backend_path": saved["mem_file_path"]}
+        return {"snapshot_path": saved["snapshot_path"], "mem_backend": backend}
+
+    with Vmm(place / "b") as first, Vmm(place / "c") as second:
+        first.put("/snapshot/load", **load(one))
+        assert first.get("/")["state"] == "Paused"
+        assert first.get("/vm/config") == shown
+        first.patch("/vm", state="Resumed")
+        second.put("/snapshot/load", **load(one), resume_vm=True)
+        for machine, word in ((first, "first"), (second, "second")):
+            assert machine.shell(f"cat /run/word; echo {word} > /run/word; head -c 5 /dev/vda").split() == [
+                "before",
+                "first",
+            ]
+        assert [first.shell("cat /run/word"), second.shell("cat /run/word")] == ["first", "second"]
+        first.patch("/balloon", amount_mib=16)
+        wait_for(lambda: first.shell("echo up") == "up", "the guest")
+        second.patch("/vm", state="Paused")
+        second.put("/snapshot/create", **one)  # over the one it came from
+    for saved, word in ((one, "second"), (two, "after")):
+        with Vmm(place / "d") as machine:
+            machine.put("/snapshot/load", **load(saved), resume_vm=True)
+            assert machine.shell("cat /run/word") == word
+    assert vmm.run("--describe-snapshot", str(place / "one")).stdout == "v1.0.0\n"
+
+    (place / "two-mem").write_bytes(b"short")
+    for wrong, words in (
+        ({**two, "snapshot_path": str(place / "nothing")}, "No such file or directory (os error 2)"),
+        ({**two, "snapshot_path": str(place / "two-mem")}, "not a snapshot of nagaya-vmm's"),
+        (two, f"not {128 * MIB} bytes"),
+    ):
+        with Vmm(place / "e") as machine:
+            said = machine.refused("PUT", "/snapshot/load", load(wrong))
+            assert words in said and said.startswith("Load snapshot error: Failed to restore from snapshot:")
+            assert machine.wait() == 1  # Firecracker ends, too
+
+
+def test_a_configuration_file(place: Path, initrd: Path) -> None:
+    """With a root file system, no API, and the console in a file; the guest ends it by its reset."""
+    tree = place / "tree"
+    for name in ("bin", "dev", "proc"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", tree / "bin")
+    (tree / "bin" / "init").write_text("#!/bin/busybox sh\necho from the disk: $(/bin/busybox cat /word)\n")
+    (tree / "word").write_text("erofs\n")
+    os.chmod(tree / "bin" / "init", 0o755)
+    vmm.command("mkfs.erofs", "-zlz4", str(place / "root.erofs"), str(tree))
+    config = {
+        "boot-source": {
+            "kernel_image_path": assets.find().kernel,
+            "initrd_path": str(initrd),
+            "boot_args": f"{vmm.BOOT_ARGS} test=root",
+        },
+        "drives": [drive("rootfs", str(place / "root.erofs"), is_root_device=True, is_read_only=True)],
+        "machine-config": {"vcpu_count": 2, "mem_size_mib": 128},
+    }
+    (place / "config").write_text(json.dumps(config))
+    done = vmm.run("--no-api", "--config-file", str(place / "config"), "--boot-timer", "--enable-pci")
+    assert done.returncode == 0, done.stderr
+    assert "from the disk: erofs" in done.stdout and "root=/dev/vda ro" in done.stdout
+
+    for change, words in (
+        (
+            {"boot-source": {"kernel_image_path": "/nonexistent"}},
+            "The kernel file cannot be opened: No such file",
+        ),
+        (
+            {"machine-config": {"vcpu_count": 2}},
+            "Invalid JSON: missing field `mem_size_mib` at line 1 column",
+        ),
+        ({"pmem": [{"id": "p", "path_on_host": "p"}]}, "not supported: pmem devices"),
+    ):
+        (place / "config").write_text(json.dumps({**config, **change}))
+        done = vmm.run("--no-api", "--config-file", str(place / "config"))
+        assert done.returncode == 152 and words in done.stderr, done
+
+
+def test_what_cannot_start(place: Path) -> None:
+    with Vmm(place / "a") as machine:
+        (place / "kernel").write_bytes(b"no kernel at all")
+        machine.put("/boot-source", kernel_image_path=str(place / "kernel"))
+        assert "QEMU does not start" in machine.refused("PUT", "/actions", {"action_type": "InstanceStart"})
+        machine.put("/machine-config", vcpu_count=1, mem_size_mib=16)
+        assert "too little" in machine.refused("PUT", "/actions", {"action_type": "InstanceStart"})
+        machine.put("/vsock", guest_cid=3, uds_path="/nonexistent/v.sock")
+        said = machine.refused("PUT", "/actions", {"action_type": "InstanceStart"})
+        assert "No such file or directory" in said
+        assert machine.get("/")["state"] == "Not started"
+        assert machine.children() == []
