@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nagaya.build import agents, sources
+from nagaya.build import agents, sources, transfer
 from nagaya.build.language import commands
 from nagaya.build.language.ast import DockerfileError, Mount, Run
 from nagaya.build.state import State, key
@@ -166,17 +166,29 @@ async def _bind(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted:
 
 async def _cache(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted:
     target = _target(stage, mount)
+    fill = None
+    if mount.origin:
+        root, _ = await stage.build.origin(mount.origin)
+        fill = partial(_seed, root, mount.source)
     path = await held.enter_async_context(
         stage.build.workshop.caches.hold(
             mount.id or posixpath.normpath(target),
             mount.sharing or "shared",
             (mount.uid or 0, mount.gid or 0),
             0o755 if mount.mode is None else mount.mode,
+            fill,
         )
     )
     return MountSpec(
         "tree", target, path, mount.read_only, subpath=mount.source.strip("/") if not mount.origin else ""
     ), []
+
+
+def _seed(root: int, source: str, target: int) -> None:
+    """What a new cache begins with: the content of a directory of a stage or an image."""
+    path = kernel.resolve_in_root(root, source)
+    placing = transfer.Placing("/", True, keep=True)
+    transfer.copy(target, [transfer.Item(root, path, posixpath.basename(path))], placing, lambda: None)
 
 
 async def _secret(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted:

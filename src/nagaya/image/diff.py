@@ -73,6 +73,12 @@ def archive(
                 if shown in ours and _untouched(upper, fd, name, info, ours, shown):
                     continue
                 begun = True
+                if name.startswith(".wh."):
+                    raise FailedPrecondition(
+                        f"/{shown}: a name that begins with .wh. means in a layer that another is gone",
+                        subject=f"/{shown}",
+                        step="make layer",
+                    )
                 if stat.S_ISDIR(info.st_mode):
                     deeper.append(shown)
                 elif stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
