@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,29 @@ def test_a_client_that_goes_ends_its_build(house: House, tmp_path: Path) -> None
         "Using cache"
         in build(house, tmp_path, {"Dockerfile": SLOW["Dockerfile"].replace("1000", "0")}).stdout
     )
+
+
+def test_a_client_that_goes_at_any_moment(house: House, tmp_path: Path) -> None:
+    """Also while its container is being made, started or taken away."""
+    (tmp_path / "Dockerfile").write_text("FROM nagaya/busybox\nRUN usleep 5000\n")
+    for number in range(12):
+        building = start_build(house, tmp_path, {}, "--no-cache")
+        until(building, "Step 2")
+        time.sleep(number * 0.004)
+        end(building)
+    nothing_left(house)
+
+
+def test_a_daemon_that_is_told_to_end_takes_its_builds_along(house: House, tmp_path: Path) -> None:
+    building = start_build(house, tmp_path, {"Dockerfile": SLOW["Dockerfile"].replace("kept", "ended")})
+    try:
+        until(building, "here")
+        house.stop_daemon()
+        assert work_left(house) == [] and house.leaks() == []
+    finally:
+        end(building)
+    house.start()
+    nothing_left(house)
 
 
 def test_a_client_that_goes_while_it_sends(house: House, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Builds:
             image = await self._build(request, archive, url, say)
             queue.put_nowait(Said(image=image))
 
-        task = self._workshop.world.task(work(), "build")
+        task = self._workshop.task(work())
         task.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (said := await queue.get()) is not None:

@@ -113,7 +113,8 @@ class Engine:
         return engine
 
     async def close(self) -> None:
-        """End, leaving all containers as they are."""
+        """End, leaving all containers as they are; builds end."""
+        await self._workshop.close()
         if self._guard is not None:
             self._guard.cancel()
         self._monitors.close()

@@ -8,16 +8,24 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from nagaya.engine import attachments, files, staging
 from nagaya.engine.cachedirs import CacheDirectories
 from nagaya.engine.changes import PLACES
 from nagaya.engine.containers import Containers
 from nagaya.engine.images import Images
-from nagaya.engine.model import AttachRequest, ContainerConfig, CreateRequest, PullProgress, RegistryAuth
+from nagaya.engine.model import (
+    AttachRequest,
+    ContainerConfig,
+    Created,
+    CreateRequest,
+    PullProgress,
+    RegistryAuth,
+)
 from nagaya.engine.world import World
 from nagaya.image.building import Bench, Layer
 from nagaya.image.jobs import Check
@@ -29,6 +37,7 @@ T = TypeVar("T")
 Output = Callable[[int, bytes], Awaitable[None]]  # stream (1 stdout, 2 stderr), bytes
 _PIECE = 64 << 10
 _HEAD = 8
+_PATIENCE = 10.0  # seconds that builds have to end
 _HUB = ("https://index.docker.io/v1/", "index.docker.io")
 
 
@@ -44,6 +53,7 @@ class Workshop:
         self._world = world
         self._containers = containers
         self._images = images
+        self._under_way: set[asyncio.Task[None]] = set()
         self.caches = CacheDirectories(world)
         """What RUN --mount=type=cache keeps."""
 
@@ -54,12 +64,21 @@ class Workshop:
 
     async def work(self, job: Callable[[], T]) -> T:
         """Run blocking work of a build. Cancelled, it still waits for the end: a thread does not stop."""
-        task = asyncio.ensure_future(self._world.pull_job(job))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
+        return await finished(self._world.pull_job(job))
+
+    def task(self, build: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A build under way, which `close` ends."""
+        task: asyncio.Task[None] = self._world.task(build, "build")
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def close(self) -> None:
+        """End the builds under way, and what they run."""
+        for task in self._under_way:
+            task.cancel()
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_PATIENCE)
 
     def pull(
         self, name: str, platform: str, auths: Mapping[str, RegistryAuth]
@@ -128,31 +147,34 @@ class Workshop:
         """Run a container to its end: its exit code and, when that is 0, what it has changed. begun gets its
         id before it starts. ours: as `diff.archive` has it. hidden: variables that no row and no inspect
         has. It is gone afterwards, whatever happens."""
-        containers = self._containers
-        created = await containers.create(CreateRequest(config))
+        making = asyncio.ensure_future(self._containers.create(CreateRequest(config)))
         try:
-            await begun(created.id)
-            self._world.roster.find(created.id).hidden = tuple(hidden)
-            code = await self._run(created.id, output)
+            container_id = (await finished(making)).id
+            await begun(container_id)
+            slot = self._world.roster.find(container_id)
+            slot.hidden = tuple(hidden)
+            code = await self._run(container_id, output)
             if code:
                 return code, None
-            slot = self._world.roster.find(created.id)
             async with slot.lock:
-                work = lambda: bench.layer(created.id, ours, latest, lambda: None)  # noqa: E731
-                return 0, await self.work(work)
+                return 0, await self.work(partial(bench.layer, container_id, ours, latest, lambda: None))
         finally:
-            await self._finished(containers.remove(created.id, force=True, volumes_too=True))
+            await finished(self._gone(making))
+
+    async def _gone(self, making: asyncio.Future[Created]) -> None:
+        if not making.cancelled() and making.exception() is None:
+            await self._containers.remove(making.result().id, force=True, volumes_too=True)
 
     async def _run(self, container_id: str, output: Output) -> int:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with ours:
             asked = AttachRequest(stdout=True, stderr=True)
-            await attachments.attach(self._world, container_id, asked, theirs.detach())
+            await finished(attachments.attach(self._world, container_id, asked, theirs.detach()))
             reading = asyncio.ensure_future(_read(ours, output))
+            ended = self._world.roster.find(container_id).wait("next-exit")
             try:
-                ended = self._world.roster.find(container_id).wait("next-exit")
-                await self._containers.start(container_id)
+                await finished(self._containers.start(container_id))
                 result = await ended
                 await reading
             finally:
@@ -173,14 +195,21 @@ class Workshop:
             raise
         return root, lambda: bench.drop(name)
 
-    async def _finished(self, work: Awaitable[None]) -> None:
-        """To its end, also when we are cancelled meanwhile."""
-        task = asyncio.ensure_future(work)
+
+async def finished(work: Awaitable[T]) -> T:
+    """The result of work that must not stop in the middle: who is cancelled meanwhile is so afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
         try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
             await asyncio.wait([task])
-            raise
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # seen
+        raise cancelled
+    return task.result()
 
 
 async def _read(source: socket.socket, output: Output) -> None:
