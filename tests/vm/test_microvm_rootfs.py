@@ -44,11 +44,13 @@ def test_a_directory_s_disk_is_made_again_when_it_has_changed(tmp_path: Path) ->
     root, cache = tmp_path / "root", str(tmp_path / "cache")
     (root / "etc").mkdir(parents=True)
     (root / "etc/file").write_text("one")
-    (made,) = rootfs.disks(str(root), cache, str(tmp_path))
+    disks = rootfs.disks(str(root), cache, str(tmp_path))
+    (made,) = disks.images
+    assert not disks.writable  # there is no place for one that would go with the container
     before = os.stat(made).st_ino
-    assert rootfs.disks(str(root), cache, str(tmp_path)) == [made] and os.stat(made).st_ino == before
+    assert rootfs.disks(str(root), cache, str(tmp_path)).images == [made] and os.stat(made).st_ino == before
     (root / "etc/file").write_text("two")
-    (other,) = rootfs.disks(str(root), cache, str(tmp_path))
+    (other,) = rootfs.disks(str(root), cache, str(tmp_path)).images
     assert other != made and b"two" in Path(other).read_bytes()
     assert sorted(os.listdir(cache)) == sorted(os.path.basename(path) for path in (made, other))
 
@@ -64,11 +66,12 @@ def test_no_root_and_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_least_recently_used_images_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rootfs, "_MOST_KEPT", 3)
-    cache, made = tmp_path / "cache", []
+    cache = tmp_path / "cache"
+    made: list[str] = []
     for number in range(4):
         root = tmp_path / f"root{number}"
         root.mkdir()
-        made += rootfs.disks(str(root), str(cache), str(tmp_path))
+        made += rootfs.disks(str(root), str(cache), str(tmp_path)).images
         os.utime(made[-1], (number, number))
         rootfs.disks(str(tmp_path / "root0"), str(cache), str(tmp_path))  # used again and again
     assert sorted(cache.iterdir()) == sorted(Path(made[number]) for number in (0, 2, 3))
@@ -84,9 +87,9 @@ def test_an_overlay_is_its_layers_and_what_was_written(tmp_path: Path) -> None:
     (tmp_path / "top/etc/file").write_text("the top's")
     code = (
         "import sys; from nagaya.vm import rootfs; b = sys.argv[1]\n"
-        "print(*rootfs.disks(b + '/merged', b + '/cache', b))\n"
+        "d = rootfs.disks(b + '/merged', b + '/cache', b); print(d.writable, *d.images)\n"
         "open(b + '/merged/new', 'w').write('written'); __import__('os').rmdir(b + '/merged/gone')\n"
-        "print(*rootfs.disks(b + '/merged', b + '/cache', b))"
+        "d = rootfs.disks(b + '/merged', b + '/cache', b); print(d.writable, *d.images)"
     )
     mount = 'mount -t overlay o -o "lowerdir=$1/top:$1/base,upperdir=$1/upper,workdir=$1/work" "$1/merged"'
     done = subprocess.run(
@@ -95,7 +98,9 @@ def test_an_overlay_is_its_layers_and_what_was_written(tmp_path: Path) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    first, second = (line.split() for line in done.stdout.splitlines())
+    (disk, *first), (again, *second) = (line.split() for line in done.stdout.splitlines())
+    assert disk == again == str(tmp_path / "microvm.ext4")  # beside the upper directory, and goes with it
+    assert os.stat(disk).st_blocks * 512 < 8 << 20
     assert len(first) == 1 and second == [str(tmp_path / "upper.erofs"), *first]
     data = Path(first[0]).read_bytes()
     assert b"the top's" in data and b"other of the base" in data and b"written" not in data

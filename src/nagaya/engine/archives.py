@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TypeVar
 
-from nagaya.engine import copying, user
+from nagaya.engine import copying, microvms, user
 from nagaya.engine.changes import Change
 from nagaya.engine.changes import changes as find_changes
 from nagaya.engine.layered import LayeredRoot
@@ -73,6 +73,7 @@ async def export(world: World, ref: str) -> Archive:
     container = world.roster.find(ref).container
     if container.state in ("removing", "dead"):
         raise FailedPrecondition(f"container {container.id} is marked for removal")
+    microvms.check_files(world, container)
     world.bus.container(container, "export")
     pieces = members.joined(copying.pack_root(await world.job(_layers, world, container.id)))
     return Archive(world, AsyncExitStack(), pieces)
@@ -90,7 +91,9 @@ async def changes(world: World, ref: str) -> list[Change]:
         rootfs = world.images.snapshot(container_id)
         return find_changes(rootfs["upper"], rootfs["lower"])
 
-    container_id = world.roster.find(ref).container.id
+    container = world.roster.find(ref).container
+    microvms.check_files(world, container)
+    container_id = container.id
     return await world.slow_job(work)
 
 
@@ -139,6 +142,7 @@ async def _view(world: World, ref: str) -> AsyncIterator[tuple[Container, View]]
             slot = world.roster.find(slot.container.id)  # it may have been removed meanwhile
             await world.reach(p.source for p in slot.container.mount_points if p.type == "bind")
             await held.enter_async_context(world.volumes.mounted_for(slot.container))
+        microvms.check_files(world, slot.container)
         view = await _finished(asyncio.ensure_future(world.job(open_view, world, slot.container)))
         try:
             yield slot.container, view

@@ -17,6 +17,7 @@ from nagaya.engine import (
     files,
     links,
     logoptions,
+    microvms,
     nettable,
     privileges,
     propagation,
@@ -305,6 +306,9 @@ def prepare(
     user, bad device), FailedPrecondition."""
     config, settings = container.config, world.settings
     rootfs = world.images.snapshot(container.id)
+    for kind, mode in (("network", config.network_mode), ("pid", config.pid_mode), ("ipc", config.ipc_mode)):
+        if reference := joined_container(mode):
+            microvms.check_joins(world, container, peers[reference], kind)
     points = []
     for index, point in enumerate(container.mount_points):
         source = point.source

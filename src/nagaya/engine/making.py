@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from nagaya.engine import microvms
 from nagaya.engine.changes import PLACES
 from nagaya.engine.containers import Containers
 from nagaya.engine.images import Images
@@ -44,6 +45,7 @@ class Making:
         InvalidArgument, FailedPrecondition."""
         slot = self._world.roster.find(ref)
         container = slot.container
+        microvms.check_files(self._world, container)
         own = configuration(container.config)
         config = filled(edit(own if given is None else given), own)
         frozen = pause and container.state == "running"

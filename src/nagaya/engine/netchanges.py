@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from nagaya.engine import launch, names, netconfig, nettable, networks
+from nagaya.engine import launch, microvms, names, netconfig, nettable, networks
 from nagaya.engine.journal import Operation
 from nagaya.engine.model import Attachment, Container, Network, NetworkCreation
 from nagaya.engine.nettable import PREDEFINED, attachments, key_of
@@ -103,6 +103,7 @@ class NetworkChanges:
         async with slot.lock:
             container = slot.container
             _check_may_change(container, network)
+            microvms.check_networks(world, container)
             present = attachments(container)
             if any(world.nets.get(a.network) is network for a in present):
                 raise PermissionDenied(
@@ -136,6 +137,7 @@ class NetworkChanges:
             container = slot.container
             if network.name == "host" or container.config.network_mode == "host":
                 raise PermissionDenied(_NOT_HOST)
+            microvms.check_networks(world, container)
             present = attachments(container)
             left = tuple(a for a in present if world.nets.get(a.network) is not network)
             if left == present:

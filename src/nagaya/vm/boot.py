@@ -5,7 +5,7 @@ from __future__ import annotations
 import _stat as stat
 from time import time_ns
 
-from nagaya.errors import InternalError, InvalidArgument, NagayaError
+from nagaya.errors import DeadlineExceeded, InternalError, InvalidArgument, NagayaError
 from nagaya.linux import namespaces as ns
 from nagaya.linux import netlink as nl
 from nagaya.linux import os
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 STATE = "/var/lib/nagaya-vm"
+_POWEROFF = 10.0  # seconds for the last writes
 _BOOT = 60.0  # seconds; an emulated machine on a busy host is slow
 _SHARED = "/run/nagaya/share"
 _SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=262144"
@@ -62,20 +63,29 @@ class Machine:
     """A running machine with its guest's agent, made ready for containers."""
 
     def __init__(
-        self, vm: qemu.Vm, guest: Guest, wish: Wish, shares: Shares | None, images: list[str]
+        self,
+        vm: qemu.Vm,
+        guest: Guest,
+        wish: Wish,
+        shares: Shares | None,
+        disks: rootfs.Disks,
+        slots: int,
     ) -> None:
+        """slots: how many read-only disks the guest has, before those that it can write to."""
         self.guest = guest
         self.hostname = _hostname(wish.spec)
         self._vm = vm
         self._wish = wish
         self._shares = shares
-        self._images = images
+        self._disks = disks
+        self._slots = slots
         self._added: dict[str, list[str]] = {}
 
     def root_of(self, identifier: str, _spec: dict[str, Any], _bundle: str) -> tuple[str, int]:
         """(the container's root in the guest, how many disks it has)."""
-        names = [f"/dev/vd{chr(ord('a') + number)}" for number in range(len(self._images))]
-        return setup.root(self.guest, identifier, names), len(names)
+        names = [_disk(number) for number in range(len(self._disks.images))]
+        writable = _disk(self._slots) if self._disks.writable else ""
+        return setup.root(self.guest, identifier, names, writable), len(names)
 
     def sources_of(self, identifier: str, spec: dict[str, Any]) -> dict[int, str]:
         """Where in the guest the sources of its bind mounts lie, by their index. Raises InvalidArgument."""
@@ -117,7 +127,13 @@ class Machine:
                 self._shares.remove(name)
 
     def end(self) -> None:
-        """End the machine and take away what it has on the host."""
+        """End the machine; what its guest wrote to a disk is there then."""
+        if self._disks.writable:
+            self.guest.last_call("poweroff")
+            try:
+                self._vm.wait(_POWEROFF)
+            except DeadlineExceeded:
+                pass
         self._vm.close()
 
 
@@ -155,6 +171,10 @@ def _root_path(spec: dict[str, Any], bundle: str) -> str:
         raise InvalidArgument(f"stat {path}: {reason}", subject="root.path") from None
 
 
+def _disk(number: int) -> str:
+    return f"/dev/vd{chr(ord('a') + number)}"
+
+
 def _is_shm(spec: dict[str, Any], index: int) -> bool:
     """A /dev/shm that the host has for containers that share it: in the guest, another."""
     return bool(spec["mounts"][index].get("destination") == "/dev/shm")
@@ -170,7 +190,7 @@ def start(
 ) -> Machine:
     """Start a machine in the network namespace where we are. directory: of its monitor, where it is written
     down what is to be taken away. lost: told once when the machine has ended by itself."""
-    images = rootfs.disks(_root_path(wish.spec, wish.bundle), f"{wish.state}/images", directory)
+    disks = rootfs.disks(_root_path(wish.spec, wish.bundle), f"{wish.state}/images", directory)
     with nl.Netlink() as route:
         cards = network.cards(route)
     parent, _, name = directory.rpartition("/")
@@ -182,7 +202,7 @@ def start(
         if shared:
             shares = Shares(shared, confined.base)
         network.hand_over(cards)
-        started = _launch(wish, cards, images, shares, confined)
+        started = _launch(wish, cards, disks, shares, confined)
         vm = started.vm
         if vm.agent is None:
             raise InternalError("the machine has no agent's port")
@@ -193,7 +213,12 @@ def start(
         if shares is not None:
             fields: setup.Wanted = [("type", "9p"), ("source", TAG), ("target", _SHARED), ("flags", 0)]
             guest.ask("mount", [*fields, ("data", _SHARE_OPTIONS)])
-        return Machine(vm, guest, wish, shares, images)
+        if disks.writable:
+            # so that a kill loses no more than the last second: with the journal's `commit`
+            for name in ("dirty_expire_centisecs", "dirty_writeback_centisecs"):
+                guest.ask("write", [("path", f"/proc/sys/vm/{name}"), ("data", "20")])
+        slots = templates.slots(len(disks.images)) if started.ready else len(disks.images)
+        return Machine(vm, guest, wish, shares, disks, slots)
     except BaseException:
         if vm is not None:
             vm.close()
@@ -206,17 +231,20 @@ def start(
 
 
 def _launch(
-    wish: Wish, cards: list[network.Card], images: list[str], shares: Shares | None, confined: Confinement
+    wish: Wish, cards: list[network.Card], disks: rootfs.Disks, shares: Shares | None, confined: Confinement
 ) -> templates.Started:
     here = accel.here()
     asset = assets.find("full" if shares else "cloud", wish.kernels)
+    drives = [Drive(f"d{number}", image) for number, image in enumerate(disks.images)]
+    if disks.writable:
+        drives.append(Drive("rw", disks.writable, read_only=False))
     model = Model(
         kernel=asset.kernel,
         initrd=asset.initrd,
         cmdline=accel.cmdline(here),
         memory=Memory(wish.mib),
         vcpus=wish.vcpus,
-        drives=[Drive(f"d{number}", image) for number, image in enumerate(images)],
+        drives=drives,
         nics=[Nic(f"n{number}", fd=card.tap, mac=card.mac) for number, card in enumerate(cards)],
         ports=[Port(qemu.AGENT)],
         shares=[Share(TAG, shares.directory)] if shares else [],

@@ -128,6 +128,7 @@ def _monitor(place: Place) -> int:
         monitor = Monitor(loop, machine, control.listen(place.directory))
         monitor.create(place.identifier, place.wish.spec, place.wish.bundle, (0, 1, 2), ended.append)
         monitor.forward(place.identifier, signals, 0 if place.slave >= 0 else -1)
+        fifo = _open_fifo(place)
         place.channel.send(channel.READY)
         _go(place.channel)
 
@@ -145,7 +146,7 @@ def _monitor(place: Place) -> int:
 
         if place.waits:
             place.channel.close()
-            _on_start(loop, place.directory, lambda: monitor.start(place.identifier, started))
+            _on_start(loop, fifo, lambda: monitor.start(place.identifier, started))
         else:
             monitor.start(place.identifier, started)
         while not ended:
@@ -182,9 +183,15 @@ def _go(end: Channel) -> None:
         os._exit(1)  # who made us has gone
 
 
-def _on_start(loop: Loop, directory: str, act: Callable[[], None]) -> None:
+def _open_fifo(place: Place) -> int:
+    """What `start` writes into; -1 when nobody waits for it. Before anybody is told that we are there."""
+    if not place.waits:
+        return -1
+    return os.open(f"{place.directory}/{store.FIFO}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _on_start(loop: Loop, fd: int, act: Callable[[], None]) -> None:
     """Act once `start` has written into the fifo."""
-    fd = os.open(f"{directory}/{store.FIFO}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def readable(_events: int) -> None:
         if os.read(fd, 16):
@@ -208,6 +215,7 @@ def _stand_in(place: Place) -> int:
     _go(place.channel)
     message = {"op": "create", "container": place.identifier, "bundle": place.wish.bundle}
     sock = asked(directory, message, place.wish.spec)
+    fifo = _open_fifo(place)
     place.channel.send(channel.READY)
     _go(place.channel)
 
@@ -217,7 +225,7 @@ def _stand_in(place: Place) -> int:
     loop = Loop()
     if place.waits:
         place.channel.close()
-        _on_start(loop, place.directory, start)
+        _on_start(loop, fifo, start)
     else:
         start()
         control.answer(sock)

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
             """It has read from its stream 0."""
 
 
+def _nothing(_error: NagayaError) -> None:
+    """Who has ended a guest is told nothing of its end."""
+
+
 _READ = 1 << 18
 _MOST_WAITING = 16 << 20  # bytes to the guest that it does not take
 PATIENCE = 30.0  # seconds for an answer; a busy host's guest may be slow, but not dead for so long
@@ -89,6 +93,12 @@ class Guest:
         if error is not None:
             raise error
         return answer or []
+
+    def last_call(self, verb: str) -> None:
+        """Call what ends the guest; nothing is heard of it after that."""
+        if self._lost is not None:
+            self._lost = _nothing
+            self._send(self._connection.call(verb)[1])
 
     def await_ready(self, patience: float) -> None:
         """Wait until the agent of a machine that boots says that it is there. Raises Unavailable,

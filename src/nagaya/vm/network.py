@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 from _socket import AF_INET, AF_INET6, inet_ntop
-from _struct import pack, unpack_from
+from _struct import Struct, pack, unpack_from
 
 from nagaya.errors import InvalidArgument, KernelError
 from nagaya.linux import netlink as nl
@@ -34,6 +34,9 @@ _RTA_PRIORITY, _RTA_PREFSRC = 6, 7
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
 _RT_TABLE_LOCAL, _RTN_LOCAL = 255, 2
 _LINK_LOCAL = "fe80:"
+_IFLA_BRPORT_LEARNING = 8
+_NDMSG = Struct("=BxxxiHBB")  # ndmsg: family, link, state, flags, type (rtnetlink(7))
+_RTM_NEWNEIGH, _AF_BRIDGE, _NUD_NOARP, _NTF_MASTER, _NDA_LLADDR = 28, 7, 0x40, 0x4, 2
 
 
 class Route:
@@ -144,6 +147,8 @@ def hand_over(found: list[Card]) -> None:
                     nl.link_set(index=ours.index, mtu=card.mtu),
                     nl.link_no_ipv6_autoconf(index=ours.index),
                     *(nl.link_set(index=port, master=made.index, up=True) for port in ports),
+                    *(_no_learning(port) for port in ports),
+                    _station(ours.index, card.mac),
                     nl.link_set(index=made.index, up=True),
                     *(_to_guest(a, made.index) for a, _ in card.addresses if ":" not in a),
                 ]
@@ -156,6 +161,24 @@ def _other(mac: str) -> str:
     raw = os.urandom(6)
     text = ":".join(f"{b:02x}" for b in bytes([raw[0] & 0xFC | 2]) + raw[1:])
     return text if text != mac else _other(mac)
+
+
+def _no_learning(index: int) -> nl.Request:
+    """A port of which the bridge learns nothing (IFLA_BRPORT_LEARNING): the host's bridge may send a frame of
+    the guest's back by the port that it came from, and the guest would seem to be outside."""
+    port = nl.attribute(_IFLA_BRPORT_LEARNING, b"\0")
+    info = nl.attribute(nl.IFLA_INFO_SLAVE_KIND, b"bridge\0") + nl.attribute(nl.IFLA_INFO_SLAVE_DATA, port)
+    body = nl.IFINFO.pack(0, 0, index, 0, 0) + nl.attribute(nl.IFLA_LINKINFO, info)
+    return nl.Request(nl.RTM_NEWLINK, 0, body, f"netlink: set bridge port {index}", str(index))
+
+
+def _station(index: int, mac: str) -> nl.Request:
+    """The guest is behind this port: said once and for all (bridge(8), "fdb add ... master static")."""
+    body = _NDMSG.pack(_AF_BRIDGE, index, _NUD_NOARP, _NTF_MASTER, 0) + nl.attribute(
+        _NDA_LLADDR, nl.mac_bytes(mac)
+    )
+    flags = nl.NLM_F_CREATE | nl.NLM_F_REPLACE
+    return nl.Request(_RTM_NEWNEIGH, flags, body, f"netlink: add station {mac}", mac)
 
 
 def _to_guest(address: str, index: int) -> nl.Request:

@@ -5,6 +5,10 @@ and kept; the upper directory, with what was written before this start, is a sma
 holds just what the container's own files hold and goes with it. A bundle's plain directory may have changed
 since: all its names, sizes and times are looked at before its disk is used again.
 
+What the container writes goes to a disk of its own beside the upper directory, whose maker takes both away:
+so it is there again when the container is started again. A plain directory's container writes to its guest's
+memory.
+
 The guest lays an overlay over the disks. erofs without compression: an emulated processor unpacks slower than
 the host's page cache reads.
 """
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
 
 _MOST_KEPT = 64  # images; the least recently used go first
 _MOST_BYTES = 8 << 30
+DISK, DISK_SIZE = "microvm.ext4", "10G"  # sparse: it takes what is written
+# a journal, for a machine may be killed; tables that are not written before they are needed
+_EXT4 = "-q -F -J size=4 -O ^resize_inode -m 0 -N 262144 -E lazy_itable_init=1,nodiscard".split()
+_NO_EXT4 = "mkfs.ext4 is not installed: apt-get install e2fsprogs"
 _MISSING = "mkfs.erofs is not installed: apt-get install erofs-utils"
 
 
@@ -71,19 +79,42 @@ def _of_options(text: str) -> Layers | None:
     return Layers(lower, upper)
 
 
-def disks(rootfs: str, cache: str, own: str) -> list[str]:
-    """The disks of a root, the topmost first. cache: the directory of images that are kept; own: the
-    container's directory. Raises FailedPrecondition (no mkfs.erofs), InvalidArgument (no such root)."""
+class Disks:
+    """What a root is made of: images, the topmost first, and a disk to write to, or ""."""
+
+    __slots__ = ("images", "writable")
+
+    def __init__(self, images: list[str], writable: str) -> None:
+        self.images = images
+        self.writable = writable
+
+
+def disks(rootfs: str, cache: str, own: str) -> Disks:
+    """The disks of a root. cache: the directory of images that are kept; own: the container's directory.
+    Raises FailedPrecondition (no mkfs.erofs), InvalidArgument (no such root)."""
     found = layers_of(_mountinfo(), rootfs)
     if found is None or not all(os.isdir(path) for path in found.lower):
-        return [_kept(cache, _fingerprint(rootfs), rootfs)]
+        return Disks([_kept(cache, _fingerprint(rootfs), rootfs)], "")
     key = "\n".join(_identity(path) for path in found.lower)
     made = [_kept(cache, f"layers\n{key}", found.lower[0], found.lower[1:])]
     if found.upper and os.listdir(found.upper):
         image = f"{own}/upper.erofs"
         _make(image, found.upper)
         made.insert(0, image)
-    return made
+    return Disks(made, _writable(found.upper) if found.upper else "")
+
+
+def _writable(upper: str) -> str:
+    """The disk beside an upper directory, made now if there is none."""
+    path = f"{os.dirname(upper)}/{DISK}"
+    if not os.exists(path):
+        temporary = f"{path}.{os.getpid()}"
+        try:
+            _run(["mkfs.ext4", *_EXT4, temporary, DISK_SIZE], _NO_EXT4)
+            os.rename(temporary, path)
+        finally:
+            _unlink(temporary)
+    return path
 
 
 def _mountinfo() -> str:
@@ -155,17 +186,24 @@ def _make(path: str, top: str, first: Callable[[], None] = lambda: None) -> None
     temporary = f"{path}.{os.getpid()}"
     words = ["mkfs.erofs", "--quiet", "-d0", "-Eforce-inode-extended", temporary, top]
     try:
-        code, said = run(words, missing=_MISSING, first=first)
-        if code:
-            raise FailedPrecondition(
-                f"mkfs.erofs: {said.strip() or f'code {code}'}", step="make the root's disk"
-            )
+        _run(words, _MISSING, first)
         os.rename(temporary, path)
     finally:
-        try:
-            os.unlink(temporary)
-        except FileNotFoundError:
-            pass
+        _unlink(temporary)
+
+
+def _run(words: list[str], missing: str, first: Callable[[], None] = lambda: None) -> None:
+    code, said = run(words, missing=missing, first=first)
+    if code:
+        last = said.strip().rpartition("\n")[2] or f"code {code}"
+        raise FailedPrecondition(f"{words[0]}: {last}", step="make the root's disk")
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _tidy(cache: str) -> None:

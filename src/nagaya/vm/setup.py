@@ -37,17 +37,21 @@ def directory(container: str) -> str:
     return f"/run/nagaya/{container}"
 
 
-def root(guest: Guest, container: str, disks: Sequence[str], *, shared: str = "") -> str:
-    """Lay a container's root over disks of the guest, the topmost first, or over a shared directory; its
-    path. Raises the guest's errors."""
+def root(guest: Guest, container: str, disks: Sequence[str], writable: str) -> str:
+    """Lay a container's root over disks of the guest, the topmost first: its path. writable: the disk that
+    takes what is written, "" for the guest's memory. Raises the guest's errors."""
     base = directory(container)
-    lower = [shared] if shared else []
+    lower = []
     for number, disk in enumerate(disks):
         target = f"{base}/{number}"
         fields: Wanted = [("type", "erofs"), ("source", disk), ("target", target), ("flags", m.MS_RDONLY)]
         guest.ask("mount", fields)
         lower.append(target)
-    tmpfs(guest, f"{base}/rw", "mode=755")
+    if writable:
+        fields = [("type", "ext4"), ("source", writable), ("target", f"{base}/rw"), ("flags", m.MS_NOATIME)]
+        guest.ask("mount", [*fields, ("data", "commit=1")])
+    else:
+        tmpfs(guest, f"{base}/rw", "mode=755")
     for name in ("upper", "work"):
         guest.ask("mkdir", [("path", f"{base}/rw/{name}"), ("mode", 0o755)])
     options = f"lowerdir={':'.join(lower)},upperdir={base}/rw/upper,workdir={base}/rw/work"

@@ -57,12 +57,16 @@ def _mac(number: int) -> str:
     return f"02:6e:67:76:6d:{number:02x}"
 
 
+def slots(read_only: int) -> int:
+    """How many read-only disks a clone has that was asked for so many (pure): its others come after them."""
+    return DRIVES if read_only <= DRIVES else read_only + -read_only % 4
+
+
 def shape(machine: Machine, directory: str) -> Machine:
     """The machine that a template for this one is: as many devices or more, with nothing behind them."""
     made, stub = machine.copy(), f"{directory}/stub"
     read_only = sum(drive.read_only for drive in machine.drives)
-    slots = DRIVES if read_only <= DRIVES else read_only + -read_only % 4
-    made.drives = [Drive(f"stub{number}", stub) for number in range(slots)]
+    made.drives = [Drive(f"stub{number}", stub) for number in range(slots(read_only))]
     writable = len(machine.drives) - read_only
     made.drives += [
         Drive(f"disk{number}", f"{directory}/disk{number}", read_only=False) for number in range(writable)
