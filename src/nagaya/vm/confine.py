@@ -15,6 +15,7 @@ reads.
 from __future__ import annotations
 
 import _socket
+import errno
 from _struct import pack
 from select import POLLIN, poll
 
@@ -219,6 +220,17 @@ def _serve(pid: int, end: _socket.socket, confined: Confinement | None) -> int:
     return listener
 
 
+def _answer(listener: int, call: seccomp_notify.Call, fd: int) -> bool:
+    """False when a signal has interrupted the call meanwhile: it comes again (seccomp_unotify(2))."""
+    try:
+        seccomp_notify.answer_with_fd(listener, call, fd)
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    return True
+
+
 def _give_memory(listener: int, machine: Machine, pidfd: int) -> None:
     """Answer the one open of the memory. Where QEMU ends before it, its monitor tells that."""
     fd = os.open(machine.memory.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -226,9 +238,13 @@ def _give_memory(listener: int, machine: Machine, pidfd: int) -> None:
         poller = poll()
         poller.register(listener, POLLIN)
         poller.register(pidfd, POLLIN)
-        ready = {number for number, events in poller.poll(60_000) if events & POLLIN}
-        if listener in ready and (call := seccomp_notify.receive(listener)):
-            seccomp_notify.answer_with_fd(listener, call, fd)
+        answered = False
+        while not answered:
+            ready = {number for number, events in poller.poll(60_000) if events & POLLIN}
+            if listener not in ready:
+                return
+            if call := seccomp_notify.receive(listener):
+                answered = _answer(listener, call, fd)
     finally:
         os.close(fd)
 
