@@ -19,9 +19,9 @@ API = "/v1.41"
 
 # what newer Dockers do not show either, and facts about runc, Go and containerd
 GONE = re.compile(
-    r"(HostConfig\.)?KernelMemory(TCP)?|Config\.NetworkDisabled|Container|ContainerConfig|BridgeNfIp6?tables|"
+    r"(HostConfig\.)?KernelMemory(TCP)?|Config\.NetworkDisabled|Container|ContainerConfig|"
     r"RegistryConfig\.AllowNondistributableArtifacts.*|\w+Commit\.Expected|Runtimes\.io\.containerd\..*|"
-    r"Components\[\]\.Details\.(BuildTime|GitCommit|GoVersion)|BuilderSize"
+    r"Components\[\]\.Details\.(BuildTime|GitCommit|GoVersion)"
 )
 BODY = {
     "Image": IMAGE,

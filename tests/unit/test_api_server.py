@@ -71,6 +71,9 @@ class Script:
     def info(self) -> dict[str, object]:
         return {"root": "/r", "run": "/u"}
 
+    async def cdi_devices(self) -> list[str]:
+        return ["vendor.com/gpu=0"]
+
     def volumes(self) -> list[VolumeSummary]:
         return [VolumeSummary("data", 10**18, "/r/volumes/data/_data", False, {"a": "b"})]
 

@@ -108,6 +108,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
             run=self.run,
             bridge=self.bridge,
             ipv6=self.ipv6,
+            address_pools=tuple(ipam.parse_pool(text) for text in self.default_address_pool),
             cgroup_parent=self.cgroup_parent,
             cgroup_driver=self.cgroup_driver,
             default_runtime=self.default_runtime,

@@ -104,6 +104,10 @@ class Catalog:
             del here[name]
         self._found.update(here)
 
+    def devices(self) -> list[str]:
+        """The names of all."""
+        return sorted(self._found)
+
     def edits(self, names: Iterable[str]) -> list[Edits]:
         """What containers with these devices need. Raises InvalidArgument for names that nobody has."""
         wanted = list(dict.fromkeys(names))

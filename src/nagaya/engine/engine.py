@@ -16,6 +16,7 @@ from typing import Any
 from nagaya.engine import (
     archives,
     attachments,
+    cdi,
     checking,
     logoptions,
     logs,
@@ -469,9 +470,13 @@ class Engine:
             "warnings": (),
             "log_drivers": logoptions.DRIVERS,
             "cdi_spec_dirs": settings.cdi_spec_dirs,
+            "address_pools": settings.address_pools,
             "events": self._world.bus.published,
             "event_listeners": self._world.bus.listeners,
         }
+
+    async def cdi_devices(self) -> Sequence[str]:
+        return await self._world.job(lambda: cdi.Catalog(self._world.settings.cdi_spec_dirs).devices())
 
     def networks(self) -> Sequence[Mapping[str, object]]:
         return networks.documents(self._world)

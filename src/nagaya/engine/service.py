@@ -242,6 +242,10 @@ class EngineService(Protocol):
         """Facts for /info: root, driver, cgroup driver and version, runtimes, counts, security options."""
         ...
 
+    async def cdi_devices(self) -> Sequence[str]:
+        """The names of the devices that CDI specs have."""
+        ...
+
     def networks(self) -> Sequence[Mapping[str, object]]:
         """The networks that exist, shaped as Docker's Network resource; "Created" in nanoseconds."""
         ...

@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True):
     run: str
     bridge: str = "nagaya0"
     ipv6: bool = False  # of the default bridge
+    address_pools: tuple[tuple[str, int], ...] = ()  # those that were configured
     cgroup_parent: str = "nagaya"
     cgroup_driver: str = "cgroupfs"
     default_runtime: str = "nagaya"

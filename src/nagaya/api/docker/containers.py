@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nagaya.api.docker.respond import json_response, no_content
+from nagaya.api.docker.types import history
 from nagaya.api.docker.types.create import container_name, create_request
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.inspect import inspect
@@ -27,6 +28,7 @@ _PS_ARGUMENTS = re.compile(r"[a-zA-Z0-9=,._ +-]*")
 async def create(engine: EngineService, request: Request) -> Response:
     """POST /containers/create"""
     body = decode_body(await request.body(), CreateBody)
+    history.as_of(body, request.version, cgroup2=_fact(engine, "cgroup_version") == "2")
     wanted = create_request(body, request.get("name"), request.get("platform"), os.cpu_count() or 1)
     created = await engine.create_container(wanted)
     return json_response({"Id": created.id, "Warnings": list(created.warnings)}, 201)
@@ -56,7 +58,7 @@ async def summaries(
     engine: EngineService, containers: Iterable[Container], *, size: bool
 ) -> list[dict[str, Any]]:
     """The elements of the list, with `size` what their files take."""
-    root, now = _directory(engine, "root"), time.time_ns()
+    root, now = _fact(engine, "root"), time.time_ns()
     result = []
     for container in containers:
         shown = summary(container, root, now)
@@ -80,10 +82,11 @@ async def inspect_one(engine: EngineService, request: Request) -> Response:
     container = engine.inspect_container(request.params["id"])
     shown = inspect(
         container,
-        _directory(engine, "root"),
-        _directory(engine, "run"),
-        apparmor=_directory(engine, "apparmor"),
+        _fact(engine, "root"),
+        _fact(engine, "run"),
+        apparmor=_fact(engine, "apparmor"),
     )
+    history.inspected(shown, request.version)
     if request.flag("size"):
         shown |= await _sizes(engine, container.id)
     return json_response(shown)
@@ -213,7 +216,7 @@ def _timeout(request: Request) -> int | None:
     return request.integer("t") if request.get("t") else None
 
 
-def _directory(engine: EngineService, name: str) -> str:
+def _fact(engine: EngineService, name: str) -> str:
     return str(engine.info().get(name, ""))
 
 

@@ -16,6 +16,7 @@ from nagaya.api.docker import build
 from nagaya.api.docker.containers import summaries
 from nagaya.api.docker.metrics import open_descriptors
 from nagaya.api.docker.respond import json_line, json_response
+from nagaya.api.docker.types import history
 from nagaya.api.docker.types.events import EVENT_FILTERS, event_document, event_matches
 from nagaya.api.docker.types.filters import Filters
 from nagaya.api.docker.types.image import summary
@@ -79,9 +80,11 @@ async def version(engine: EngineService, request: Request) -> Response:
 
 async def info(engine: EngineService, request: Request) -> Response:
     """GET /info"""
-    return json_response(
-        info_document(engine.info(), engine.list_containers(), len(await engine.list_images()), _host())
-    )
+    images = len(await engine.list_images())
+    facts = {**engine.info(), "cdi_devices": await engine.cdi_devices()}
+    shown = info_document(facts, engine.list_containers(), images, _host())
+    history.informed(shown, request.version)
+    return json_response(shown)
 
 
 def _host() -> Mapping[str, Any]:
@@ -97,12 +100,23 @@ def _host() -> Mapping[str, Any]:
         "OperatingSystem": release.get("PRETTY_NAME", "Linux"),
         "OSVersion": release.get("VERSION_ID", ""),
         "NFd": open_descriptors(),
+        "BridgeNfIptables": _is_on("bridge/bridge-nf-call-iptables"),
+        "BridgeNfIp6tables": _is_on("bridge/bridge-nf-call-ip6tables"),
         "Tasks": len(asyncio.all_tasks()),
         "Architecture": kernel.machine,
         "NCPU": os.cpu_count() or 1,
         "MemTotal": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "SystemTimeNs": time.time_ns(),
     }
+
+
+def _is_on(name: str) -> bool:
+    """A sysctl of the network's; one that the kernel has not is off."""
+    try:
+        with open(f"/proc/sys/net/{name}", encoding="ascii") as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return False
 
 
 async def events(engine: EngineService, request: Request) -> Stream:
@@ -133,6 +147,8 @@ async def disk_usage(engine: EngineService, request: Request) -> Response:
     for kind, look in _DISK.items():
         if not kinds or kind in kinds:
             found |= await look(engine, request)
+    if request.version < (1, 42):
+        found["BuilderSize"] = 0  # of the builder before BuildKit, which kept images only
     return json_response(found)
 
 

@@ -39,6 +39,8 @@ def info_document(
         "CPUSet": True,
         "PidsLimit": True,
         "IPv4Forwarding": True,
+        "BridgeNfIptables": host["BridgeNfIptables"],
+        "BridgeNfIp6tables": host["BridgeNfIp6tables"],
         "Debug": False,
         "NFd": host["NFd"],
         "OomKillDisable": str(facts.get("cgroup_version", "1")) == "1",
@@ -89,9 +91,18 @@ def info_document(
         "RuncCommit": {"ID": nagaya.__version__},
         "InitCommit": {"ID": ""},
         "SecurityOptions": list(facts.get("security_options") or ("name=seccomp,profile=builtin",)),
+        "FirewallBackend": {"Driver": "nftables"},
+        "DiscoveredDevices": [{"Source": "cdi", "ID": name} for name in facts.get("cdi_devices") or ()],
         "CDISpecDirs": list(facts.get("cdi_spec_dirs") or ()),
         "Warnings": list(facts.get("warnings") or ()) or None,
+        **_pools(facts.get("address_pools") or ()),
     }
+
+
+def _pools(pools: Iterable[tuple[str, int]]) -> dict[str, Any]:
+    """Those of the configuration; dockerd, too, is silent about its own."""
+    shown = [{"Base": base, "Size": size} for base, size in pools]
+    return {"DefaultAddressPools": shown} if shown else {}
 
 
 def _runtimes(runtimes: Any) -> dict[str, Any]:
