@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,20 @@ import microvm
 import pytest
 from microvm import Client
 
-from nagaya.errors import CommandNotFound, KernelError, NotFound, Unavailable
-from nagaya.vm import assets, qemu, templates
+from nagaya.errors import (
+    CommandNotFound,
+    DataLoss,
+    DeadlineExceeded,
+    KernelError,
+    NotFound,
+    Unavailable,
+)
+from nagaya.linux import mounts
+from nagaya.vm import assets, initramfs, kernel, making, qemu, templates
 from nagaya.vm.confine import Confinement
-from nagaya.vm.machine import Drive, Machine, Nic
+from nagaya.vm.machine import Balloon, Drive, Machine, Nic, Share
 from nagaya.vm.qemu import Vm
+from nagaya.vm.sharing import TAG, Shares
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 
@@ -230,3 +240,133 @@ def test_disks_and_cards_of_a_clone(saved: Path, tmp_path: Path) -> None:
         taps.close()
     with (tmp_path / "disk").open("rb") as disk:
         assert disk.read(7) == b"written"
+
+
+def test_a_directory_of_the_host(saved: Path, tmp_path: Path) -> None:
+    """The guest's root is root of the volume, with all owners, and nobody elsewhere; what is shared after
+    the start is there, too."""
+    confined = Confinement()
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume" / "secret").write_text("of root\n")
+    (tmp_path / "volume" / "secret").chmod(0o600)
+    (tmp_path / "later").mkdir()
+    shares = Shares(str(tmp_path / "shares"), confined.base)
+    vm = None
+    try:
+        shares.add("first", str(tmp_path / "volume"))
+        machine = microvm.machine("full")
+        machine.shares = [Share(TAG, shares.directory)]
+        started = templates.start(machine, directory=str(saved), confined=confined)
+        vm = started.vm
+        shares.add("second", str(tmp_path / "later"))
+        client = clients(vm)
+        microvm.put_root(client)
+        options = "trans=virtio,version=9p2000.L"
+        client.call("mount", type="9p", source=TAG, target="/run/share", flags=0, data=options)
+        binds: microvm.Fields = [
+            microvm.mount("", f"/run/share/{name}", f"/{name}", mounts.MS_BIND | mounts.MS_REC)
+            for name in ("first", "second")
+        ]
+        client.start("c1", "sleep", "1000", fields=binds)
+        script = "cat /first/secret; echo new > /first/new; busybox chown 5:6 /first/new; echo x > /second/x"
+        result = client.run("c1", "sh", "-c", script)
+        assert (result.out, result.err) == (b"of root\n", b"")
+        result = client.run("c1", "sh", "-c", "cat /first/secret; echo y > /second/y", uid=7, gid=7)
+        assert result.err.count(b"Permission denied") == 2
+        new = (tmp_path / "volume" / "new").stat()
+        assert (new.st_uid, new.st_gid) == (5, 6)
+        assert (tmp_path / "later" / "x").stat().st_uid == 0
+        status = Path(f"/proc/{vm.pid}/status").read_text()
+        assert int(status.split("Uid:")[1].split()[0]) == confined.base
+    finally:
+        if vm is not None:
+            vm.close()
+        shares.close()
+    assert not (tmp_path / "shares").exists() or not list((tmp_path / "shares").iterdir())
+
+
+def test_a_balloon(saved: Path) -> None:
+    machine = microvm.machine()
+    machine.balloon = Balloon()
+    vm = clone(saved, machine)
+    try:
+        client = clients(vm)
+        vm.set_memory(96)
+        until = time.monotonic() + microvm.PATIENCE
+        while vm.memory() > 96 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert vm.memory() == 96
+        vm.set_memory(128)
+        assert client.call("ping") == {"version": b"1"}
+    finally:
+        vm.close()
+
+
+_HOSTILE = r"""
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/syscall.h>
+#include <stdio.h>
+#include <unistd.h>
+#include <dirent.h>
+int main(void) {
+    char path[300], line[200] = MANNER;
+    mount("sysfs", "/sys", "sysfs", 0, 0);
+    mount("devtmpfs", "/dev", "devtmpfs", 0, 0);
+    struct dirent **names;
+    int count = scandir("/modules", &names, 0, alphasort);
+    for (int i = 0; i < count; i++) {
+        snprintf(path, sizeof path, "/modules/%s", names[i]->d_name);
+        int fd = open(path, O_RDONLY);
+        syscall(SYS_finit_module, fd, "", 0);
+        close(fd);
+    }
+    int port = -1;
+    for (int i = 0; port < 0; i = (i + 1) % 30) {
+        snprintf(path, sizeof path, "/dev/vport%dp1", i);
+        port = open(path, O_RDWR);
+        usleep(1000);
+    }
+    char junk[4096];
+    memset(junk, 'x', sizeof junk);
+    if (!strcmp(line, "flood")) for (;;) write(port, junk, sizeof junk);
+    if (!strcmp(line, "lie")) write(port, "\xff\xff\xff\x7f\x08\0\0\0\0\0\0\0", 12);
+    if (!strcmp(line, "console")) for (int i = 0; i < 2000; i++) write(2, junk, sizeof junk);
+    if (!strcmp(line, "end")) { write(2, "enough\n", 7); sleep(1); reboot(RB_AUTOBOOT); }
+    for (;;) pause();
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("manner", "error", "words"),
+    [
+        ("flood", DataLoss, "the guest broke the protocol"),
+        ("lie", DataLoss, "the guest broke the protocol"),
+        ("end", Unavailable, "the guest did not come up: enough"),
+        ("console", DeadlineExceeded, "the guest did not come up in"),
+        ("silent", DeadlineExceeded, "the guest did not come up in"),
+    ],
+)
+def test_a_hostile_guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manner: str, error: type[Exception], words: str
+) -> None:
+    """Another first process, which does what ours never would: nothing is left, and little is kept."""
+    source = tmp_path / "hostile.c"
+    source.write_text(_HOSTILE.replace("MANNER", f'"{manner}"'))
+    compiler = shutil.which("musl-gcc") or "gcc"
+    subprocess.run([compiler, "-static", "-o", str(tmp_path / "init"), str(source)], check=True)
+    library = Path(making.find_kernel("cloud", str(Path(__file__).parents[2] / "build/vm"))[1])
+    modules = making.Modules(str(library))
+    order = kernel.in_order(("virtio_mmio", "virtio_console"), modules)
+    archive = initramfs.agent_archive((tmp_path / "init").read_bytes(), [(n, modules[n]) for n in order])
+    (tmp_path / "initramfs").write_bytes(archive)
+    machine = microvm.machine()
+    machine.initrd = str(tmp_path / "initramfs")
+    if error is DeadlineExceeded:
+        monkeypatch.setattr(templates, "BOOT", 5.0)
+    with pytest.raises(error, match=words):
+        templates.start(machine, directory=str(tmp_path / "templates"), confined=Confinement())
+    assert [path.name for path in (tmp_path / "templates").iterdir()] == ["lock"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DRIVES = 8  # read-only ones of every template, at least
 _MIN_MEMORY = 128
 _KEPT = 8
-_BOOT = 120.0  # seconds, for an emulated machine on a busy host
+BOOT = 120.0  # seconds, for an emulated machine on a busy host
 _REGULAR, _KIND = 0o100000, 0o170000
 
 
@@ -251,7 +251,7 @@ class Taps:
 
 def _await_ready(vm: qemu.Vm) -> None:
     """Raises Unavailable with the guest's last words, DeadlineExceeded, DataLoss."""
-    until, connection = monotonic() + _BOOT, protocol.Connection()
+    until, connection = monotonic() + BOOT, protocol.Connection()
     if vm.agent is None:
         raise Unavailable("the machine has no agent", step="boot microVM")
     poller = poll()
@@ -266,12 +266,13 @@ def _await_ready(vm: qemu.Vm) -> None:
         except BlockingIOError:
             continue
         if not data:
-            last = said.strip().rpartition("\n")[2]
-            raise Unavailable(f"the guest did not come up: {last or vm.complaint()}", step="boot microVM")
+            lines = [line for line in said.split("\n") if line.strip() and "reboot: " not in line]
+            reason = "".join(c for c in lines[-1] if c.isprintable()) if lines else vm.complaint()
+            raise Unavailable(f"the guest did not come up: {reason}", step="boot microVM")
         for event in connection.receive(data):
             if isinstance(event, protocol.Ready):
                 return
-    raise DeadlineExceeded(f"the guest did not come up in {_BOOT:.0f} s", step="boot microVM")
+    raise DeadlineExceeded(f"the guest did not come up in {BOOT:.0f} s", step="boot microVM")
 
 
 def _remove(path: str) -> None:
