@@ -22,6 +22,7 @@ from nagaya.engine import (
     logs,
     networks,
     pods,
+    pods_checkpoints,
     recovery,
     top,
     volumes,
@@ -101,6 +102,7 @@ class Engine:
         await pods.load_all(world)
         await recovery.recover(world, engine._containers, engine._changes)
         await pods.settle(world)
+        await pods_checkpoints.settle(world, engine._containers)
         await networks.relay_all(world)
         await world.job(world.names.sweep)
         early, engine._early = engine._early, None

@@ -19,6 +19,7 @@ from nagaya.engine import (
     attachments,
     files,
     names,
+    pods_checkpoints,
     pods_creation,
     pods_execs,
     pods_files,
@@ -212,8 +213,11 @@ class PodService:
             await self._world.job(self._world.ledger.put_container, made)
 
     async def start(self, container_id: str) -> None:
-        """Start a container that was only created. Raises FailedPrecondition for any other."""
+        """Start a container that was only created; one that runs was started, by who gave up waiting for it.
+        Raises FailedPrecondition for one that has ended."""
         container = self.container(container_id)
+        if container.state == "running":
+            return
         if container.state != "created" or failed_to_start(container):
             state = "exited" if failed_to_start(container) else container.state
             raise FailedPrecondition(
@@ -352,6 +356,20 @@ class PodService:
     async def dial(self, pod: Pod, port: int) -> socket.socket:
         """A connection to a port on the pod's loopback. Raises OSError, NagayaError."""
         return await pods_network.dial(self._world, pod, port)
+
+    # checkpoints
+
+    async def checkpoint(self, container_id: str, location: str, timeout: int) -> None:
+        """See `pods_checkpoints.container`."""
+        found = self.container(container_id)
+        await pods_checkpoints.container(self._world, self._containers, found, location, timeout)
+
+    async def checkpoint_pod(
+        self, pod_id: str, container_ids: Sequence[str], directory: str, patience: float | None
+    ) -> None:
+        """See `pods_checkpoints.pod`."""
+        pod, chosen = self.pod(pod_id), [self.container(name) for name in container_ids]
+        await pods_checkpoints.pod(self._world, self._containers, pod, chosen, directory, patience)
 
     # resources of a pod
 

@@ -248,7 +248,8 @@ async def end_builds(world: World, containers: Containers) -> None:
 
 def _ids(directory: str) -> set[str]:
     try:
-        return {name for name in os.listdir(directory) if names.is_id(name)}
+        # runsc's state is files whose names go on after the id
+        return {found for name in os.listdir(directory) if names.is_id(found := name.partition("_")[0])}
     except FileNotFoundError:
         return set()
 

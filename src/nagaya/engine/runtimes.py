@@ -37,6 +37,7 @@ from nagaya.linux.pids import is_ending
 T = TypeVar("T")
 
 _MOST_LOG = 1 << 16
+_PATIENCE = 60.0
 
 
 class Runtime(Protocol):
@@ -60,7 +61,8 @@ class Runtime(Protocol):
         ...
 
     async def ask(self, container: Container, op: str, **more: Any) -> Any:
-        """pause, resume, update (resources=), ps -> pids, stats -> `events --stats`' data."""
+        """pause, resume, update (resources=), checkpoint (path=, patience=), ps -> pids, stats ->
+        `events --stats`' data."""
         ...
 
     async def delete(self, container_id: str) -> None:
@@ -155,7 +157,8 @@ class BuiltIn:
         )
 
     async def ask(self, container: Container, op: str, **more: Any) -> Any:
-        reply = await self._world.supervisor.call(self._request(op, container.id, **more))
+        timeout = _PATIENCE + more.get("patience", 0.0)
+        reply = await self._world.supervisor.call(self._request(op, container.id, **more), timeout=timeout)
         return reply.result.get("pids", []) if op == "ps" else reply.result
 
     async def delete(self, container_id: str) -> None:
@@ -240,6 +243,10 @@ class Foreign:
                 text = msgspec.json.encode(more["resources"]).decode()
                 await self._world.job(files.write, path, text, 0o600)
                 await self._call(["update", "--resources", path, container.id])
+            case "checkpoint":
+                where = more["path"]
+                flags = ["--leave-running", "--tcp-established", "--file-locks"]
+                await self._call([op, *flags, "--image-path", where, "--work-path", where, container.id])
             case _:
                 await self._call([op, container.id])
         return {}

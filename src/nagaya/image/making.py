@@ -29,6 +29,7 @@ from nagaya.oci.manifest import Descriptor, Manifest
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 _LEVEL = 1
 _GZIP = 31  # zlib's number for its window with gzip's frame
+_EMPTY_ARCHIVE = 1024  # bytes: two blocks of zeros are the end of one (tar(5))
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -66,6 +67,20 @@ def commit(
             return _make(shelf, archive, old, below, recipe, name, lease, check)
         finally:
             os.close(upper)
+
+
+def written(shelf: Shelf, snapshot_id: str, ours: frozenset[str], path: str, check: Check) -> None:
+    """Write the archive of the writable layer of a snapshot to the new file `path`. Raises NotFound, what
+    `diff.archive` does, and OSError."""
+    upper = os.open(shelf.snapshots.rootfs(snapshot_id)["upper"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with open(path, "xb") as file:
+            for piece in members.joined(diff.archive(upper, ours, check)):
+                file.write(piece)
+            if not file.tell():
+                file.write(bytes(_EMPTY_ARCHIVE))  # nothing was written there: an archive all the same
+    finally:
+        os.close(upper)
 
 
 def import_files(shelf: Shelf, archive: Iterable[bytes], recipe: Recipe, name: str, check: Check) -> str:

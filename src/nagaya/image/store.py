@@ -303,6 +303,10 @@ class ImageStore:
             making.commit(self._shelf, snapshot_id, base, ours, recipe, _new_name(name), lambda: None)
         )
 
+    def write_layer(self, snapshot_id: str, ours: frozenset[str], path: str) -> None:
+        """What a container has written, as an archive: see `making.written`."""
+        making.written(self._shelf, snapshot_id, ours, path, lambda: None)
+
     def import_url(
         self,
         url: str,

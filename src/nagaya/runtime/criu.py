@@ -7,7 +7,14 @@ host's, everything else is in the images. Sources: criu(8); criu.org, "External 
 
 from __future__ import annotations
 
-from nagaya.errors import FailedPrecondition, InvalidArgument, KernelError, NagayaError, from_wire
+from nagaya.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    KernelError,
+    NagayaError,
+    from_wire,
+)
 from nagaya.linux import cgroup, os, paths, pids, process
 from nagaya.linux import mounts as m
 from nagaya.linux import namespaces as ns
@@ -38,7 +45,11 @@ _FLAGS = {  # option of ours -> criu's
     "auto-dedup": "--auto-dedup",
     "lazy-pages": "--lazy-pages",
 }
-_VALUES = {"lsm-profile": "--lsm-profile", "lsm-mount-context": "--lsm-mount-context"}
+_VALUES = {
+    "lsm-profile": "--lsm-profile",
+    "lsm-mount-context": "--lsm-mount-context",
+    "network-lock": "--network-lock",
+}
 
 
 def common_argv(verb: str, spec: dict[str, Any], options: dict[str, Any]) -> list[str]:
@@ -169,9 +180,31 @@ def externals(record: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def snapshot(root: str, identifier: str, images: str, patience: float, caller: int) -> None:
+    """Write the images of a container that goes on as it was, within so many seconds, with its connections
+    and locks. caller: a socket whose other end closes when nobody waits for it any more. Raises
+    FailedPrecondition, InvalidArgument, DeadlineExceeded."""
+    options: dict[str, Any] = dict.fromkeys((*_FLAGS, *_VALUES, "pre-dump"), False)
+    options |= {
+        "image-path": images,
+        "work-path": "",
+        "parent-path": "",
+        "page-server": "",
+        "status-fd": None,
+    }
+    options |= {"manage-cgroups-mode": "", "empty-ns": [], "patience": patience, "caller": caller}
+    programs = os.fsdecode(os.environ.get(b"PATH", b"")).split(":")
+    if not any(os.exists(f"{path}/iptables-restore") for path in programs):
+        options["network-lock"] = "nftables"  # what keeps packets away meanwhile; criu's default is the other
+    checkpoint(
+        root, identifier, {**options, "leave-running": True, "tcp-established": True, "file-locks": True}
+    )
+
+
 def checkpoint(root: str, identifier: str, options: dict[str, Any]) -> None:
     """Write the images. The container goes on when criu fails, and after a pre-dump or with --leave-running;
-    else it is stopped. Raises FailedPrecondition, InvalidArgument."""
+    else it is stopped. Raises FailedPrecondition, InvalidArgument; DeadlineExceeded when criu takes longer
+    than the seconds of an option "patience"."""
     record = store.load(root, identifier)
     status = lifecycle.status_of(root, record)
     if status not in ("running", "paused"):
@@ -181,6 +214,8 @@ def checkpoint(root: str, identifier: str, options: dict[str, Any]) -> None:
     manager = lifecycle.manager_of(record)
     freezer = "" if manager is None else manager.paths.get("freezer" if manager.version == 1 else "", "")
     inside = f"/proc/{record['pid']}/root"
+    if not os.isdir(record["rootfs"]):
+        record["rootfs"] = inside  # a daemon's, which is mounted in there alone
     masked = [p for p in (spec.get("linux") or {}).get("maskedPaths") or [] if _is_file(inside + p)]
     argv = dump_argv(record, options, freezer, masked)
     descriptors = [os.readlink(f"/proc/{record['pid']}/fd/{fd}") for fd in range(3)]
@@ -207,8 +242,8 @@ def checkpoint(root: str, identifier: str, options: dict[str, Any]) -> None:
     finally:
         os.close(null)
     try:
-        _await_criu(pid, log)
-    except FailedPrecondition:
+        _await_criu(pid, log, options.get("patience") or 0.0, options.get("caller", -1))
+    except (FailedPrecondition, DeadlineExceeded):
         if status == "running" and manager is not None and manager.frozen():
             manager.thaw()  # it was killed while it held them still
         raise
@@ -229,8 +264,23 @@ def _not_installed() -> FailedPrecondition:
     return FailedPrecondition('criu is not installed: exec: "criu": executable file not found in $PATH')
 
 
-def _await_criu(pid: int, log: str) -> None:
-    """Wait for it. Raises FailedPrecondition with the last error of its log."""
+def _await_criu(pid: int, log: str, patience: float = 0.0, caller: int = -1) -> None:
+    """Wait for it: for ever, or so many seconds and as long as the caller, a socket, is there. Raises
+    FailedPrecondition with the last error of its log, DeadlineExceeded when it was killed."""
+    if patience:
+        from select import POLLIN, poll
+
+        pidfd = pids.pidfd_open(pid)
+        ended = poll()
+        ended.register(pidfd, POLLIN)
+        ended.register(caller, 0)  # its end is told unasked (poll(2))
+        in_time = any(fd == pidfd for fd, _ in ended.poll(patience * 1000))
+        if not in_time:
+            pids.pidfd_send_signal(pidfd, 9)
+        os.close(pidfd)
+        if not in_time:
+            os.waitpid(pid, 0)
+            raise DeadlineExceeded(f"criu took longer than {patience:.1f} s", step="checkpoint")
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if code:

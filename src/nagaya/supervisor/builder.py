@@ -36,14 +36,17 @@ class Job:
 
     stdio: descriptors for the new process, (-1, -1, -1) when the request came without. reply_fds:
     descriptors that go out with the reply. trace: rows of (name, detail, start_ns, duration_ns).
-    operation: its name, once the request was read.
+    operation: its name, once the request was read. reply_to: the socket whose other end waits for the reply.
     """
 
-    __slots__ = ("_alone", "_notice", "operation", "pid", "reply_fds", "stdio", "trace")
+    __slots__ = ("_alone", "_notice", "operation", "pid", "reply_fds", "reply_to", "stdio", "trace")
 
-    def __init__(self, stdio: tuple[int, int, int], notice: socket | None, alone: bool) -> None:
+    def __init__(
+        self, stdio: tuple[int, int, int], notice: socket | None, alone: bool, reply_to: int = -1
+    ) -> None:
         self._alone = alone
         self.stdio = stdio
+        self.reply_to = reply_to
         self.reply_fds: list[int] = []
         self.trace: list[list[Any]] = []
         self.pid = 0
@@ -111,7 +114,7 @@ def _do(operations: Mapping[str, Operation], packet: seqpacket.Packet) -> int:
     request_fd, reply_fd, *others = packet.fds
     notice = socket(-1, -1, -1, fileno=others[0]) if others else None
     stdio = (others[1], others[2], others[3]) if len(others) > 1 else (-1, -1, -1)
-    job = Job(stdio, notice, packet.data == ALONE)
+    job = Job(stdio, notice, packet.data == ALONE, reply_fd)
     try:
         reply = {"ok": True, "result": _run(operations, request_fd, job)}
     except NagayaError as error:

@@ -171,6 +171,15 @@ def _resume(request: Request, job: Job) -> dict[str, Any]:
     return {}
 
 
+def _checkpoint(request: Request, job: Job) -> dict[str, Any]:
+    """root, id, path (a directory for criu's images), patience (seconds)."""
+    from nagaya.runtime import criu  # in the few builders that are asked for it
+
+    root, identifier, images = _need(request, "root", "id", "path")
+    criu.snapshot(root, identifier, images, float(request.get("patience") or 0), job.reply_to)
+    return {}
+
+
 def _update(request: Request, job: Job) -> dict[str, Any]:
     lifecycle.update(*_need(request, "root", "id", "resources"))
     return {}
@@ -329,6 +338,7 @@ OPERATIONS: dict[str, Operation] = {
     "pause": _pause,
     "resume": _resume,
     "update": _update,
+    "checkpoint": _checkpoint,
     "ps": _ps,
     "stats": _stats,
     "state": _state,

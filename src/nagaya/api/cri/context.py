@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from nagaya.api.cri.streaming import StreamingServer
 from nagaya.engine.engine import Engine
 from nagaya.engine.pods_containers import PodService
+
+# seconds until the caller's deadline, None without one
+time_left: ContextVar[float | None] = ContextVar("time_left", default=None)
 
 
 class Context:

@@ -135,7 +135,10 @@ def stdio(context: Context, uid: int) -> None:
     for number in range(3):
         try:
             info = os.fstat(number)
-            if info.st_uid == uid or (stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3)):
+            if _is_null(info):
+                _reopen_null(number)
+                continue
+            if info.st_uid == uid:
                 continue
             os.fchown(number, uid, -1)
         except OSError as error:
@@ -145,6 +148,22 @@ def stdio(context: Context, uid: int) -> None:
     if context.slave > 2:
         os.close(context.slave)
         context.slave = 0
+
+
+def _is_null(info: os.stat_result) -> bool:
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3)
+
+
+def _reopen_null(number: int) -> None:
+    """The container's own /dev/null in place of the host's, as runc has it: a file of a mount that is not in
+    here can be opened by nobody again, and not checkpointed. Where there is none, it stays."""
+    try:
+        fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    if _is_null(os.fstat(fd)):
+        os.dup2(fd, number)
+    os.close(fd)
 
 
 def _above(fd: int) -> int:

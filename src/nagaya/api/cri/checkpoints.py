@@ -1,0 +1,28 @@
+"""Checkpoints: of a container, of containers of a pod."""
+
+from __future__ import annotations
+
+from nagaya.api.cri import runtime_pb2 as cri
+from nagaya.api.cri.context import Context, Unary, time_left
+from nagaya.errors import InvalidArgument
+
+
+async def container(
+    context: Context, request: cri.CheckpointContainerRequest
+) -> cri.CheckpointContainerResponse:
+    """An archive of one that goes on."""
+    await context.pods.checkpoint(request.container_id, request.location, request.timeout)
+    return cri.CheckpointContainerResponse()
+
+
+async def pod(context: Context, request: cri.CheckpointPodRequest) -> cri.CheckpointPodResponse:
+    """Archives of containers that go on."""
+    for name in request.options:
+        raise InvalidArgument(f"there is no option {name}", subject="options")
+    await context.pods.checkpoint_pod(
+        request.pod_sandbox_id, request.container_ids, request.output_path, time_left.get()
+    )
+    return cri.CheckpointPodResponse()
+
+
+UNARY: dict[str, Unary] = {"CheckpointContainer": container, "CheckpointPod": pod}
