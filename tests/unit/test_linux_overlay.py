@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nagaya.errors import KernelError
+from nagaya.linux import caps, paths
 from nagaya.linux import overlay as overlays
-from nagaya.linux import paths
+from nagaya.runtime import idmap
 
 pytestmark = pytest.mark.root
 
@@ -84,3 +86,45 @@ def test_a_layer_that_is_missing(mount: Callable[[dict[str, Any]], int], tmp_pat
     with pytest.raises((KernelError, OSError)):
         mount(overlay)
     assert set(os.listdir("/proc/self/fd")) == fds
+
+
+@pytest.fixture
+def mapping() -> Iterator[int]:
+    """A user namespace whose root is 300000 here, as an open fd."""
+    mapped = [{"containerID": 0, "hostID": 300_000, "size": 1000}]
+    fd = idmap.namespace_with(mapped, mapped)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.usefixtures("mount")
+def test_owners_are_mapped_in_all_layers(mapping: int, tmp_path: Path) -> None:
+    fds = set(os.listdir("/proc/self/fd"))
+    overlay = layers(tmp_path, 3)
+    os.chown(tmp_path / "000 with a : and a ," / "same", 7, 7)
+    tree = overlays.mount_mapped(overlay, mapping, 300_000, 300_000)
+    place = f"/proc/self/fd/{tree}"
+    try:
+        assert os.stat(f"{place}/same").st_uid == 300_007
+        assert os.stat(f"{place}/file1").st_uid == os.stat(place).st_uid == 300_000
+        with caps.acting_as(300_000, 300_000):  # as root of the namespace does it
+            Path(f"{place}/new").write_text("new")
+            Path(f"{place}/file2").write_text("changed")  # copied up
+            os.chown(f"{place}/file2", 300_005, 300_006)
+            os.unlink(f"{place}/file1")
+        found = {p.name: p.lstat() for p in (tmp_path / "upper").iterdir()}
+        assert {name: (info.st_uid, info.st_gid) for name, info in found.items()} == {
+            "new": (0, 0), "file2": (5, 6), "file1": (0, 0)
+        }  # fmt: skip
+        assert stat.S_ISCHR(found["file1"].st_mode)
+        assert os.geteuid() == 0 and os.stat(tmp_path).st_uid == 0
+        (tmp_path / "mine").write_text("")
+        assert (tmp_path / "mine").stat().st_uid == 0
+    finally:
+        os.close(tree)
+    assert set(os.listdir("/proc/self/fd")) == fds
+
+
+def test_a_file_system_that_maps_no_owners(mapping: int) -> None:
+    with pytest.raises(KernelError, match="its file system cannot have owners mapped"):
+        overlays.mapped("/proc/self", mapping)

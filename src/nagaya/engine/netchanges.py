@@ -91,6 +91,7 @@ class NetworkChanges:
                 except PermissionDenied:
                     continue  # somebody has just come
                 removed.append(network.name)
+        world.bus.publish("network", "prune", "", {"reclaimed": "0"})
         return removed
 
     # containers

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from _thread import allocate_lock, start_new_thread
+from errno import EINVAL
 
+from nagaya.errors import KernelError
 from nagaya.linux import caps, namespaces, os
 from nagaya.linux import mounts as m
 
@@ -31,8 +33,15 @@ def mapped(directory: str, userns: int) -> int:
     tree = m.open_tree(m.AT_FDCWD, directory, m.OPEN_TREE_CLONE)
     try:
         m.mount_setattr(tree, attr_set=m.MOUNT_ATTR_IDMAP, userns_fd=userns)
-    except BaseException:
+    except BaseException as error:
         os.close(tree)
+        if isinstance(error, KernelError) and error.errno == EINVAL:
+            raise KernelError(
+                "its file system cannot have owners mapped (MOUNT_ATTR_IDMAP)",
+                subject=directory,
+                step=f"idmap {directory}",
+                errno=EINVAL,
+            ) from None
         raise
     return tree
 
@@ -87,8 +96,11 @@ def _by_fsconfig(overlay: dict[str, Any]) -> int:
 
 
 def _by_mount(overlay: dict[str, Any]) -> int:
-    """By mount(2), over the topmost layer, and taken from there: nobody else must see this namespace."""
+    """By mount(2), over the topmost layer, and taken from there: nobody else must see this namespace. A
+    layer that is mounted nowhere, as one with mapped owners, is no place to mount upon: then over /proc."""
     where: str = overlay["lower"][0]
+    if where.startswith("/proc/self/fd/"):
+        where = "/proc"
     opened: list[int] = []
 
     def short(path: str) -> str:

@@ -31,14 +31,14 @@ def open_mapping(step: plan.Mount, job: plan.Plan) -> int:
             f"mounts[{step.index}]: id-mapped mounts must have both uid and gid mappings specified",
             subject=f"mounts[{step.index}]",
         )
-    return _namespace(uids, gids)
+    return namespace_with(uids, gids)
 
 
 def namespace_of(job: plan.Plan) -> int:
     """The container's own user namespace where it joins one, else one with the same mappings, as an open
     fd. Raises KernelError."""
     path = job.namespaces.get("user") or ""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else _namespace(*job.mappings)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else namespace_with(*job.mappings)
 
 
 def root_in(mapping: list[Any]) -> int:
@@ -49,7 +49,8 @@ def root_in(mapping: list[Any]) -> int:
     raise InvalidArgument("id 0 of the container is not mapped", subject="linux.uidMappings")
 
 
-def _namespace(uids: list[Any], gids: list[Any]) -> int:
+def namespace_with(uids: list[Any], gids: list[Any]) -> int:
+    """A new user namespace with these mappings, as an open fd. Raises KernelError."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid, pidfd = ns.clone3(ns.CLONE_NEWUSER | ns.CLONE_PIDFD)
     if pid == 0:
