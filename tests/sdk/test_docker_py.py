@@ -277,3 +277,41 @@ def test_old_versions_of_the_api(server: Dockerd | House, version: str) -> None:
     assert client.images.list()
     container.remove(force=True)
     client.close()
+
+
+def test_an_exec_s_stream_is_what_its_start_says(client: docker.DockerClient) -> None:
+    """Frames also of a terminal, when the start does not say that there is one; the two have no more to do
+    with one another."""
+    container = sleeping(client)
+    for tty in (False, True):
+        made = client.api.exec_create(container.id, ["printf", "yay"], tty=tty)
+        assert client.api.exec_start(made["Id"], demux=True) == (b"yay", None)
+    made = client.api.exec_create(container.id, ["printf", "yay"])
+    stream = client.api.exec_start(made["Id"], tty=True, socket=True)
+    stream = getattr(stream, "_sock", stream)
+    assert stream.recv(16) == b"yay"
+    stream.close()
+
+
+def test_members_may_be_in_any_case(client: docker.DockerClient) -> None:
+    """The library itself says `detachKeys`; Go's JSON takes it for DetachKeys."""
+    container = sleeping(client, name="cases")
+    post = client.api._post_json
+    answer = post(
+        client.api._url("/containers/create"), {"image": IMAGE, "CMD": ["true"], "labels": {"aB": "c"}}
+    )
+    made = client.containers.get(answer.json()["Id"])
+    assert made.attrs["Config"]["Cmd"] == ["true"] and made.labels == {"aB": "c"}
+    answer = post(
+        client.api._url("/containers/{0}/exec", container.id), {"cmd": ["true"], "detachKeys": "ctrl-x"}
+    )
+    exec_id = answer.json()["Id"]
+    assert client.api.exec_inspect(exec_id)["DetachKeys"] is not None
+
+
+def test_words_that_are_only_kept(client: docker.DockerClient) -> None:
+    container = client.containers.create(IMAGE, ["true"], volume_driver="nosuch", isolation="default", **NONE)
+    host = container.attrs["HostConfig"]
+    assert (host["VolumeDriver"], host["Isolation"]) == ("nosuch", "default")
+    with pytest.raises(APIError, match='plugin "nosuch" not found'):
+        client.containers.create(IMAGE, ["true"], volume_driver="nosuch", volumes=["/v"], **NONE)

@@ -217,13 +217,15 @@ async def test_exec_in_a_container(rootfs: Path) -> None:
         assert (await house.exit("exec1")).code == 5
         await house.client.release("exec1")
         process["args"] = ["stty", "size"]
-        viewer = await house.attach("exec2", stdin=True)
-        await house.client.run("exec2", {**request, "console": [33, 44]}, stdio="pty")
-        assert await viewer.rest() == b"33 44\r\n"
-        assert (await house.exit("exec2")).code == 0
+        for number, mux in enumerate((False, True), 2):
+            viewer = await house.attach(f"exec{number}", stdin=True, mux=mux)
+            await house.client.run(f"exec{number}", {**request, "console": [33, 44]}, stdio="pty")
+            shown = await viewer.rest()
+            assert (unframe(shown) if mux else {1: shown}) == {1: b"33 44\r\n"}
+            assert (await house.exit(f"exec{number}")).code == 0
         process["args"] = ["/nothing"]
         with pytest.raises(CommandNotFound):
-            await house.client.run("exec3", request)
+            await house.client.run("exec4", request)
         address = {"root": str(house.state), "id": "host"}
         # the process of the failed attempt is dead, but may not be reaped yet
         while len(pids := (await house.client.call({"op": "ps", **address})).result["pids"]) > 1:

@@ -19,6 +19,7 @@ from nagaya.engine import (
     devices,
     launch,
     limits,
+    links,
     names,
     networks,
     runtimes,
@@ -355,6 +356,24 @@ class Containers:
             world.roster.release(old, container.id)
             await world.job(networks.tell_names, world, container)
         world.bus.container(container, "rename", oldName=f"/{old}")
+
+    async def remove_link(self, name: str) -> None:
+        """Take "CONTAINER/ALIAS" from its links and its hosts file. Raises NotFound."""
+        world = self._world
+        owner, _, alias = name.strip("/").rpartition("/")
+        slot = world.roster.find(owner)
+        async with slot.lock:
+            container, config = slot.container, slot.container.config
+            kept = tuple(link for link in config.links if links.parse(link)[1] != alias)
+            if len(kept) == len(config.links) or container.state in ("removing", "dead"):
+                raise NotFound(f"No such link: /{container.name}/{alias}", subject=name)
+            container.config = msgspec.structs.replace(config, links=kept)
+            try:
+                await world.job(world.ledger.put_container, container)
+            except BaseException:
+                container.config = config
+                raise
+            await world.job(networks.tell_names, world, container)
 
     async def update(self, ref: str, resources: Resources, restart: RestartPolicy | None) -> Sequence[str]:
         """Change limits, of a running container at once."""

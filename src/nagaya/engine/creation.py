@@ -157,14 +157,16 @@ def _points(world: World, config: ContainerConfig, inherited: Sequence[MountSpec
             source = source or names.new_id()
             volumes.check_name(source)
             volumes.check_options(source, mount.driver_options)
-            check_driver(source, mount.driver)
+            check_driver(source, mount.driver or config.volume_driver)
         if mount.type == "image":
             source = world.images.resolve(source).id
         found[target] = msgspec.structs.replace(mount, target=target, source=source)
     for path in config.image_volumes:
         target = spec_mounts.clean_target(path)
         if target not in found and target not in config.tmpfs:
-            found[target] = MountSpec("volume", target, names.new_id())
+            source = names.new_id()
+            check_driver(source, config.volume_driver)
+            found[target] = MountSpec("volume", target, source)
     return list(found.values())
 
 

@@ -348,13 +348,22 @@ class Engine:
 
     # exec
 
+    async def remove_link(self, name: str) -> None:
+        await self._containers.remove_link(name)
+
     async def create_exec(self, ref: str, config: ExecConfig) -> str:
         return await self._execs.create(ref, config)
 
     async def start_exec(
-        self, exec_id: str, fd: int | None, *, preface: bytes = b"", console: tuple[int, int] | None = None
+        self,
+        exec_id: str,
+        fd: int | None,
+        *,
+        preface: bytes = b"",
+        console: tuple[int, int] | None = None,
+        frames: bool = True,
     ) -> None:
-        await self._execs.start(exec_id, fd, preface=preface, console=console)
+        await self._execs.start(exec_id, fd, preface=preface, console=console, frames=frames)
 
     def inspect_exec(self, exec_id: str) -> Exec:
         return self._execs.get(exec_id)

@@ -110,7 +110,7 @@ class Execs:
         config, container = session.config, slot.container
         try:
             handed, fd = fd, None
-            attaching = self._attach(exec_id, config, handed, mux=frames and not config.tty, preface=preface)
+            attaching = self._attach(exec_id, config, handed, mux=frames, preface=preface)
             # side by side: the attachment takes two other processes' turns, and the process waits for both
             process, _ = await asyncio.gather(self._prepare(container, config), attaching)
             work = runtimes.of(world, container).exec(

@@ -379,7 +379,7 @@ def document(world: World, network: Network, members: dict[str, dict[str, str]])
         "EnableIPv6": asked.ipv6,
         "IPAM": {
             "Driver": asked.ipam_driver,
-            "Options": dict(asked.ipam_options) if network.name not in PREDEFINED else None,
+            "Options": asked.ipam_options,
             "Config": _ipam(world, network),
         },
         "Internal": asked.internal,

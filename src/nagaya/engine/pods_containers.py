@@ -332,7 +332,7 @@ class PodService:
 
     async def start_command(self, exec_id: str, fd: int) -> None:
         """Run it, attached to the socket, which is ours from here: Docker's frames without a terminal."""
-        await self._execs.start(exec_id, fd)
+        await self._execs.start(exec_id, fd, frames=not self._execs.get(exec_id).config.tty)
 
     async def end_of_command(self, exec_id: str) -> int:
         """Its exit code, once there is one."""

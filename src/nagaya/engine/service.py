@@ -131,12 +131,23 @@ class EngineService(Protocol):
         """How the container came to life, for `explain`."""
         ...
 
+    async def remove_link(self, name: str) -> None:
+        """Of "CONTAINER/ALIAS". Raises NotFound."""
+        ...
+
     # exec
     async def create_exec(self, ref: str, config: ExecConfig) -> str: ...
     async def start_exec(
-        self, exec_id: str, fd: int | None, *, preface: bytes = b"", console: tuple[int, int] | None = None
+        self,
+        exec_id: str,
+        fd: int | None,
+        *,
+        preface: bytes = b"",
+        console: tuple[int, int] | None = None,
+        frames: bool = True,
     ) -> None:
-        """fd: the client's socket (owned by the engine), None for detached."""
+        """fd: the client's socket (owned by the engine), None for detached. frames: output comes in frames
+        that name its stream, also a terminal's."""
         ...
 
     def inspect_exec(self, exec_id: str) -> Exec: ...

@@ -67,8 +67,8 @@ class Client:
         self._pending = bytearray()
 
     def use_terminal(self) -> None:
-        """The container has a terminal: no frames, one stream, and default detach keys."""
-        self._mux = False
+        """The process has a terminal: default detach keys. Frames are the client's wish: dockerd has them for
+        an exec's terminal whose start did not say that it is one."""
         if not self._keys:
             self._detector = Detector(parse_detach_keys(DEFAULT_DETACH_KEYS))
 

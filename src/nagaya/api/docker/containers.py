@@ -152,7 +152,8 @@ async def update(engine: EngineService, request: Request) -> Response:
 async def remove(engine: EngineService, request: Request) -> Response:
     """DELETE /containers/{id}"""
     if request.flag("link"):
-        raise InvalidArgument("removing a link is not supported: links are a legacy feature", subject="link")
+        await engine.remove_link(request.params["id"])
+        return no_content()
     await engine.remove_container(
         request.params["id"], force=request.flag("force"), volumes=request.flag("v")
     )

@@ -36,11 +36,11 @@ async def start(engine: EngineService, request: Request) -> Answer:
     container = engine.inspect_container(session.container_id)
     if container.state != "running":
         raise FailedPrecondition(f"container {container.id} is not running")
-    tty = session.config.tty
+    tty = bool(body.Tty)  # of the stream: a terminal's output comes in frames, too, where this is not said
     fd, preface = await request.hijack(hijack_head(request, stream_type(request.version, tty)))
     spare = os.dup(fd)
     try:
-        await engine.start_exec(session.id, fd, preface=preface, console=console)
+        await engine.start_exec(session.id, fd, preface=preface, console=console, frames=not tty)
     except Exception as error:
         await tell_and_close(spare, error, tty)
     else:

@@ -111,6 +111,8 @@ def container_config(body: CreateBody, online_cpus: int) -> ContainerConfig:
         device_cgroup_rules=tuple(host.DeviceCgroupRules or ()),
         device_requests=device_requests(host.DeviceRequests),
         volumes_from=tuple(host.VolumesFrom or ()),
+        volume_driver=host.VolumeDriver or "",
+        isolation=host.Isolation or "",
         ulimits=ulimits(host.Ulimits),
         sysctls=host.Sysctls or {},
         tmpfs=tmpfs,
@@ -199,10 +201,6 @@ def _check_host(host: HostConfigBody) -> None:
         raise InvalidArgument(
             "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
             subject="HostConfig.StorageOpt",
-        )
-    if host.VolumeDriver not in (None, "", "local"):
-        raise InvalidArgument(
-            "HostConfig.VolumeDriver is not supported yet", subject="HostConfig.VolumeDriver"
         )
     if host.UsernsMode not in (None, "", "host"):
         raise InvalidArgument(f"invalid USER mode: {host.UsernsMode}", subject="HostConfig.UsernsMode")

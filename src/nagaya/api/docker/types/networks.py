@@ -82,7 +82,7 @@ def creation(body: CreateNetworkBody) -> NetworkCreation:
         config_only=bool(body.ConfigOnly),
         config_from=(body.ConfigFrom.Network if body.ConfigFrom else None) or "",
         ipam_driver=ipam.Driver or "default",
-        ipam_options=ipam.Options or {},
+        ipam_options=ipam.Options,
         ipam=tuple(
             IpamConfig(c.Subnet or "", c.IPRange or "", c.Gateway or "", c.AuxiliaryAddresses or {})
             for c in ipam.Config or ()

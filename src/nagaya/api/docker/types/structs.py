@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from nagaya.api.docker.types.casing import canonical
 from nagaya.errors import InvalidArgument
 
 Strings = list[str] | None
@@ -290,11 +291,14 @@ Body = TypeVar("Body")
 
 
 def decode_body(data: bytes, kind: type[Body]) -> Body:
-    """A request's JSON as `kind`; an empty body is an empty document. Raises InvalidArgument naming
-    the field that has the wrong type."""
+    """A request's JSON as `kind`, its members' names in any case; an empty body is an empty document. Raises
+    InvalidArgument naming the field that has the wrong type."""
     if not data.strip():
         return kind()
     try:
+        document = msgspec.json.decode(data)
+        if canonical(document, kind):
+            data = msgspec.json.encode(document)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"invalid JSON: {error}") from None
