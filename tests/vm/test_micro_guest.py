@@ -22,7 +22,7 @@ from nagaya.errors import (
     Unavailable,
 )
 from nagaya.linux import mounts
-from nagaya.vm import assets, initramfs, kernel, making, qemu, templates
+from nagaya.vm import accel, assets, initramfs, kernel, making, probe, qemu, templates
 from nagaya.vm.confine import Confinement
 from nagaya.vm.machine import Balloon, Drive, Machine, Nic, Share
 from nagaya.vm.qemu import Vm
@@ -370,3 +370,21 @@ def test_a_hostile_guest(
     with pytest.raises(error, match=words):
         templates.start(machine, directory=str(tmp_path / "templates"), confined=Confinement())
     assert [path.name for path in (tmp_path / "templates").iterdir()] == ["lock"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="no /dev/kvm")
+def test_kvm_is_believed_when_a_guest_has_booted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accel, "here", lambda: "kvm")
+    monkeypatch.setattr(probe, "_PATIENCE", 5.0)
+    answer = probe.accelerator(str(tmp_path / "state"), confined=Confinement())
+    (file,) = (tmp_path / "state").iterdir()
+    assert file.read_text().split()[0] == answer
+    flags = Path("/proc/cpuinfo").read_text().split("flags")[1].split("\n")[0].split()
+    if "vmx" not in flags and "svm" not in flags:
+        assert answer == "tcg"
+    # the answer is kept: with other words in the file no guest is asked
+    said = "kvm" if answer == "tcg" else "tcg"
+    file.write_text(file.read_text().replace(answer, said, 1))
+    assert probe.accelerator(str(tmp_path / "state")) == said
+    file.write_text(f"{said} another QEMU")
+    assert probe.accelerator(str(tmp_path / "state"), confined=Confinement()) == answer

@@ -106,7 +106,7 @@ def _bind(source: str, target: str, flags: int = 0, *, grows: bool = False) -> N
         mounts.mount(None, target, None, mounts.MS_REMOUNT | mounts.MS_BIND | flags)
 
 
-def _build_root(machine: Machine) -> None:
+def _build_root(machine: Machine, base: int) -> None:
     read_only = mounts.MS_RDONLY | mounts.MS_NOSUID
     mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
     mounts.mount("tmpfs", _PLACE, "tmpfs", mounts.MS_NOSUID, "mode=755,size=1m")
@@ -119,8 +119,11 @@ def _build_root(machine: Machine) -> None:
             os.symlink(os.readlink(path), _PLACE + path)
         else:
             _bind(path, _PLACE + path, read_only | mounts.MS_NODEV)
-    for path in (*_DEVICES, *(("/dev/kvm",) if machine.accel == "kvm" else ())):
+    for path in _DEVICES:
         _bind(path, _PLACE + path)
+    if machine.accel == "kvm":  # a node of its own: the host's is for root and a group
+        os.mknod(f"{_PLACE}/dev/kvm", 0o020600, os.stat("/dev/kvm").st_rdev)
+        os.chown(f"{_PLACE}/dev/kvm", base, base)
     shared = {share.path for share in machine.shares}
     if shared:  # QEMU's file server changes modes by /proc/self/fd, where it sees itself alone
         os.mkdir(f"{_PLACE}/proc", 0o755)
@@ -168,7 +171,7 @@ def _run(
         process.reset_signals()
         os.setsid()
         if confined:
-            _build_root(machine)
+            _build_root(machine, confined.base)
             _become_nobody(machine, end)
             if asks_for_memory(machine):
                 listener = seccomp_load.load(program, seccomp_load.FLAG_NEW_LISTENER)

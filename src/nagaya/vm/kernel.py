@@ -12,6 +12,7 @@ from nagaya.errors import DataLoss, InvalidArgument
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
 _SETUP_SECTORS, _MAGIC, _PAYLOAD = 0x1F1, 0x202, 0x248
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
@@ -75,6 +76,13 @@ def _lz4(data: bytes) -> bytes:
     return bytes(into)
 
 
+def _whole(decompressor: Any, payload: bytes) -> bytes:
+    data = bytes(decompressor.decompress(payload, _MAX))
+    if not decompressor.eof:
+        raise DataLoss("the kernel is cut off, or too large", step="kernel")
+    return data
+
+
 def _unpack(payload: bytes) -> bytes:
     """The payload by its magic number. The decompressors are loaded only here: a start needs none."""
     if payload[:4] == _LZ4_LEGACY:
@@ -82,15 +90,15 @@ def _unpack(payload: bytes) -> bytes:
     if payload[:6] == b"\xfd7zXZ\0":
         from lzma import LZMADecompressor
 
-        return LZMADecompressor().decompress(payload, _MAX)
+        return _whole(LZMADecompressor(), payload)
     if payload[:2] == b"\x1f\x8b":
         from zlib import MAX_WBITS, decompressobj
 
-        return decompressobj(MAX_WBITS | 16).decompress(payload, _MAX)
+        return _whole(decompressobj(MAX_WBITS | 16), payload)
     if payload[:4] == b"\x28\xb5\x2f\xfd":
         from backports.zstd import ZstdDecompressor
 
-        return bytes(ZstdDecompressor().decompress(payload, _MAX))
+        return _whole(ZstdDecompressor(), payload)
     raise InvalidArgument("a kernel packed in a way that is not known here", subject="kernel")
 
 

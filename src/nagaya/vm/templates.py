@@ -78,7 +78,8 @@ def shape(machine: Machine, directory: str) -> Machine:
     return made
 
 
-def _read(path: str) -> bytes:
+def read(path: str) -> bytes:
+    """The beginning of a small file. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 4096)
@@ -86,7 +87,8 @@ def _read(path: str) -> bytes:
         os.close(fd)
 
 
-def _stamp(path: str) -> str:
+def stamp(path: str) -> str:
+    """What tells a file from what was there before. Raises OSError."""
     info = os.stat(path)
     return f"{path} {info.st_ino} {info.st_size} {info.st_mtime_ns}"
 
@@ -98,9 +100,9 @@ def key(machine: Machine, emulator: str) -> str:
     made.cmdline = " ".join(
         w for w in made.cmdline.split() if w.partition("=")[0] not in ("tsc_early_khz", "lpj")
     )
-    parts = [_stamp(emulator), _stamp(machine.kernel)]
-    parts += [_stamp(machine.initrd)] if machine.initrd else []
-    parts += [*argv(made, qmp_fd=0), _read("/proc/sys/kernel/random/boot_id").decode()]
+    parts = [stamp(emulator), stamp(machine.kernel)]
+    parts += [stamp(machine.initrd)] if machine.initrd else []
+    parts += [*argv(made, qmp_fd=0), read("/proc/sys/kernel/random/boot_id").decode()]
     return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -205,7 +207,7 @@ def _make(machine: Machine, new: str, emulator: str, confined: Confinement | Non
             nic.fd = tap
         vm = qemu.launch(made, confined=confined, qemu=emulator)
         try:
-            _await_ready(vm)
+            await_ready(vm, BOOT)
             state = os.open(f"{new}/state.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 vm.save(state)
@@ -249,9 +251,10 @@ class Taps:
             os.waitpid(self._pid, 0)
 
 
-def _await_ready(vm: qemu.Vm) -> None:
-    """Raises Unavailable with the guest's last words, DeadlineExceeded, DataLoss."""
-    until, connection = monotonic() + BOOT, protocol.Connection()
+def await_ready(vm: qemu.Vm, patience: float) -> None:
+    """Wait until the guest's agent is up. Raises Unavailable with the guest's last words, DeadlineExceeded,
+    DataLoss."""
+    until, connection = monotonic() + patience, protocol.Connection()
     if vm.agent is None:
         raise Unavailable("the machine has no agent", step="boot microVM")
     poller = poll()
@@ -272,7 +275,7 @@ def _await_ready(vm: qemu.Vm) -> None:
         for event in connection.receive(data):
             if isinstance(event, protocol.Ready):
                 return
-    raise DeadlineExceeded(f"the guest did not come up in {BOOT:.0f} s", step="boot microVM")
+    raise DeadlineExceeded(f"the guest did not come up in {patience:.0f} s", step="boot microVM")
 
 
 def _remove(path: str) -> None:
