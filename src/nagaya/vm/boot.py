@@ -9,7 +9,7 @@ from nagaya.errors import DeadlineExceeded, InternalError, InvalidArgument, Naga
 from nagaya.linux import namespaces as ns
 from nagaya.linux import netlink as nl
 from nagaya.linux import os
-from nagaya.vm import accel, assets, leavings, network, qemu, rootfs, setup, templates
+from nagaya.vm import accel, assets, leavings, network, probe, qemu, rootfs, setup, templates
 from nagaya.vm.confine import Confinement
 from nagaya.vm.link import Guest
 from nagaya.vm.loop import Loop
@@ -233,7 +233,7 @@ def start(
 def _launch(
     wish: Wish, cards: list[network.Card], disks: rootfs.Disks, shares: Shares | None, confined: Confinement
 ) -> templates.Started:
-    here = accel.here()
+    here = probe.accelerator(wish.state, kernels=wish.kernels, confined=confined)
     asset = assets.find("full" if shares else "cloud", wish.kernels)
     drives = [Drive(f"d{number}", image) for number, image in enumerate(disks.images)]
     if disks.writable:
