@@ -80,13 +80,15 @@ def make_initrd(directory: Path) -> Path:
 class Vmm:
     """One process. Used as a context manager, it is ended, and must have left nothing behind."""
 
-    def __init__(self, directory: Path, *arguments: str, argv: Sequence[str] = (), api: str = "") -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, argv: Sequence[str] = (), api: str = "", log: str = ""
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self.path = api or str(directory / "api.sock")
         words = list(argv) or [str(LAUNCHER), "--api-sock", self.path, "--id", "test-vm"]
         self._output = b""
         self.process = subprocess.Popen(
-            [*words, "--log-path", str(directory / "log"), *arguments],
+            [*words, "--log-path", log or str(directory / "log"), *arguments],
             cwd=directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -162,17 +164,18 @@ class Vmm:
         assert status == 400, answer
         return str(answer["fault_message"])
 
-    def boot(self, initrd: Path, **machine: Any) -> None:
+    def boot(self, initrd: Path | str, *, kernel: str = "", **machine: Any) -> None:
         """Start it, and wait for the shell. Other devices are configured before."""
         self.put("/machine-config", **{"vcpu_count": 1, "mem_size_mib": 128, **machine})
         self.put(
             "/boot-source",
-            kernel_image_path=assets.find().kernel,
+            kernel_image_path=kernel or assets.find().kernel,
             initrd_path=str(initrd),
             boot_args=BOOT_ARGS,
         )
         self.put("/actions", action_type="InstanceStart")
         self.read_until(rb"READY\r?\n")
+        self.shell("true")  # and what the shell says of itself
 
     def read_until(self, pattern: bytes, patience: float = PATIENCE) -> bytes:
         """What the guest printed up to that."""

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -307,3 +309,115 @@ def test_what_cannot_start(place: Path) -> None:
         assert "No such file or directory" in said
         assert machine.get("/")["state"] == "Not started"
         assert machine.children() == []
+
+
+def test_network_and_metadata(place: Path, initrd: Path) -> None:
+    """In a network namespace of its own: a card on a tap, metadata by token, limits and their change."""
+    argv = ["unshare", "--net", str(vmm.LAUNCHER), "--api-sock", str(place / "api.sock")]
+    with Vmm(place / "a", argv=argv, api=str(place / "api.sock")) as machine:
+        inside = ("nsenter", "--net", f"--target={machine.process.pid}")
+        address, mac = "169.254.169.254", "06:00:00:00:00:05"
+        card = {"iface_id": "eth0", "host_dev_name": "t0", "guest_mac": mac, "mtu": 1400}
+        machine.put("/network-interfaces/eth0", **card)
+        for line in ("addr add 10.231.78.1/24 dev t0", "link set t0 up", "link set lo up"):
+            vmm.command(*inside, "ip", *line.split())
+        machine.put("/mmds/config", network_interfaces=["eth0"], version="V2")
+        machine.put("/mmds", latest={"meta-data": {"id": "i-123"}})
+        machine.put("/metrics", metrics_path=str(place / "metrics"))
+        machine.boot(initrd)
+        assert machine.shell("cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu").split() == [
+            mac,
+            "1400",
+        ]
+        machine.shell(
+            "ip addr add 10.231.78.2/24 dev eth0; ip link set eth0 up; ip route add default dev eth0"
+        )
+        assert "401 Unauthorized" in machine.shell(f"wget -O - http://{address}/latest/meta-data/id")
+        put = r"PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nConnection: close"
+        put += r"\r\nX-metadata-token-ttl-seconds: 60"
+        token = machine.shell(f"printf '{put}\\r\\n\\r\\n' | nc {address} 80").splitlines()[-1]
+        read = f"wget -q -O - --header 'X-metadata-token: {token}' http://{address}/latest/meta-data/id"
+        assert machine.shell(read) == "i-123"
+        machine.patch("/mmds", latest={"meta-data": {"id": "i-456"}})
+        assert machine.shell(read) == "i-456"
+
+        # to the host itself, past the service
+        (place / "www").mkdir()
+        (place / "www" / "blob").write_bytes(bytes(200000))
+        words = ["-m", "http.server", "7777", "--bind", "10.231.78.1", "--directory", str(place / "www")]
+        server = subprocess.Popen([*inside, sys.executable, *words], stderr=subprocess.DEVNULL)
+        fetch = "wget -q -O - http://10.231.78.1:7777/blob | wc -c"
+        wait_for(lambda: machine.shell(fetch) == "200000", "the host's server")
+        server.kill()
+        server.wait()
+
+        limit = {"bandwidth": {"size": 100000, "refill_time": 1000}, "ops": {"size": 50, "refill_time": 100}}
+        assert "limit" not in vmm.command(*inside, "nft", "list", "ruleset").stdout
+        machine.patch(
+            "/network-interfaces/eth0", iface_id="eth0", rx_rate_limiter=limit, tx_rate_limiter=limit
+        )
+        rules = vmm.command(*inside, "nft", "list", "ruleset").stdout
+        assert rules.count("limit rate over 100000 bytes/second burst 100000 bytes") == 2
+        assert rules.count("limit rate over 30000/minute burst 50 packets") == 2 and address in rules
+        assert machine.shell(read) == "i-456"
+        machine.put("/actions", action_type="FlushMetrics")
+        counted = json.loads((place / "metrics").read_text().splitlines()[-1])["mmds"]
+        assert counted["rx_accepted"] > 10 and counted["rx_no_token"] == 1
+        machine.type("reboot -f\n")
+        assert machine.wait() == 0
+
+
+def test_jail(place: Path, initrd: Path) -> None:
+    """A user and a root of its own; files are found in there, and QEMU has no rights at all."""
+    base = place / "jails"
+    root = base / "nagaya-vmm" / "jailed-1" / "root"
+    root.mkdir(parents=True)
+    shutil.copy(assets.find().kernel, root / "kernel")
+    shutil.copy(initrd, root / "initrd")
+    disk(root / "disk", b"inside")
+    os.chown(root / "disk", 54321, 54321)
+    own = ["--id", "jailed-1", "--uid", "54321", "--gid", "54321", "--chroot-base-dir", str(base)]
+    words = [str(vmm.LAUNCHER), "jailer", *own, "--resource-limit", "no-file=512", "--"]
+    api = str(root / "api.sock")
+    argv = ["unshare", "--net", *words, "--api-sock", "/api.sock"]
+    (place / "a").mkdir()
+    with Vmm(place / "a", argv=argv, api=api, log="/log") as machine:
+        machine.put("/drives/d", **drive("d", "/disk"))
+        machine.put("/vsock", guest_cid=7, uds_path="/v.sock")
+        machine.put("/network-interfaces/e", iface_id="e", host_dev_name="t0")
+        machine.put("/mmds/config", network_interfaces=["e"])
+        machine.put("/mmds", word="known")
+        inside = ("nsenter", "--net", f"--target={machine.process.pid}")
+        vmm.command(*inside, "ip", "link", "set", "t0", "up")
+        assert "No such file" in machine.refused("PUT", "/drives/x", drive("x", str(place)))
+        machine.boot("/initrd", kernel="/kernel")
+        assert machine.shell("head -c 6 /dev/vda") == "inside"
+        machine.shell("ip addr add 10.231.79.2/24 dev eth0; ip link set eth0 up")
+        machine.shell("ip route add default dev eth0")
+        assert machine.shell("wget -q -O - http://169.254.169.254/word") == "known"
+        machine.type("vs serve 52 &\n")
+        machine.read_until(rb"serving\r?\n")
+        with host(str(root / "v.sock")) as client:
+            client.sendall(b"CONNECT 52\n")
+            assert client.recv(64).startswith(b"OK ")
+        (qemu,) = machine.children()
+        for pid, kept in ((machine.process.pid, 0x3000), (qemu, 0)):
+            status = dict(x.split(":\t", 1) for x in Path(f"/proc/{pid}/status").read_text().splitlines())
+            assert set(status["Uid"].split()) == {"54321"} and status["Groups"].strip() == ""
+            assert all(int(status[f"Cap{kind}"], 16) == kept for kind in ("Prm", "Eff"))
+            assert status["NoNewPrivs"] == "1"
+            assert os.stat(f"/proc/{pid}/root").st_ino == root.stat().st_ino
+            assert "512" in Path(f"/proc/{pid}/limits").read_text().split("Max open files")[1][:40]
+        machine.patch("/vm", state="Paused")
+        machine.patch("/vm", state="Resumed")
+        machine.type("reboot -f\n")
+        assert machine.wait() == 0
+    for more, said in (
+        (["--id", "a_b"], "Invalid char (_) at position 1"),
+        (["--resource-limit", "x=1"], "Invalid resource limit"),
+        (["--parent-cgroup", "../x"], "Invalid parent cgroup"),
+        (["--cgroup", "nodot=1"], "Invalid format for cgroups"),
+        (["--netns", "/nonexistent"], "/nonexistent: No such file or directory"),
+    ):
+        done = vmm.run("jailer", *own, *more)
+        assert done.returncode == 1 and said in done.stderr, done

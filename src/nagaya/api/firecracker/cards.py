@@ -151,13 +151,20 @@ class MetadataService:
     """The guest's metadata on its taps. Everything happens in the loop."""
 
     def __init__(
-        self, loop: Loop, mmds: Mmds, address: str, taps: list[str], count: Callable[[str, int], None]
+        self,
+        loop: Loop,
+        mmds: Mmds,
+        address: str,
+        taps: list[str],
+        count: Callable[[str, int], None],
+        hall: Hall | None = None,
     ) -> None:
-        """taps: their names in our network namespace. Raises NagayaError, OSError."""
+        """taps: their names in our network namespace; hall: one that was made before, which is taken over.
+        Raises NagayaError, OSError."""
         self._loop = loop
         self._mmds = mmds
         self._count = count
-        self._hall = Hall()
+        self._hall = hall or Hall()
         self._packets: list[SocketType] = []
         self._ways: dict[bytes, SocketType] = {}
         try:

@@ -47,13 +47,20 @@ class Surroundings:
     """All that a machine has around QEMU: console, vsock, metadata, rules for its taps."""
 
     def __init__(
-        self, loop: Loop, resources: Resources, mmds: Mmds, metrics: Metrics, console: Console
+        self,
+        loop: Loop,
+        resources: Resources,
+        mmds: Mmds,
+        metrics: Metrics,
+        console: Console,
+        hall: cards.Hall | None,
     ) -> None:
         self._loop = loop
         self._resources = resources
         self._mmds = mmds
         self._metrics = metrics
         self.console = console
+        self._hall = hall
         self._directory = ""
         self.vhost = ""
         self._vsock: Vsock | None = None
@@ -76,7 +83,7 @@ class Surroundings:
                 c.host_dev_name for c in self._resources.networks if c.iface_id in config.network_interfaces
             ]
             self._metadata = cards.MetadataService(
-                self._loop, self._mmds, config.ipv4_address or "", taps, self._counter("mmds")
+                self._loop, self._mmds, config.ipv4_address or "", taps, self._counter("mmds"), self._hall
             )
         for card in self._resources.networks:
             self.limit(card)
@@ -299,17 +306,35 @@ class QemuGuest:
         return os.waitstatus_to_exitcode(status)
 
 
+class Host:
+    """What is asked of the host while all of it can be seen: from a jail it cannot. hall: see cards."""
+
+    def __init__(self, hall: cards.Hall | None = None) -> None:
+        self.accelerator = accel.here()
+        self.clock = accel.clock_words(self.accelerator)
+        self.hall = hall
+
+
 class QemuMaker:
     """Makes the guest, as controller.Maker. `ended` is called when it has ended by itself."""
 
     def __init__(
-        self, loop: Loop, mmds: Mmds, log: Log, metrics: Metrics, ended: Callable[[], None], *, jailed: bool
+        self,
+        loop: Loop,
+        mmds: Mmds,
+        log: Log,
+        metrics: Metrics,
+        ended: Callable[[], None],
+        host: Host,
+        *,
+        jailed: bool,
     ) -> None:
         self._loop = loop
         self._mmds = mmds
         self._log = log
         self._metrics = metrics
         self._ended = ended
+        self._host = host
         self._jailed = jailed
         self.guest: QemuGuest | None = None
 
@@ -378,12 +403,13 @@ class QemuMaker:
             )
         except OSError as error:
             raise FailedPrecondition(os_words(error), step="open serial_out_path") from None
-        around = Surroundings(self._loop, resources, self._mmds, self._metrics, console)
+        around = Surroundings(self._loop, resources, self._mmds, self._metrics, console, self._host.hall)
         try:
             around.prepare()
             made = machine(
                 resources,
-                accelerator=accel.here(),
+                accelerator=self._host.accelerator,
+                clock=self._host.clock,
                 console=console.theirs.fileno(),
                 vhost=around.vhost,
                 taps=resources.taps,

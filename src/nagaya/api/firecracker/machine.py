@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from nagaya.api.firecracker import models
 from nagaya.api.firecracker.resources import Resources
-from nagaya.vm import accel
 from nagaya.vm.machine import Balloon, Drive, Machine, Memory, Nic, Rng, Vsock
 
 # Firecracker's own, but `nomodule`: stock kernels have their virtio drivers as modules
@@ -18,8 +17,8 @@ def drive_id(resources: Resources, drive: models.BlockDeviceConfig) -> str:
     return f"drive{[other.drive_id for other in resources.drives].index(drive.drive_id)}"
 
 
-def cmdline(resources: Resources, accelerator: str) -> str:
-    """The kernel's command line: what was given, the root device, and what an emulated clock needs."""
+def cmdline(resources: Resources, clock: str) -> str:
+    """The kernel's command line: what was given, the root device, and what its clock must be told."""
     source = resources.boot_source
     given = source.boot_args if source and source.boot_args is not None else DEFAULT_BOOT_ARGS
     words = [given]
@@ -27,7 +26,7 @@ def cmdline(resources: Resources, accelerator: str) -> str:
     if root:
         words.append(f"root=PARTUUID={root.partuuid}" if root.partuuid else "root=/dev/vda")
         words.append("ro" if root.is_read_only else "rw")
-    return " ".join(word for word in (*words, accel.clock_words(accelerator)) if word)
+    return " ".join(word for word in (*words, clock) if word)
 
 
 def throttle(limiter: models.RateLimiterConfig | None) -> dict[str, int]:
@@ -58,9 +57,10 @@ def rng(config: models.EntropyDeviceConfig | None) -> Rng | None:
 
 
 def machine(
-    resources: Resources, *, accelerator: str, console: int, vhost: str, taps: Mapping[str, int]
+    resources: Resources, *, accelerator: str, clock: str, console: int, vhost: str, taps: Mapping[str, int]
 ) -> Machine:
-    """The machine. console: a connected socket; vhost: where the vsock's back end listens; taps: by card."""
+    """The machine. clock: what the kernel must be told of it; console: a connected socket; vhost: where the
+    vsock's back end listens; taps: by card."""
     source = resources.boot_source
     drives = [
         Drive(
@@ -80,7 +80,7 @@ def machine(
     return Machine(
         kernel=source.kernel_image_path if source else "",
         initrd=(source.initrd_path or "") if source else "",
-        cmdline=cmdline(resources, accelerator),
+        cmdline=cmdline(resources, clock),
         memory=Memory(resources.machine.mem_size_mib, shared=True),
         vcpus=resources.machine.vcpu_count,
         drives=drives,

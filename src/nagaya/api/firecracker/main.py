@@ -15,11 +15,11 @@ import time
 import msgspec
 
 from nagaya import __version__
-from nagaya.api.firecracker import arguments, models, serde, snapshots
+from nagaya.api.firecracker import arguments, jailer, models, serde, snapshots
 from nagaya.api.firecracker.arguments import ArgumentsError
 from nagaya.api.firecracker.controller import VERSION, Controller
 from nagaya.api.firecracker.faults import Fault, os_words
-from nagaya.api.firecracker.guest import QemuMaker
+from nagaya.api.firecracker.guest import Host, QemuMaker
 from nagaya.api.firecracker.logs import Log, Metrics
 from nagaya.api.firecracker.mmds import Mmds
 from nagaya.api.firecracker.requests import Action
@@ -34,8 +34,21 @@ _METRICS_PERIOD = 60.0
 _IFNAMSIZ = 16
 
 
-def main(argv: list[str], *, jailed: bool = False) -> int:
+def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
+    if argv[:1] != ["jailer"]:
+        return _main(argv, None)
+    try:
+        inner, jail = jailer.enter(argv[1:])
+    except SystemExit as ending:
+        return int(ending.code or 0)
+    except (jailer.JailError, NagayaError, OSError) as error:
+        print(f"Jailer error: {jailer.complain(error)}", file=sys.stderr)
+        return _GENERIC
+    return _main(inner, jail)
+
+
+def _main(argv: list[str], jail: jailer.Jail | None) -> int:
     try:
         options = arguments.parse(argv)
     except ArgumentsError as error:
@@ -54,7 +67,7 @@ def main(argv: list[str], *, jailed: bool = False) -> int:
     if wrong := arguments.check_id(options.id):
         print(f"Error: Invalid instance ID: {wrong}", file=sys.stderr)
         return _GENERIC
-    return _Process(options, jailed=jailed).run()
+    return _Process(options, jail).run()
 
 
 def _describe(path: str) -> int:
@@ -93,7 +106,7 @@ class _Failed(Exception):
 
 
 class _Process:
-    def __init__(self, options: argparse.Namespace, *, jailed: bool) -> None:
+    def __init__(self, options: argparse.Namespace, jail: jailer.Jail | None) -> None:
         self._options = options
         self._began = time.monotonic_ns()
         self._log = Log(options.id)
@@ -106,7 +119,13 @@ class _Process:
             count=lambda name: self._metrics.count("mmds", name),
         )
         self._maker = QemuMaker(
-            self._loop, self._mmds, self._log, self._metrics, self._guest_ended, jailed=jailed
+            self._loop,
+            self._mmds,
+            self._log,
+            self._metrics,
+            self._guest_ended,
+            jail.host if jail else Host(),
+            jailed=jail is not None,
         )
         self._controller = Controller(
             options.id,
