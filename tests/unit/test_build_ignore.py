@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nagaya.build.language.ignore import Rules, read
+from nagaya.build.language.ignore import Rules, of_name, read
 from nagaya.errors import InvalidArgument
 
 
@@ -114,6 +114,21 @@ def test_a_hostile_pattern_takes_no_longer_than_another(pattern: str) -> None:
     for path in ("a" * 250, "a/" * 120 + "a", ("a" * 60 + "/") * 60 + "a"):
         found.excludes(path)
     assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fits"),
+    [
+        ("a**b", "axyb", True),
+        ("**", "", True),
+        ("*[0-9]", "x7", True),
+        ("\\**", "*x", True),
+        ("[^a]?", "ab", False),
+        ("*a" * 20 + "*b", "a" * 255, False),
+    ],
+)
+def test_one_name_by_go_s_match(pattern: str, name: str, fits: bool) -> None:
+    assert of_name(pattern)(name) is fits
 
 
 def expression(pattern: str) -> str:

@@ -68,14 +68,12 @@ async def place(stage: StageRun, instruction: Copy | Add) -> tuple[bool, State]:
             f"When using {word} with more than one source file, the destination must be a directory and end "
             "with a /"
         )
-    rules = Rules(instruction.exclude)
     placing = Placing(
         destination,
         slash or parents,
         owner if instruction.chown else None,
         mode,
         bool(isinstance(instruction, Copy) and instruction.origin),
-        rules.excludes if instruction.exclude else sources.nothing,
     )
     below = () if instruction.link else state.diff_ids
     name = key("copy", below, destination, placing.directory, owner, mode, parents, meant.digest, build.epoch)
@@ -166,26 +164,35 @@ def _found(root: int, text: str, instruction: Copy | Add, origin: str) -> list[_
         raise NotFound(f"{why}stat {text.strip('/')}: file does not exist", subject=text) from None
     rules = Rules(instruction.exclude)
     found = []
+    parents = isinstance(instruction, Copy) and instruction.parents
     for named, path in paths:
         info = sources.look(root, path)
         folder = stat.S_ISDIR(info.st_mode)
-        if instruction.exclude and rules.excludes(path) and not folder:
+        excluded: sources.Excluded = sources.nothing
+        if instruction.exclude:
+            excluded = _below(
+                pivot if parents else path if folder else path.rpartition("/")[0], rules.excludes
+            )
+        if not folder and excluded(path):
             continue
         below = ""
-        if isinstance(instruction, Copy) and instruction.parents:
+        if parents:
             shown = named[len(pivot) :].strip("/") if pivot else named
             below = shown if folder else shown.rpartition("/")[0]
         unpack = False
         if isinstance(instruction, Add) and stat.S_ISREG(info.st_mode) and instruction.unpack is not False:
             unpack = transfer.is_archive(root, path)
-        excluded = rules.excludes if instruction.exclude else sources.nothing
         digest = sources.digest(root, path, excluded, owners=bool(origin) and not instruction.chown)
-        found.append(
-            _Found(
-                Item(root, path, named.rpartition("/")[2], below, unpack), digest, "dir" if folder else "file"
-            )
-        )
+        item = Item(root, path, named.rpartition("/")[2], below, unpack, excluded=excluded)
+        found.append(_Found(item, digest, "dir" if folder else "file"))
     return found
+
+
+def _below(directory: str, excludes: sources.Excluded) -> sources.Excluded:
+    """Patterns of --exclude are about paths in the source's directory, or where --parents begins."""
+    if not directory:
+        return excludes
+    return lambda path: excludes(path[len(directory) + 1 :])
 
 
 def _pivot(text: str) -> tuple[str, str]:

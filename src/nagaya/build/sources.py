@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 
+from nagaya.build.language import ignore
 from nagaya.errors import InvalidArgument, KernelError, NotFound
 from nagaya.linux import paths
 
@@ -49,12 +50,9 @@ def find(root: int, pattern: str) -> list[tuple[str, str]]:
 def _matches(root: int, parts: list[str]) -> list[str]:
     matches = [""]
     for part in parts:
-        expression = _expression(part)
+        fits = ignore.of_name(part)
         matches = [
-            f"{base}/{name}".lstrip("/")
-            for base in matches
-            for name in _names(root, base)
-            if expression.fullmatch(name)
+            f"{base}/{name}".lstrip("/") for base in matches for name in _names(root, base) if fits(name)
         ]
     return sorted(matches)
 
@@ -80,32 +78,6 @@ def _names(root: int, path: str) -> list[str]:
         return os.listdir(fd)
     finally:
         os.close(fd)
-
-
-def _expression(pattern: str) -> re.Pattern[str]:
-    """One component of a pattern of filepath.Match."""
-    out, at = "", 0
-    try:
-        while at < len(pattern):
-            char = pattern[at]
-            at += 1
-            if char == "*":
-                out += "[^/]*" if not out.endswith("[^/]*") else ""
-            elif char == "?":
-                out += "[^/]"
-            elif char == "\\":
-                out += re.escape(pattern[at])
-                at += 1
-            elif char == "[":
-                end = pattern.index("]", at + 1)
-                inner = pattern[at:end].replace("\\", r"\\").replace("[", r"\[")
-                out += f"[{inner}]"
-                at = end + 1
-            else:
-                out += re.escape(char)
-        return re.compile(out, re.DOTALL)
-    except (IndexError, ValueError, re.error):
-        raise InvalidArgument("syntax error in pattern", subject=pattern[:200]) from None
 
 
 def walk(

@@ -34,7 +34,7 @@ _KEPT = ("security.capability", "user.", "system.posix_acl_")
 class Item(msgspec.Struct, frozen=True):
     """One thing to be copied: a path below an open root, and what a file is called then; below: the
     directories that --parents keeps. unpack: it is an archive, and its files are meant. data: a file's
-    content instead."""
+    content instead. excluded: what of the tree stays away, by paths relative to root."""
 
     root: int
     path: str
@@ -44,6 +44,7 @@ class Item(msgspec.Struct, frozen=True):
     data: bytes | None = None
     mode: int = 0o644
     time: int | None = None  # nanoseconds, of `data`
+    excluded: sources.Excluded = sources.nothing
 
 
 class Placing(msgspec.Struct, frozen=True):
@@ -56,7 +57,6 @@ class Placing(msgspec.Struct, frozen=True):
     owner: tuple[int, int] | None = None
     mode: int | None = None
     keep: bool = False
-    excluded: sources.Excluded = sources.nothing
 
 
 def copy(target: int, items: Iterable[Item], placing: Placing, check: Check) -> None:
@@ -160,7 +160,7 @@ class _Copier:
         times: list[tuple[str, int]] = []
         open_ = {"": top}
         try:
-            for shown, source, name, status in sources.walk(item.root, item.path, self._placing.excluded):
+            for shown, source, name, status in sources.walk(item.root, item.path, item.excluded):
                 self._check()
                 parent = shown.rpartition("/")[0]
                 if parent not in open_:

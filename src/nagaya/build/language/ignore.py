@@ -118,14 +118,20 @@ def _rule(text: str) -> Rule:
     return Rule(pattern, back, tuple(fixed), _matcher(tokens))
 
 
-def _tokens(pattern: str) -> list[Token]:
+def of_name(pattern: str) -> Callable[[str], bool]:
+    """One component of COPY's sources, by the rules of Go's filepath.Match: `**` is `*` there. Raises
+    InvalidArgument."""
+    return _matcher(_tokens(pattern, deep=False))
+
+
+def _tokens(pattern: str, deep: bool = True) -> list[Token]:
     found: list[Token] = []
     at = 0
     while at < len(pattern):
         char = pattern[at]
         at += 1
         if char == "*":
-            if pattern.startswith("*", at):
+            if deep and pattern.startswith("*", at):
                 at += 1 + pattern.startswith("/", at + 1)
                 found.append(DEEP if at < len(pattern) else REST)
             elif not found or found[-1] != STAR:
