@@ -182,7 +182,7 @@ def test_parents_are_kept_from_the_pivot_on(house: House, tmp_path: Path) -> Non
 def test_excluded_files_are_left_out(house: House, tmp_path: Path) -> None:
     files = {
         **dict.fromkeys(("d/a.txt", "d/b.log", "d/e/c.log", "d/e/keep.log"), "x"),
-        "Dockerfile": f"{BASE}COPY --exclude=**/*.log --exclude=!d/e/keep.log d /d/\n",
+        "Dockerfile": f"{BASE}COPY --exclude=**/*.log --exclude=!e/keep.log d /d/\n",
     }
     build(house, tmp_path, files, "-t", "excluding")
     found = run(house, "excluding", "find", "/d", "-type", "f").split()
