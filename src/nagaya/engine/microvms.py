@@ -15,7 +15,11 @@ NAME = "nagaya-vm"
 
 def is_one(world: World, container: Container) -> bool:
     """Does its runtime run it in a microVM?"""
-    name = container.config.runtime or world.settings.default_runtime
+    return is_handler(world, container.config.runtime or world.settings.default_runtime)
+
+
+def is_handler(world: World, name: str) -> bool:
+    """Is the runtime of that name one for microVMs?"""
     command = shlex.split(world.settings.runtimes.get(name, ""))
     return bool(command) and os.path.basename(command[0]) == NAME
 

@@ -11,7 +11,7 @@ import os
 import socket
 from typing import NamedTuple
 
-from nagaya.engine import names, networks, pods_cni
+from nagaya.engine import microvms, names, networks, pods_cni
 from nagaya.engine.pods_model import Pod
 from nagaya.engine.world import World
 from nagaya.errors import InvalidArgument, NagayaError
@@ -134,9 +134,12 @@ async def disconnect(world: World, pod: Pod) -> None:
 
 async def dial(world: World, pod: Pod, port: int) -> socket.socket:
     """A connection to a port on the pod's loopback, over IPv4 or IPv6: a builder opens the sockets inside,
-    nobody of ours enters. Raises OSError, NagayaError."""
+    nobody of ours enters. To a microVM's it is one to the pod's address. Raises OSError, NagayaError."""
     families = {"inet": (socket.AF_INET, "127.0.0.1"), "inet6": (socket.AF_INET6, "::1")}
-    if pod.config.namespaces.network == "POD":
+    if microvms.is_handler(world, pod.runtime_handler):
+        families = {a: (socket.AF_INET6 if ":" in a else socket.AF_INET, a) for a in pod.addresses}
+        found = [socket.socket(family, socket.SOCK_STREAM) for family, _ in families.values()]
+    elif pod.config.namespaces.network == "POD":
         request = {"op": "pod-sockets", "net": world.settings.netns(pod.id), "families": list(families)}
         fds = (await world.supervisor.call(request)).fds
         found = [socket.socket(fileno=fd) for fd in fds]
@@ -154,7 +157,7 @@ async def dial(world: World, pod: Pod, port: int) -> socket.socket:
                 chosen = sock
                 return sock
             except OSError as error:  # TimeoutError is one
-                failure = failure if address == "::1" else error
+                failure = failure if ":" in address else error
         raise failure
     finally:
         for sock in found:

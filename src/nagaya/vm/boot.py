@@ -5,7 +5,13 @@ from __future__ import annotations
 import _stat as stat
 from time import time_ns
 
-from nagaya.errors import DeadlineExceeded, InternalError, InvalidArgument, NagayaError
+from nagaya.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidArgument,
+    NagayaError,
+    ResourceExhausted,
+)
 from nagaya.linux import namespaces as ns
 from nagaya.linux import netlink as nl
 from nagaya.linux import os
@@ -13,7 +19,7 @@ from nagaya.vm import accel, assets, leavings, network, probe, qemu, rootfs, set
 from nagaya.vm.confine import Confinement
 from nagaya.vm.link import Guest
 from nagaya.vm.loop import Loop
-from nagaya.vm.machine import Drive, Memory, Nic, Port, Rng, Share
+from nagaya.vm.machine import STUB_SIZE, Drive, Memory, Nic, Port, Rng, Share
 from nagaya.vm.machine import Machine as Model
 from nagaya.vm.sharing import TAG, Shares
 
@@ -28,6 +34,7 @@ _BOOT = 60.0  # seconds; an emulated machine on a busy host is slow
 _SHARED = "/run/nagaya/share"
 _SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=262144"
 POD_DISKS = 14  # what a machine has room for beside the rest
+_FIRST_SET = 1000  # of descriptors: smaller ones are those that QEMU was started with
 
 
 class Wish:
@@ -70,8 +77,11 @@ class Machine:
         shares: Shares | None,
         disks: rootfs.Disks,
         slots: int,
+        directory: str,
     ) -> None:
-        """slots: how many read-only disks the guest has, before those that it can write to."""
+        """slots: how many read-only disks the guest has, before those that it can write to; directory: its
+        monitor's."""
+        self._directory = directory
         self.guest = guest
         self.hostname = _hostname(wish.spec)
         self._vm = vm
@@ -80,12 +90,34 @@ class Machine:
         self._disks = disks
         self._slots = slots
         self._added: dict[str, list[str]] = {}
+        self._used: dict[int, str] = {}  # a pod's disks, and whose they are
+        self._count = 0
+        self._shm = ""
 
-    def root_of(self, identifier: str, _spec: dict[str, Any], _bundle: str) -> tuple[str, int]:
+    def root_of(self, identifier: str, spec: dict[str, Any], bundle: str) -> tuple[str, int]:
         """(the container's root in the guest, how many disks it has)."""
+        if self._wish.pod:
+            images = rootfs.images(_root_path(spec, bundle), f"{self._wish.state}/images", self._directory)
+            numbers = [self._insert(identifier, image) for image in images]
+            return setup.root(self.guest, identifier, [_disk(n) for n in numbers], ""), len(numbers)
         names = [_disk(number) for number in range(len(self._disks.images))]
         writable = _disk(self._slots) if self._disks.writable else ""
         return setup.root(self.guest, identifier, names, writable), len(names)
+
+    def _insert(self, identifier: str, image: str) -> int:
+        """The number of a disk that has this image now. Raises ResourceExhausted."""
+        free = next((n for n in range(POD_DISKS) if n not in self._used), None)
+        if free is None:
+            raise ResourceExhausted(f"a pod's microVM has room for {POD_DISKS} disks", subject="root.path")
+        templates.fit(image)
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._count += 1
+            self._vm.insert(f"d{free}", fd, _FIRST_SET + self._count)
+        finally:
+            os.close(fd)
+        self._used[free] = identifier
+        return free
 
     def sources_of(self, identifier: str, spec: dict[str, Any]) -> dict[int, str]:
         """Where in the guest the sources of its bind mounts lie, by their index. Raises InvalidArgument."""
@@ -116,12 +148,13 @@ class Machine:
         return f"{_SHARED}/{name}"
 
     def shared_namespaces(self, linux: dict[str, Any]) -> frozenset[str]:
-        """Kinds of namespaces that are the guest's own, for all in it."""
+        """Kinds of namespaces that are the guest's own, for all in it: those that are a pod's."""
         kinds = linux.get("namespaces") or []
-        return frozenset(kind["type"] for kind in kinds if kind.get("path") and kind["type"] == "ipc")
+        return frozenset(k["type"] for k in kinds if k.get("path") and k["type"] in ("ipc", "pid"))
 
     def forget(self, identifier: str) -> None:
         """That container is gone."""
+        self._used = {number: owner for number, owner in self._used.items() if owner != identifier}
         for name in self._added.pop(identifier, []):
             if self._shares is not None:
                 self._shares.remove(name)
@@ -160,6 +193,19 @@ def binds(spec: dict[str, Any]) -> list[tuple[int, str, os.stat_result]]:
     return found
 
 
+def _disks(wish: Wish, directory: str) -> rootfs.Disks:
+    return rootfs.disks(_root_path(wish.spec, wish.bundle), f"{wish.state}/images", directory)
+
+
+def _pod_disks(wish: Wish) -> rootfs.Disks:
+    """Empty ones, which get a container's images when there is one."""
+    stub = f"{wish.state}/empty"
+    os.makedirs(wish.state, 0o700, exist_ok=True)
+    os.close(os.open(stub, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    os.truncate(stub, STUB_SIZE)
+    return rootfs.Disks([stub] * POD_DISKS, "")
+
+
 def _root_path(spec: dict[str, Any], bundle: str) -> str:
     """Where root.path lies on the host. Raises InvalidArgument."""
     path: str = (spec.get("root") or {}).get("path") or "rootfs"
@@ -190,7 +236,7 @@ def start(
 ) -> Machine:
     """Start a machine in the network namespace where we are. directory: of its monitor, where it is written
     down what is to be taken away. lost: told once when the machine has ended by itself."""
-    disks = rootfs.disks(_root_path(wish.spec, wish.bundle), f"{wish.state}/images", directory)
+    disks = _pod_disks(wish) if wish.pod else _disks(wish, directory)
     with nl.Netlink() as route:
         cards = network.cards(route)
     parent, _, name = directory.rpartition("/")
@@ -218,7 +264,7 @@ def start(
             for name in ("dirty_expire_centisecs", "dirty_writeback_centisecs"):
                 guest.ask("write", [("path", f"/proc/sys/vm/{name}"), ("data", "20")])
         slots = templates.slots(len(disks.images)) if started.ready else len(disks.images)
-        return Machine(vm, guest, wish, shares, disks, slots)
+        return Machine(vm, guest, wish, shares, disks, slots, directory)
     except BaseException:
         if vm is not None:
             vm.close()

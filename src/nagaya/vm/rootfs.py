@@ -92,16 +92,28 @@ class Disks:
 def disks(rootfs: str, cache: str, own: str) -> Disks:
     """The disks of a root. cache: the directory of images that are kept; own: the container's directory.
     Raises FailedPrecondition (no mkfs.erofs), InvalidArgument (no such root)."""
-    found = layers_of(_mountinfo(), rootfs)
-    if found is None or not all(os.isdir(path) for path in found.lower):
-        return Disks([_kept(cache, _fingerprint(rootfs), rootfs)], "")
+    found = _layers(rootfs)
+    writable = _writable(found.upper) if found is not None and found.upper else ""
+    return Disks(images(rootfs, cache, own), writable)
+
+
+def images(rootfs: str, cache: str, own: str) -> list[str]:
+    """The read-only ones alone: for who writes to the guest's memory."""
+    found = _layers(rootfs)
+    if found is None:
+        return [_kept(cache, _fingerprint(rootfs), rootfs)]
     key = "\n".join(_identity(path) for path in found.lower)
     made = [_kept(cache, f"layers\n{key}", found.lower[0], found.lower[1:])]
     if found.upper and os.listdir(found.upper):
         image = f"{own}/upper.erofs"
         _make(image, found.upper)
         made.insert(0, image)
-    return Disks(made, _writable(found.upper) if found.upper else "")
+    return made
+
+
+def _layers(rootfs: str) -> Layers | None:
+    found = layers_of(_mountinfo(), rootfs)
+    return found if found is not None and all(os.isdir(path) for path in found.lower) else None
 
 
 def _writable(upper: str) -> str:

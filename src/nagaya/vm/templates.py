@@ -135,7 +135,7 @@ def start(
         raise KernelError(f"{subject}: {error.strerror}", step=step, errno=error.errno or 0) from None
 
 
-def _fit(path: str) -> None:
+def fit(path: str) -> None:
     """Give a disk the size of the stub that the guest has seen in its place."""
     info = os.stat(path)
     if info.st_mode & _KIND == _REGULAR and info.st_size < STUB_SIZE:
@@ -148,7 +148,7 @@ def _clone(machine: Machine, template: str, emulator: str, confined: Confinement
     for group in (True, False):
         free = [number for number, drive in enumerate(made.drives) if drive.read_only is group]
         for number, drive in zip(free, (d for d in machine.drives if d.read_only is group), strict=False):
-            _fit(drive.path)
+            fit(drive.path)
             made.drives[number] = drive
     made.nics = [
         Nic(n.id, tap=n.tap, fd=n.fd, mac=m.mac) for n, m in zip(machine.nics, made.nics, strict=True)
