@@ -32,7 +32,7 @@ _PROGRAMS = ("mount", "umount", "ps", "runc", "crun", "criu", "tar", "apparmor_p
 # what criu, and the daemon's snapshots and networks, need of the kernel, and Debian's has as modules
 _MODULES = """
     nf_tables unix_diag tcp_diag udp_diag af_packet_diag netlink_diag veth tun
-    overlay bridge nft_chain_nat nft_nat nft_masq nft_ct nft_fib_ipv4
+    overlay bridge nft_chain_nat nft_nat nft_masq nft_ct nft_fib_ipv4 nf_conntrack_netlink
 """.split()
 _SYSTEMD = ("systemd", "libsystemd-shared", "dbus", "dbus-daemon", "dbus-system-bus-common")
 # systemd starts what is asked for, and D-Bus; nothing else of a Debian

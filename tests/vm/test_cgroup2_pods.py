@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,3 +121,27 @@ def test_a_kill_for_memory_is_told(kubelet: Kubelet, pod: str) -> None:
     ).state != cri.CONTAINER_EXITED:
         pass
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
+
+
+@pytest.mark.skipif(shutil.which("criu") is None, reason="criu is not installed")
+def test_a_checkpoint_of_a_pod_goes_on(kubelet: Kubelet, pod: str, tmp_path: Path) -> None:
+    counting = "i=0; while :; do i=$((i + 1)); echo $i > /root/count; sleep 0.1; done"
+    made = started(kubelet, pod, "counting", "sh", "-c", counting)
+
+    def count() -> int:
+        said = kubelet.ExecSync(container_id=made, cmd=["cat", "/root/count"], within=300)
+        return int(said.stdout or 0)
+
+    wait_for(lambda: count() > 0, 60, "the count")
+    archive = tmp_path / "one.tar"
+    kubelet.CheckpointContainer(container_id=made, location=str(archive), timeout=300, within=330)
+    with tarfile.open(archive) as opened:
+        names = set(opened.getnames())
+    assert {"checkpoint/inventory.img", "checkpoint/descriptors.json", "rootfs-diff.tar"} <= names
+    assert any(name.startswith("checkpoint/pages-") for name in names)
+    before = count()
+    wait_for(lambda: count() > before, 60, "the loop to go on")
+    directory = tmp_path / "pod"
+    directory.mkdir()
+    kubelet.CheckpointPod(pod_sandbox_id=pod, output_path=str(directory), container_ids=[made], within=300)
+    assert {path.name for path in directory.iterdir()} == {"pod.json", f"{made}.tar"}
