@@ -13,17 +13,24 @@ from typing import Any
 import pytest
 from grpclib import GRPCError, Status
 from house import wait_for
-from kubelet import Node, refused
+from kubelet import Node, log_lines, refused
 
 from nagaya.api.cri import runtime_pb2 as cri
 
 pytestmark = pytest.mark.root
 
 _CRIU = """#!/bin/sh
+verb=$1
 while [ $# -gt 0 ]; do
-    case $1 in --images-dir) dir=$2 ;; esac
+    case $1 in --images-dir) dir=$2 ;; --pidfile) pid=$2 ;; --root) root=$2 ;; esac
     shift
 done
+if [ $verb = restore ]; then
+    cat "$dir/inventory.img" "$root/root/file"
+    sleep 4321 >/dev/null 2>&1 &
+    echo $! >"$pid"
+    exit
+fi
 case $(cat {base}/behave) in
 slow) exec sleep 60 ;;
 fail) echo "(00.1) Error (criu/x.c:1): the reason" >"$dir/dump.log"; exit 1 ;;
@@ -145,6 +152,68 @@ def test_what_a_checkpoint_held_still_goes_on_when_the_daemon_was_killed(
     node.restart()
     assert freezer(made) == "THAWED"
     assert node.exec(made, "echo", "on") == "on\n"
+    assert left(node) == []
+
+
+def test_a_pod_is_made_of_its_checkpoint(node: Node, pod: str, tmp_path: Path) -> None:
+    first = node.container_config("sh", "-c", "echo kept > /root/file; rm /bin/vi; exec sleep 600")
+    second = node.container_config("sleep", "601")
+    both = [node.start(pod, config=first), node.start(pod, config=second)]
+    wait_for(lambda: "sleep" in node.exec(both[0], "ps", "-o", "comm"), 10, "the files")
+    node.exec(both[1], "sh", "-c", "echo other > /root/file")
+    node.kubelet.CheckpointPod(pod_sandbox_id=pod, output_path=str(tmp_path), container_ids=both)
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    config, ask = node.pod_config(), node.kubelet.RestorePod
+    fields = {"checkpoint_path": str(tmp_path), "config": config, "container_configs": [second, first]}
+    made = ask(**fields)
+    assert ask(**fields) == made, "the same request again"
+    names_of = {one.name: one.container_id for one in made.restored_containers}
+    assert set(names_of) == {first.metadata.name, second.metadata.name}
+    for container in names_of.values():
+        assert node.status(container).state == cri.CONTAINER_CREATED
+    node.house.kill_daemon()
+    node.restart()  # what waits for its start outlives the daemon
+    for name, text in ((first.metadata.name, "kept"), (second.metadata.name, "other")):
+        node.kubelet.StartContainer(container_id=names_of[name])
+        status = node.status(names_of[name])
+        assert status.state == cri.CONTAINER_RUNNING
+        log = Path(status.log_path)
+        wait_for(lambda log=log: len(log.read_text().splitlines()) == 2, 10, "the log")  # type: ignore[misc]
+        assert list(log_lines(log.read_text().splitlines(), "stdout")) == ["image", text]
+    assert left(node) == []
+    node.kubelet.RemovePodSandbox(pod_sandbox_id=made.pod_sandbox_id)
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+def test_what_no_pod_is_made_of(node: Node, pod: str, tmp_path: Path) -> None:
+    config = node.container_config()
+    made = node.start(pod, config=config)
+    node.kubelet.CheckpointPod(pod_sandbox_id=pod, output_path=str(tmp_path), container_ids=[made])
+    other = node.container_config("sleep", "1")
+    other.metadata.CopyFrom(config.metadata)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    pods = {p.id for p in node.kubelet.ListPodSandbox().items}
+    cases: list[tuple[dict[str, Any], Status, str]] = [
+        ({"checkpoint_path": "relative"}, Status.INVALID_ARGUMENT, "checkpoint_path"),
+        ({"checkpoint_path": str(empty)}, Status.NOT_FOUND, "pod.json"),
+        ({"container_configs": []}, Status.INVALID_ARGUMENT, "container_configs"),
+        ({"container_configs": [config, config]}, Status.INVALID_ARGUMENT, "container_configs"),
+        ({"container_configs": [node.container_config()]}, Status.INVALID_ARGUMENT, "container_configs"),
+        ({"container_configs": [other]}, Status.INVALID_ARGUMENT, "command"),
+        ({"options": {"a": "b"}}, Status.INVALID_ARGUMENT, "options"),
+        ({"runtime_handler": "runc"}, Status.UNIMPLEMENTED, "runc"),
+    ]
+    for change, status, word in cases:
+        fields = {
+            "checkpoint_path": str(tmp_path),
+            "config": node.pod_config(),
+            "container_configs": [config],
+        }
+        refused(lambda fields=fields | change: node.kubelet.RestorePod(**fields), status, word)  # type: ignore[misc]
+    (tmp_path / f"{made}.tar").write_bytes(b"no archive")
+    refused(lambda: node.kubelet.RestorePod(**fields), Status.DATA_LOSS, "checkpoint_path")
+    assert {p.id for p in node.kubelet.ListPodSandbox().items} == pods
     assert left(node) == []
 
 

@@ -118,7 +118,6 @@ CASES: list[tuple[str, dict[str, Any], Status, str]] = [
     ("PodSandboxStats", NO_ID, BAD, "pod_sandbox_id"),
     ("PodSandboxStats", of(pod_sandbox_id=UNKNOWN), GONE, "pod_sandbox_id"),
     ("UpdatePodSandboxResources", of(pod_sandbox_id=UNKNOWN), GONE, "pod_sandbox_id"),
-    ("RestorePod", of(checkpoint_path="/tmp"), Status.UNIMPLEMENTED, "RestorePod"),
     ("ImageStatus", of(), BAD, "image.image"),
     ("PullImage", of(), BAD, "image.image"),
     ("PullImage", of(image={"image": "a b"}), BAD, "invalid reference format"),
@@ -140,7 +139,7 @@ NEVER = (
     " StreamContainers StreamImages StreamContainerStats StreamPodSandboxStats StreamPodSandboxMetrics"
     " GetContainerEvents"
 ).split()
-ELSEWHERE = ("CheckpointContainer", "CheckpointPod")  # test_cri_checkpoints.py
+ELSEWHERE = ("CheckpointContainer", "CheckpointPod", "RestorePod")  # test_cri_checkpoints.py
 
 
 @pytest.mark.parametrize(

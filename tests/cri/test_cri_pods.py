@@ -257,11 +257,6 @@ def test_pods_are_none_of_docker_s(node: Node, pod: str) -> None:
     assert node.status(created).state == cri.CONTAINER_CREATED
 
 
-@pytest.mark.parametrize("name", ["RestorePod"])
-def test_what_is_not_offered_says_so(kubelet: Kubelet, name: str) -> None:
-    refused(lambda: getattr(kubelet, name)(), Status.UNIMPLEMENTED, name)
-
-
 @pytest.mark.parametrize(
     "name", ["PodSandboxStatus", "ContainerStatus", "StartContainer", "ReopenContainerLog", "ExecSync"]
 )

@@ -49,7 +49,7 @@ def pod(daemon: Daemon, kubelet: Kubelet) -> Iterator[str]:
         path.rmdir()
 
 
-def started(kubelet: Kubelet, pod: str, name: str, *command: str, **limits: Any) -> str:
+def container_config(name: str, *command: str, **limits: Any) -> cri.ContainerConfig:
     config = cri.ContainerConfig(
         metadata=cri.ContainerMetadata(name=name),
         image=cri.ImageSpec(image="nagaya/busybox"),
@@ -58,6 +58,11 @@ def started(kubelet: Kubelet, pod: str, name: str, *command: str, **limits: Any)
     )
     config.linux.resources.MergeFrom(cri.LinuxContainerResources(**limits))
     config.linux.security_context.namespace_options.pid = cri.CONTAINER
+    return config
+
+
+def started(kubelet: Kubelet, pod: str, name: str, *command: str, **limits: Any) -> str:
+    config = container_config(name, *command, **limits)
     made = str(kubelet.CreateContainer(pod_sandbox_id=pod, config=config, within=300).container_id)
     kubelet.StartContainer(container_id=made, within=300)
     return made
@@ -124,7 +129,7 @@ def test_a_kill_for_memory_is_told(kubelet: Kubelet, pod: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("criu") is None, reason="criu is not installed")
-def test_a_checkpoint_of_a_pod_goes_on(kubelet: Kubelet, pod: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_pod_goes_on(daemon: Daemon, kubelet: Kubelet, pod: str, tmp_path: Path) -> None:
     counting = "i=0; while :; do i=$((i + 1)); echo $i > /root/count; sleep 0.1; done"
     made = started(kubelet, pod, "counting", "sh", "-c", counting)
 
@@ -145,3 +150,23 @@ def test_a_checkpoint_of_a_pod_goes_on(kubelet: Kubelet, pod: str, tmp_path: Pat
     directory.mkdir()
     kubelet.CheckpointPod(pod_sandbox_id=pod, output_path=str(directory), container_ids=[made], within=300)
     assert {path.name for path in directory.iterdir()} == {"pod.json", f"{made}.tar"}
+    reached = count()
+    config = cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name="again", uid="2", namespace="tests"),
+        log_directory=str(daemon.base / "logs" / "again"),
+    )
+    config.linux.cgroup_parent = f"/{POD}-again"
+    config.linux.security_context.namespace_options.pid = cri.CONTAINER
+    asked = container_config("counting", "sh", "-c", counting)
+    answer = kubelet.RestorePod(
+        checkpoint_path=str(directory), config=config, container_configs=[asked], within=300
+    )
+    (restored,) = answer.restored_containers
+    try:
+        kubelet.StartContainer(container_id=restored.container_id, within=300)
+        made = restored.container_id
+        wait_for(lambda: count() > reached, 60, "the loop to go on where it was")
+        assert count() < reached + 600, "it did not begin anew, nor has it another's count"
+    finally:
+        kubelet.RemovePodSandbox(pod_sandbox_id=answer.pod_sandbox_id, within=300)
+    Path("/sys/fs/cgroup", f"{POD}-again").rmdir()

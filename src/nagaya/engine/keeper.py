@@ -212,7 +212,7 @@ def shares_builder(request: Mapping[str, Any]) -> bool:
     its memory could be read, nor what leaves processes behind, or may wait for a server for ever."""
     if request.get("op") in ("run", "create"):
         return makes_pid_namespace(request.get("spec"))
-    return request.get("op") not in ("exec", "spawn-foreign", "mount", "checkpoint")
+    return request.get("op") not in ("exec", "spawn-foreign", "mount", "checkpoint", "restore")
 
 
 def memfd_of(name: str, data: bytes) -> int:

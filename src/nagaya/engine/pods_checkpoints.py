@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from nagaya.engine import pods_restore
 from nagaya.engine.changes import PLACES
 from nagaya.engine.containers import Containers
 from nagaya.engine.model import Container
@@ -48,7 +49,14 @@ async def settle(world: World, containers: Containers) -> None:
         if slot.container.config.pod is not None and slot.container.state == "paused":
             with suppress(NagayaError):  # it has ended
                 await containers.unpause(slot.container.id)
-    await world.job(shutil.rmtree, _base(world), True)
+    await world.job(_sweep, world, {slot.container.id for slot in world.roster})
+
+
+def _sweep(world: World, known: set[str]) -> None:
+    with suppress(FileNotFoundError):
+        for name in os.listdir(_base(world)):
+            if name not in known:  # else it waits for its start
+                shutil.rmtree(f"{_base(world)}/{name}", True)
 
 
 def check_criu() -> None:
@@ -105,10 +113,7 @@ async def pod(
             "id": pod.id,
             "runtimeHandler": pod.runtime_handler,
             "config": msgspec.to_builtins(pod.config),
-            "containers": [
-                {"id": one.id, "name": member_of(one).config.metadata.name, "archive": f"{one.id}.tar"}
-                for one in chosen
-            ],
+            "containers": [pods_restore.described(one) for one in chosen],
         }
         await world.job(_write, f"{directory}/pod.json", about)
     except BaseException:

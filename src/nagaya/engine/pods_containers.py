@@ -7,6 +7,7 @@ A container of a pod runs once; what has ended is removed, and another attempt i
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from nagaya.engine import (
     pods_files,
     pods_network,
     pods_plugins,
+    pods_restore,
     pods_spec,
 )
 from nagaya.engine.containers import Containers
@@ -227,6 +229,8 @@ class PodService:
         pod = self.pod(pods_spec.member_of(container).pod_id)
         await self._world.plugins.container("StartContainer", pod, container)
         await self._containers.start(container.id)
+        if pods_spec.member_of(container).images:
+            await self._world.slow_job(functools.partial(pods_restore.forget, self._world, container.id))
         await self._world.plugins.container("PostStartContainer", pod, container)
 
     async def stopped(self, container: Container) -> None:
@@ -268,6 +272,8 @@ class PodService:
             self._told.pop(container.id, None)
             with suppress(NotFound):
                 await self._containers.remove(container.id, force=True, volumes_too=True)
+            if pods_spec.member_of(container).images:
+                await self._world.slow_job(functools.partial(pods_restore.forget, self._world, container.id))
             self._execs.forget_container(container.id)
 
     async def reopen_log(self, container_id: str) -> None:
@@ -370,6 +376,30 @@ class PodService:
         """See `pods_checkpoints.pod`."""
         pod, chosen = self.pod(pod_id), [self.container(name) for name in container_ids]
         await pods_checkpoints.pod(self._world, self._containers, pod, chosen, directory, patience)
+
+    async def restore_pod(
+        self, path: str, config: PodConfig, handler: str, containers: Sequence[PodContainerConfig]
+    ) -> tuple[str, list[tuple[str, str]]]:
+        """A pod of a checkpoint, or nothing: its id, and (name, id) of its containers, which are only
+        created. Raises what `pods_restore` and making the pod do."""
+        world = self._world
+        pods_checkpoints.check_criu()
+        archives = await world.job(pods_restore.read, path, containers, handler)
+        known = any(pod.config.metadata == config.metadata for pod in world.pods)
+        pod_id = await self.run_pod(config, handler)
+        made: list[tuple[str, str]] = []
+        try:
+            for one in containers:
+                container_id = await self.create(pod_id, one)
+                made.append((one.metadata.name, container_id))
+                found, archive = self.container(container_id), archives[one.metadata.name]
+                if not pods_spec.member_of(found).images:  # this request was carried out before
+                    await world.slow_job(functools.partial(pods_restore.fill, world, found, path, archive))
+        except BaseException:
+            if not known:
+                await self.remove_pod(pod_id)
+            raise
+        return pod_id, made
 
     # resources of a pod
 

@@ -252,7 +252,8 @@ class PodContainerConfig(Struct, frozen=True):
 class PodMember(msgspec.Struct, frozen=True):
     """A container's place in a pod. log_path: the whole path, "" for no log. user: who its first
     process is, as (uid, gid, supplementary groups). adjustment: what plugins changed (pods_plugins.py).
-    image: (a name that people know it by, a digest of its registry where there is one, else its id)."""
+    image: (a name that people know it by, a digest of its registry where there is one, else its id).
+    images: criu's directory, of which its start makes it; "" of a new one."""
 
     pod_id: str
     config: PodContainerConfig
@@ -260,3 +261,4 @@ class PodMember(msgspec.Struct, frozen=True):
     user: tuple[int, int, tuple[int, ...]] = (0, 0, ())
     adjustment: dict[str, Any] = {}
     image: tuple[str, str] = ("", "")
+    images: str = ""

@@ -132,6 +132,8 @@ class BuiltIn:
             rootfs=prepared.rootfs or None,
             console=[0, 0] if prepared.stdio == "pty" else None,
         )
+        if container.config.pod is not None and (images := container.config.pod.images):
+            request |= {"op": "restore", "path": images, "spec": prepared.spec}
         return await self._world.supervisor.run(
             container.id,
             request,

@@ -15,7 +15,7 @@ import msgspec
 from isal import isal_zlib
 
 from nagaya.errors import NotFound
-from nagaya.image import diff, members
+from nagaya.image import diff, layers, members
 from nagaya.image.content import disk_error, write_all
 from nagaya.image.jobs import Check
 from nagaya.image.shelf import Shelf
@@ -83,6 +83,18 @@ def written(shelf: Shelf, snapshot_id: str, ours: frozenset[str], path: str, che
         os.close(upper)
 
 
+def rewritten(shelf: Shelf, snapshot_id: str, pieces: Iterable[bytes], check: Check) -> None:
+    """Unpack what `written` wrote into the writable layer of a snapshot that nobody has used yet. Raises
+    NotFound, and what `layers.unpack` does."""
+    upper = shelf.snapshots.rootfs(snapshot_id)["upper"]
+    home = os.open(os.path.dirname(upper), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.rmdir(layers.FILES, dir_fd=home)
+        layers.unpack(pieces, home, shelf.config.limits, check)
+    finally:
+        os.close(home)
+
+
 def import_files(shelf: Shelf, archive: Iterable[bytes], recipe: Recipe, name: str, check: Check) -> str:
     """Make an image of one layer, of an uncompressed archive of files; its id. Raises as `commit`, and
     what unpacking does."""
@@ -105,7 +117,7 @@ def _make(
     lease: Callable[[Iterable[str]], None],
     check: Check,
 ) -> str:
-    layers = below.layers
+    stack = below.layers
     docker = below.media_type == manifests.DOCKER_MANIFEST
     with shelf.content.spool() as directory:
         path = f"{directory}/layer"
@@ -113,7 +125,7 @@ def _make(
         if made is not None:
             diff_id, blob, size = made
             kind = DOCKER_LAYER if docker else manifests.layer_type("gzip")
-            layers = (*layers, Descriptor(blob, size, kind))
+            stack = (*stack, Descriptor(blob, size, kind))
             lease((diff_id, blob))
             shelf.content.adopt(path, blob)
             shelf.unpacking.stored(blob, diff_id, check)
@@ -121,12 +133,12 @@ def _make(
     diff_ids = imageconfig.decode(config).diff_ids
     image_id = digests.of(config)
     kind = manifests.DOCKER_CONFIG if docker else manifests.OCI_CONFIG
-    manifest = manifests.encode(Manifest(below.media_type, Descriptor(image_id, len(config), kind), layers))
+    manifest = manifests.encode(Manifest(below.media_type, Descriptor(image_id, len(config), kind), stack))
     top = digests.of(manifest)
     lease((image_id, top))
     shelf.content.put(config, image_id)
     shelf.content.put(manifest, top)
-    blobs = tuple(dict.fromkeys((top, image_id, *(layer.digest for layer in layers))))
+    blobs = tuple(dict.fromkeys((top, image_id, *(layer.digest for layer in stack))))
     shelf.put_image(image_id, top, diff_ids, blobs, [name] if name else [])
     return image_id
 

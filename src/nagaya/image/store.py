@@ -307,6 +307,10 @@ class ImageStore:
         """What a container has written, as an archive: see `making.written`."""
         making.written(self._shelf, snapshot_id, ours, path, lambda: None)
 
+    def read_layer(self, snapshot_id: str, pieces: Iterable[bytes]) -> None:
+        """Such an archive into a new container's writable layer: see `making.rewritten`."""
+        making.rewritten(self._shelf, snapshot_id, pieces, lambda: None)
+
     def import_url(
         self,
         url: str,

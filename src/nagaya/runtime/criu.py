@@ -19,6 +19,7 @@ from nagaya.linux import cgroup, os, paths, pids, process
 from nagaya.linux import mounts as m
 from nagaya.linux import namespaces as ns
 from nagaya.linux.json import dumps, loads
+from nagaya.linux.overlay import mount_overlay
 from nagaya.oci import runtime as oci
 from nagaya.runtime import container, lifecycle, plan
 from nagaya.runtime import state as store
@@ -44,6 +45,7 @@ _FLAGS = {  # option of ours -> criu's
     "file-locks": "--file-locks",
     "auto-dedup": "--auto-dedup",
     "lazy-pages": "--lazy-pages",
+    "tcp-close": "--tcp-close",
 }
 _VALUES = {
     "lsm-profile": "--lsm-profile",
@@ -184,6 +186,28 @@ def snapshot(root: str, identifier: str, images: str, patience: float, caller: i
     """Write the images of a container that goes on as it was, within so many seconds, with its connections
     and locks. caller: a socket whose other end closes when nobody waits for it any more. Raises
     FailedPrecondition, InvalidArgument, DeadlineExceeded."""
+    options = {**_usual(images), "leave-running": True, "tcp-established": True}
+    checkpoint(root, identifier, {**options, "patience": patience, "caller": caller})
+
+
+def revive(
+    root: str,
+    identifier: str,
+    bundle: str,
+    spec: dict[str, Any],
+    images: str,
+    driver: str,
+    overlay: dict[str, Any],
+    stdio: tuple[int, int, int],
+) -> container.Launched:
+    """A container of what `snapshot` wrote, on an overlay that is mounted for it alone; its connections are
+    closed, for they were another address's. Raises as `restore`."""
+    options = {**_usual(images), "tcp-close": True, "no-pivot": False}
+    return restore(root, identifier, bundle, spec, options, driver, overlay, stdio)
+
+
+def _usual(images: str) -> dict[str, Any]:
+    """The options of a dump or a restore that nobody chose any for."""
     options: dict[str, Any] = dict.fromkeys((*_FLAGS, *_VALUES, "pre-dump"), False)
     options |= {
         "image-path": images,
@@ -192,13 +216,11 @@ def snapshot(root: str, identifier: str, images: str, patience: float, caller: i
         "page-server": "",
         "status-fd": None,
     }
-    options |= {"manage-cgroups-mode": "", "empty-ns": [], "patience": patience, "caller": caller}
+    options |= {"manage-cgroups-mode": "", "empty-ns": [], "file-locks": True}
     programs = os.fsdecode(os.environ.get(b"PATH", b"")).split(":")
     if not any(os.exists(f"{path}/iptables-restore") for path in programs):
         options["network-lock"] = "nftables"  # what keeps packets away meanwhile; criu's default is the other
-    checkpoint(
-        root, identifier, {**options, "leave-running": True, "tcp-established": True, "file-locks": True}
-    )
+    return options
 
 
 def checkpoint(root: str, identifier: str, options: dict[str, Any]) -> None:
@@ -298,9 +320,12 @@ def restore(
     spec: dict[str, Any],
     options: dict[str, Any],
     driver: str,
+    overlay: dict[str, Any] | None = None,
+    stdio: tuple[int, int, int] = (0, 1, 2),
 ) -> container.Launched:
     """A container of images; our child, which runs. Its mounts are prepared in a mount namespace of criu's
-    own, so that nothing of them stays. Raises AlreadyExists, FailedPrecondition, InvalidArgument, ..."""
+    own, so that nothing of them stays; overlay: its root, where it is mounted nowhere yet. Raises
+    AlreadyExists, FailedPrecondition, InvalidArgument, ..."""
     store.check_id(identifier)
     oci.validate(spec)
     _refuse_terminal(spec)
@@ -330,7 +355,12 @@ def restore(
         reader, writer = os.pipe2(os.O_CLOEXEC)
         pid, _ = ns.clone3(ns.CLONE_NEWNS)
         if pid == 0:
-            _become_criu(record, options, manager, where + "/root", pid_file, descriptors, inherited, writer)
+            for fd, number in zip(stdio, range(3), strict=True):
+                if fd != number:
+                    os.dup2(fd, number)
+            _become_criu(
+                record, options, manager, where + "/root", pid_file, descriptors, inherited, writer, overlay
+            )
         os.close(writer)
         fds.append(reader)
         told = os.read(reader, 1 << 16)
@@ -368,13 +398,18 @@ def _become_criu(
     descriptors: list[str],
     inherited: dict[str, int],
     writer: int,
+    overlay: dict[str, Any] | None,
 ) -> None:
     """In the child: join the cgroups, mount the root and what criu needs below it, and execute criu. What
     fails goes to the writer; it closes when criu runs."""
     try:
         manager.join()
         m.mount(None, "/", None, m.MS_REC | m.MS_SLAVE)
-        tree = m.open_tree(m.AT_FDCWD, record["rootfs"], m.OPEN_TREE_CLONE | m.AT_RECURSIVE)
+        if overlay is None:
+            tree = m.open_tree(m.AT_FDCWD, record["rootfs"], m.OPEN_TREE_CLONE | m.AT_RECURSIVE)
+        else:
+            tree = mount_overlay(overlay, alone=True)
+            record = {**record, "rootfs": where}
         m.move_mount(tree, m.AT_FDCWD, where)
         _make_mount_points(tree, record["config"].get("mounts") or [])
         groups = {name: path for name, path in cgroup.own().items() if name in manager.paths}

@@ -180,6 +180,20 @@ def _checkpoint(request: Request, job: Job) -> dict[str, Any]:
     return {}
 
 
+def _restore(request: Request, job: Job) -> dict[str, Any]:
+    """root, id, bundle, spec, rootfs, path (criu's images); cgroup_driver."""
+    from nagaya.runtime import criu
+
+    job.keeper()
+    job.alone()
+    root, identifier, bundle, spec, images = _need(request, "root", "id", "bundle", "spec", "path")
+    driver = request.get("cgroup_driver") or "cgroupfs"
+    launched = criu.revive(
+        root, identifier, bundle, spec, images, driver, request.get("rootfs") or {}, _stdio(job)
+    )
+    return _launch(job, Trace(), launched)
+
+
 def _update(request: Request, job: Job) -> dict[str, Any]:
     lifecycle.update(*_need(request, "root", "id", "resources"))
     return {}
@@ -339,6 +353,7 @@ OPERATIONS: dict[str, Operation] = {
     "resume": _resume,
     "update": _update,
     "checkpoint": _checkpoint,
+    "restore": _restore,
     "ps": _ps,
     "stats": _stats,
     "state": _state,

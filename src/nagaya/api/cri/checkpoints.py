@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from nagaya.api.cri import runtime_pb2 as cri
 from nagaya.api.cri.context import Context, Unary, time_left
+from nagaya.api.cri.wire import struct
+from nagaya.engine.pods_model import PodConfig, PodContainerConfig
 from nagaya.errors import InvalidArgument
 
 
@@ -25,4 +27,20 @@ async def pod(context: Context, request: cri.CheckpointPodRequest) -> cri.Checkp
     return cri.CheckpointPodResponse()
 
 
-UNARY: dict[str, Unary] = {"CheckpointContainer": container, "CheckpointPod": pod}
+async def restore(context: Context, request: cri.RestorePodRequest) -> cri.RestorePodResponse:
+    """A pod of archives; its containers go on when they are started."""
+    for name in request.options:
+        raise InvalidArgument(f"there is no option {name}", subject="options")
+    config = struct(request.config, PodConfig, "config")
+    containers = [
+        struct(one, PodContainerConfig, f"container_configs[{index}]")
+        for index, one in enumerate(request.container_configs)
+    ]
+    pod_id, made = await context.pods.restore_pod(
+        request.checkpoint_path, config, request.runtime_handler, containers
+    )
+    restored = [cri.RestoredContainer(name=name, container_id=one) for name, one in made]
+    return cri.RestorePodResponse(pod_sandbox_id=pod_id, restored_containers=restored)
+
+
+UNARY: dict[str, Unary] = {"CheckpointContainer": container, "CheckpointPod": pod, "RestorePod": restore}

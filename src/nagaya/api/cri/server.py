@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
-from grpclib import GRPCError, Status
+from grpclib import GRPCError
 from grpclib.const import Cardinality, Handler
 from grpclib.server import Server, Stream
 
@@ -48,9 +48,6 @@ LISTERS: Mapping[str, Lister] = {
     **metrics.LISTERS,
 }
 
-UNSERVED = {
-    "RestorePod": "pods are not made from checkpoints",
-}
 _BATCH = 256  # items in a message of a streamed list: far below the 16 MiB that clients take
 
 
@@ -73,10 +70,8 @@ class _Service:
             serve = self._unary(name, UNARY[name])
         elif name in WATCHERS:
             serve = self._watcher(WATCHERS[name])
-        elif name in LISTERS:
-            serve = self._lister(LISTERS[name], GetMessageClass(method.output_type))
         else:
-            serve = self._refusal(f"{name}: {UNSERVED[name]}")
+            serve = self._lister(LISTERS[name], GetMessageClass(method.output_type))
         return Handler(
             serve,
             Cardinality.UNARY_STREAM if streams else Cardinality.UNARY_UNARY,
@@ -145,13 +140,6 @@ class _Service:
             await stream.send_initial_metadata()
             for begin in range(0, len(items), _BATCH):
                 await stream.send_message(kind(**{field: items[begin : begin + _BATCH]}))
-
-        return serve
-
-    def _refusal(self, why: str) -> Callable[[Stream[Any, Any]], Any]:
-        async def serve(stream: Stream[Any, Any]) -> None:
-            await stream.recv_message()
-            raise GRPCError(Status.UNIMPLEMENTED, why)
 
         return serve
 
