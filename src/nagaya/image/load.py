@@ -105,10 +105,10 @@ def _layer(
     _adopt(shelf, incoming, digest, check)
     for diff_id in sorted(diff_ids):
         if not shelf.snapshots.has_layer(diff_id):
-            _unpack(shelf, digest, diff_id, report, check)
+            _unpack(shelf, incoming.blob(digest), digest, diff_id, report, check)
 
 
-def _unpack(shelf: Shelf, digest: str, diff_id: str, report: Report, check: Check) -> None:
+def _unpack(shelf: Shelf, part: Part | None, digest: str, diff_id: str, report: Report, check: Check) -> None:
     short, total = digests.short(diff_id), shelf.content.size(digest)
     done, told = 0, 0.0
 
@@ -119,7 +119,8 @@ def _unpack(shelf: Shelf, digest: str, diff_id: str, report: Report, check: Chec
             told = time.monotonic() + _REPORT
             report(Progress("Loading layer", short, done, total))
 
-    shelf.unpacking.stored(digest, diff_id, check, seen)
+    plain = part is not None and not part.compression
+    shelf.unpacking.stored(digest, diff_id, check, seen, plain=plain)
 
 
 def _keep(shelf: Shelf, image: Loaded, report: Report) -> None:

@@ -37,31 +37,40 @@ class Unpacking:
         diff_id: str,
         check: Callable[[], None],
         seen: Callable[[bytes], object] = lambda _: None,
+        *,
+        plain: bool = False,
     ) -> None:
         """Unpack a layer whose blob is in the content store; nothing when it is unpacked already.
-        seen: shown the blob's bytes. Raises as `layer`."""
+        seen: shown the blob's bytes. plain: what has this digest was seen, as it came in just now, not to be
+        compressed; so where that is the diff id, too, it is not hashed again. Raises as `layer`."""
         if not self._snapshots.has_layer(diff_id):
-            self.layer(streams.hashed(self._content.pieces(digest), seen), diff_id, check)
+            pieces = streams.hashed(self._content.pieces(digest), seen)
+            self.layer(pieces, diff_id, check, known=plain and digest == diff_id)
 
-    def layer(self, blob: Iterable[bytes], diff_id: str, check: Callable[[], None]) -> None:
-        """Unpack, verify, sync, and tell the catalog; or leave nothing.
+    def layer(
+        self, blob: Iterable[bytes], diff_id: str, check: Callable[[], None], *, known: bool = False
+    ) -> None:
+        """Unpack, verify (unless the diff id is known to be right), sync, and tell the catalog; or leave
+        nothing.
 
         check is called while waiting for a place and now and then; it may raise to stop. Raises what
         `layers.unpack` does, DataLoss when the files are not those of diff_id.
         """
         with slot(self._places, check):
-            self._layer(blob, diff_id, check)
+            self._layer(blob, diff_id, check, known)
 
-    def _layer(self, blob: Iterable[bytes], diff_id: str, check: Callable[[], None]) -> None:
+    def _layer(self, blob: Iterable[bytes], diff_id: str, check: Callable[[], None], known: bool) -> None:
         name, home = self._snapshots.new_layer()
         committed = False
         try:
             seen = digests.hasher(diff_id)
             with streams.Ahead(streams.pieces(blob)) as pieces:
-                bounded = streams.hashed(streams.limited(pieces, self._limits.size), seen.update)
+                bounded = streams.limited(pieces, self._limits.size)
+                if not known:
+                    bounded = streams.hashed(bounded, seen.update)
                 unpacked = layers.unpack(bounded, home, self._limits, check)
             actual = f"{digests.parse(diff_id)[0]}:{seen.hexdigest()}"
-            if actual != diff_id:
+            if not known and actual != diff_id:
                 raise DataLoss(
                     f"the layer's diff id is {actual}, the configuration says {diff_id}",
                     subject=diff_id,
