@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import tarfile
 import tempfile
@@ -14,8 +15,8 @@ import pytest
 from clients import have_dockerd
 from dockerd import Dockerd
 from fakeregistry import quick
-from images import write_layout
-from imagetrees import mounted, sample, survey
+from images import Registry, layer, write_layout
+from imagetrees import free_port, mounted, sample, survey
 from memory_catalog import MemoryCatalog
 from parcels import docker_archive, left, packed, pieces, saved, sha
 
@@ -89,7 +90,7 @@ def test_what_others_wrote(
     assert mounted(store, image.id, tmp_path / "merged") == expected
 
 
-def test_podmans_and_buildahs(layout: Path, expected: object, store: ImageStore, tmp_path: Path) -> None:
+def test_podmans(layout: Path, expected: object, store: ImageStore, tmp_path: Path) -> None:
     short = tempfile.TemporaryDirectory(prefix="nagt-", dir="/tmp")  # podman takes no long path
     where = f"--root={short.name}/p --runroot={short.name}/r --storage-driver=vfs".split()
     given = tmp_path / "given.tar"
@@ -110,6 +111,59 @@ def test_podmans_and_buildahs(layout: Path, expected: object, store: ImageStore,
     assert "back:1" in run("podman", *where, "load", "-q", "-i", str(ours))
     assert run("podman", *where, "images", "-q", "--no-trunc").strip() in ids
     short.cleanup()
+
+
+def test_buildahs_and_back(store: ImageStore, tmp_path: Path) -> None:
+    """By archives and by a registry: an image that buildah made is here what it is there, and goes back."""
+    layout = tmp_path / "layout"
+    lower = [("etc", None), ("etc/gone", b"1"), ("etc/kept", b"2"), ("etc/link", "kept")]
+    write_layout(layout, [layer(lower)], {"Cmd": ["true"]})
+    short = tempfile.TemporaryDirectory(prefix="nagt-", dir="/tmp")  # containers' storage takes no long path
+    buildah = f"buildah --root={short.name}/p --runroot={short.name}/r --storage-driver=overlay".split()
+    run(*buildah, "pull", "-q", f"oci:{layout}:latest")
+    (begun,) = run(*buildah, "images", "-q", "--no-trunc").split()
+    box = run(*buildah, "from", "--pull-never", begun).strip()
+    try:
+        there = Path(run(*buildah, "mount", box).strip())
+        (there / "etc/gone").unlink()
+        (there / "made").write_text("by buildah")
+        os.chown(there / "made", 1234, 5678)
+        (there / "made").chmod(0o4711)
+        os.link(there / "made", there / "etc/made")
+        os.setxattr(there / "etc/kept", "user.by", b"buildah")
+        run(*buildah, "config", "--cmd", "serve", "--env", "A=1", "--label", "by=buildah", box)
+        made = run(*buildah, "commit", "-q", box, "localhost/made:1").strip()
+        merged = survey(there)
+        with Registry(tmp_path / "registry", port=free_port()) as registry:
+            name, back = f"{registry.address}/made:1", f"{registry.address}/back:1"
+            run(*buildah, "push", "-q", "--tls-verify=false", "localhost/made:1", f"docker://{name}")
+            for kind in ("oci-archive", "docker-archive", "registry"):
+                if kind == "registry":
+                    image = store.pull(name)
+                else:
+                    archive = tmp_path / f"{kind}.tar"
+                    run(*buildah, "push", "-q", "localhost/made:1", f"{kind}:{archive}:localhost/made:1")
+                    image = load(store, archive)
+                assert kind == "docker-archive" or image.id == f"sha256:{made}"
+                about = image.config
+                assert about is not None and (about.cmd, about.env) == (["serve"], ["A=1"]), about
+                assert mounted(store, image.id, tmp_path / f"tree-{kind}") == merged
+            ours = tmp_path / "ours.tar"
+            ours.write_bytes(saved(store, name))
+            store.tag(name, back)
+            store.push(back)
+            run(*buildah, "rm", "-a")
+            run(*buildah, "rmi", "-a", "-f")
+            for source in (f"docker-archive:{ours}", f"oci-archive:{ours}", f"docker://{back}"):
+                run(*buildah, "pull", "-q", "--tls-verify=false", source)
+                assert run(*buildah, "images", "-q", "--no-trunc").split() == [f"sha256:{made}"], source
+                again = run(*buildah, "from", "--pull-never", made).strip()
+                assert survey(Path(run(*buildah, "mount", again).strip())) == merged, source
+                run(*buildah, "rm", "-a")
+                run(*buildah, "rmi", "-a", "-f")
+    finally:
+        run(*buildah, "rm", "-a")
+        short.cleanup()
 
 
 def test_others_read_ours(layout: Path, expected: object, store: ImageStore, tmp_path: Path) -> None:
