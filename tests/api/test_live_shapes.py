@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from clients import have_dockerd
 from dockerd import Dockerd
 from house import House
+from images import Registry
 from rawhttp import Reply, call
 
 pytestmark = pytest.mark.root
@@ -53,10 +55,10 @@ class Both:
     """Asks both daemons."""
 
     def __init__(self, peer: Dockerd, house: House) -> None:
-        self._daemons = (peer, house)
+        self.daemons: tuple[Dockerd | House, ...] = (peer, house)
 
     def __call__(self, method: str, target: str, body: Any = None) -> tuple[Reply, Reply]:
-        first, second = (call(daemon.socket, method, API + target, body) for daemon in self._daemons)
+        first, second = (call(daemon.socket, method, API + target, body) for daemon in self.daemons)
         return first, second
 
 
@@ -125,6 +127,25 @@ def test_fields_and_types(both: Both, target: str) -> None:
     theirs, ours = both("GET", target)
     assert (theirs.status, ours.status) == (200, 200)
     assert list(differences(theirs.json, ours.json)) == []
+
+
+def test_what_has_to_do_with_images(both: Both, tmp_path: Path) -> None:
+    for answer in both("POST", "/commit?container=box&repo=committed&tag=1"):
+        assert (answer.status, list(answer.json)) == (201, ["Id"])
+    answers: dict[str, list[Any]] = {}
+    for place, daemon in zip(("dockerd", "nagayad"), both.daemons, strict=True):
+        with Registry(tmp_path / place, daemon.inside([])) as registry:
+            registry.push_busybox(tmp_path / place, "a/b:1")
+            who = {"serveraddress": registry.address, "username": "me", "password": "x"}
+            for method, target, body in (
+                ("POST", "/auth", who),
+                ("GET", f"/distribution/{registry.address}/a/b:1/json", None),
+                ("GET", f"/distribution/{registry.address}/a/none:1/json", None),
+            ):
+                answers.setdefault(target, []).append(call(daemon.socket, method, API + target, body))
+    for target, (theirs, ours) in answers.items():
+        assert theirs.status == ours.status, (target, theirs, ours)
+        assert list(differences(theirs.json, ours.json)) == [], target
 
 
 def test_values_of_inspect(both: Both) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from house import House, wait_for
+from images import Registry
 from rawhttp import call
 
 from nagaya.api.docker import swarm, unserved
@@ -359,6 +360,18 @@ TABLE: dict[tuple[str, str], Any] = {
         fields(str="Id CreatedBy Comment", int="Created Size", strings="Tags")
     ],
     ("DELETE", "/images/{name}"): [fields(str="Untagged Deleted", optional="Untagged Deleted")],
+    ("POST", "/commit"): fields(str="Id"),
+    ("POST", "/auth"): fields(str="Status IdentityToken", optional="IdentityToken"),
+    ("GET", "/distribution/{name}/json"): fields(
+        Descriptor=fields(str="mediaType digest", int="size"),
+        Platforms=[fields(str="architecture os variant", optional="variant")],
+    ),
+    ("GET", "/images/search"): [
+        fields(str="name description", int="star_count", bool="is_official is_automated")
+    ],
+    ("GET", "/nagaya/images/layers"): [
+        fields(str="Id", strings="RepoTags", Layers=[fields(str="DiffId", int="Size")])
+    ],
     ("GET", "/networks"): [NETWORK],
     ("POST", "/networks/create"): fields(str="Id Warning"),
     ("POST", "/networks/prune"): fields(strings="NetworksDeleted"),
@@ -372,7 +385,7 @@ TABLE: dict[tuple[str, str], Any] = {
 # against dockerd's by tests/cli and tests/unit/test_api_server.py
 NO_TABLE = frozenset(
     "POST /build|POST /build/cancel|"
-    "GET /_ping|HEAD /_ping|GET /metrics|POST /auth|POST /containers/{id}/start|POST /containers/{id}/stop|"
+    "GET /_ping|HEAD /_ping|GET /metrics|POST /containers/{id}/start|POST /containers/{id}/stop|"
     "POST /containers/{id}/restart|POST /containers/{id}/kill|POST /containers/{id}/pause|"
     "POST /containers/{id}/unpause|POST /containers/{id}/rename|DELETE /containers/{id}|"
     "POST /containers/{id}/resize|POST /containers/{id}/attach|GET /containers/{id}/attach/ws|"
@@ -381,8 +394,7 @@ NO_TABLE = frozenset(
     "/images/create|"
     "POST /images/load|GET /images/get|GET /images/{name}/get|POST /images/{name}/tag|POST "
     "/images/{name}/push|"
-    "GET /images/search|GET /distribution/{name}/json|POST /commit|GET /nagaya/images/layers|DELETE "
-    "/networks/{id}|"
+    "DELETE /networks/{id}|"
     "POST /networks/{id}/connect|POST /networks/{id}/disconnect|DELETE /volumes/{name}".split("|")
 )
 
@@ -429,7 +441,16 @@ def house() -> Iterator[House]:
 
 
 @pytest.fixture(scope="module")
-def answers(house: House) -> dict[tuple[str, str], list[Any]]:
+def registry(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """With the image a/b:1."""
+    base = tmp_path_factory.mktemp("registry")
+    with Registry(base / "data", house.inside([])) as running:
+        running.push_busybox(base, "a/b:1")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def answers(house: House, registry: Registry) -> dict[tuple[str, str], list[Any]]:
     """(method, pattern) -> the documents that came."""
     found: dict[tuple[str, str], list[Any]] = {}
 
@@ -467,6 +488,13 @@ def answers(house: House) -> dict[tuple[str, str], list[Any]]:
     ask("GET", "/volumes/{name}", "/volumes/data")
     for pattern in ("json", "history"):
         ask("GET", f"/images/{{name}}/{pattern}", f"/images/{IMAGE}/{pattern}")
+    ask("POST", "/commit", "/commit?container=box&repo=committed&tag=1")
+    address = registry.address
+    ask("POST", "/auth", body={"serveraddress": address, "username": "me", "password": "x"})
+    ask("GET", "/distribution/{name}/json", f"/distribution/{address}/a/b:1/json")
+    ask("GET", "/images/search", f"/images/search?term={address}/a")
+    ask("GET", "/nagaya/images/layers")
+    house.ok("rmi", "committed:1")
     house.ok("tag", IMAGE, "second:1")
     ask("DELETE", "/images/{name}", "/images/second:1")
     ask("POST", "/containers/{id}/wait", "/containers/idle/wait")
