@@ -65,14 +65,16 @@ class Compose:
         self.program = str(composing.program())
         (directory / "compose.yaml").write_text(PROJECT)
 
-    def __call__(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *arguments: str, timeout: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.house.inside([self.program, "--ansi", "never", *arguments]),
             capture_output=True,
             text=True,
             timeout=timeout,
             cwd=self.directory,
-            env=self.house.environment,
+            env={**self.house.environment, **environment},
         )
 
     def ok(self, *arguments: str) -> str:
@@ -168,3 +170,21 @@ def test_mistakes_are_told(compose: Compose) -> None:
     )
     said = compose("-f", str(other), "up", "-d")
     assert said.returncode == 1 and "network a declared as external, but could not be found" in said.stderr
+
+
+def test_a_service_is_built(compose: Compose) -> None:
+    """By the classic builder's API; else Compose fetches a BuildKit to run in a container."""
+    place = compose.directory / "built"
+    place.mkdir()
+    (place / "Dockerfile").write_text("FROM nagaya/busybox\nARG word\nRUN echo $word >/word\nCMD cat /word\n")
+    (place / "compose.yaml").write_text(
+        "name: b\nservices: {one: {image: 'b:1', network_mode: none, build: "
+        "{context: ., network: none, args: {word: hello}}}}\n"
+    )
+    files = ("--project-directory", str(place), "-f", str(place / "compose.yaml"))
+    said = compose(*files, "build", DOCKER_BUILDKIT="0")
+    assert said.returncode == 0, said
+    assert compose.house.ok("run", "--rm", "--network", "none", "b:1") == "hello"
+    up = compose(*files, "up", "--build", DOCKER_BUILDKIT="0")
+    assert up.returncode == 0 and "one-1  | hello" in up.stdout, up
+    compose(*files, "down", "--rmi", "all")

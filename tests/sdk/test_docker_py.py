@@ -7,11 +7,12 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
-from docker.errors import APIError, ContainerError, ImageNotFound, NotFound
+from docker.errors import APIError, BuildError, ContainerError, ImageNotFound, NotFound
 from docker.types import LogConfig, Mount, Ulimit
 from dockerd import Dockerd
 from house import House, wait_for
@@ -315,3 +316,30 @@ def test_words_that_are_only_kept(client: docker.DockerClient) -> None:
     assert (host["VolumeDriver"], host["Isolation"]) == ("nosuch", "default")
     with pytest.raises(APIError, match='plugin "nosuch" not found'):
         client.containers.create(IMAGE, ["true"], volume_driver="nosuch", volumes=["/v"], **NONE)
+
+
+def test_builds(client: docker.DockerClient, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nARG v=0\nCOPY . /c\nRUN echo $v >/v\n")
+    (tmp_path / "f").write_text("1")
+    (tmp_path / "left").write_text("2")
+    (tmp_path / ".dockerignore").write_text("left\n")
+    image, log = client.images.build(
+        path=str(tmp_path), tag="py:1", buildargs={"v": "7"}, labels={"a": "b"}, network_mode="none", rm=True
+    )
+    said = [line["stream"] for line in log if "stream" in line]
+    assert said[0].startswith("Step 1/") and any(line.startswith("Successfully built") for line in said)
+    assert image.tags == ["py:1"] and image.labels == {"a": "b"}
+    assert (
+        client.containers.run("py:1", ["sh", "-c", "cat /v; ls /c"], remove=True, **NONE)
+        == b"7\nDockerfile\nf\n"
+    )
+    image, _ = client.images.build(fileobj=io.BytesIO(f"FROM {IMAGE}\nCMD true\n".encode()), rm=True)
+    assert image.attrs["Config"]["Cmd"] == ["/bin/sh", "-c", "true"]
+    with pytest.raises(BuildError, match="returned a non-zero code: 3") as failed:
+        client.images.build(
+            fileobj=io.BytesIO(f"FROM {IMAGE}\nRUN echo so; exit 3\n".encode()), network_mode="none"
+        )
+    assert any(line.get("stream") == "so\n" for line in failed.value.build_log)
+    with pytest.raises(APIError, match="unknown instruction: FOO"):
+        client.images.build(fileobj=io.BytesIO(b"FOO\n"))
+    client.images.remove("py:1", force=True)
