@@ -41,7 +41,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def nothing_left(house: House) -> None:
-    wait_for(lambda: not work_left(house), 20, f"the build's files: {work_left(house)} {house.tail()}")
+    wait_for(lambda: not work_left(house), 20, f"the end of the build: {house.tail()}")
     assert house.docker("ps", "-aq").stdout == b""
     assert house.leaks() == []
 

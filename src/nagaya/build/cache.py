@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
 from nagaya.build.state import State
 from nagaya.engine.workshop import Workshop
-from nagaya.image.building import Bench, Layer
+from nagaya.image.building import Base, Bench, Layer
 from nagaya.image.catalog import StepRow
 from nagaya.oci import manifest as manifests
 from nagaya.oci.manifest import Descriptor
@@ -41,6 +42,8 @@ class Cache:
         self._use = use
         self._epoch = epoch
         self._steps: dict[str, asyncio.Task[Step]] = {}
+        self.candidates: list[Base] = []
+        """Images that the user trusts to be made by the same steps (--cache-from)."""
         self.made: dict[str, StepRow] = {}
         self.used: dict[str, StepRow] = {}
 
@@ -49,14 +52,16 @@ class Cache:
         key: str,
         parent: str,
         what: str,
+        state: State,
+        said: str,
         make: Callable[[], Awaitable[Layer | None]] | None = None,
-        image: Callable[[], Awaitable[Layer | None]] | None = None,
     ) -> Step:
-        """The step of that key: what an earlier build or another stage of this one made, else what `make`
-        makes (None: no layer). Raises what make raises."""
+        """The step of that key: what an earlier build, another stage of this one or a candidate made, else
+        what `make` makes (None: no layer). state, said: what it stands on, and its line in the history.
+        Raises what make raises."""
         task = self._steps.get(key)
         if task is None or task.cancelled():
-            task = asyncio.ensure_future(self._step(key, parent, what, make))
+            task = asyncio.ensure_future(self._step(key, parent, what, state, said, make))
             self._steps[key] = task
         try:
             return await asyncio.shield(task)
@@ -66,13 +71,22 @@ class Cache:
             raise
 
     async def _step(
-        self, key: str, parent: str, what: str, make: Callable[[], Awaitable[Layer | None]] | None
+        self,
+        key: str,
+        parent: str,
+        what: str,
+        state: State,
+        said: str,
+        make: Callable[[], Awaitable[Layer | None]] | None,
     ) -> Step:
         if self._use:
             row = await self._workshop.work(lambda: self._bench.step(key))
             if row is not None:
                 self.used[key] = row
                 return Step(self._time(row.created), _layer(row), True)
+            for candidate in self.candidates:
+                if (found := _of_candidate(candidate, state, said)) is not None:
+                    return Step(self._time(found.created), found.layer, True)
         layer = await make() if make is not None else None
         now = time.time_ns()
         row = StepRow(key, parent, self._time(rfc3339(now)), what[:200], now, now)
@@ -104,6 +118,27 @@ def _layer(row: StepRow) -> Layer | None:
     if not row.diff_id:
         return None
     return Layer(row.diff_id, Descriptor(row.blob, row.size, manifests.layer_type("gzip")))
+
+
+def _of_candidate(image: Base, state: State, said: str) -> Step | None:
+    """What the image says was made by that step of that state: its history is the state's and then this."""
+    lines, before = _history(image.document), _history(state.document)
+    here = len(before)
+    told = [str(line.get("created_by") or "") for line in lines[: here + 1]]
+    if told != [*(str(line.get("created_by") or "") for line in before), said]:
+        return None
+    below = len(state.layers)
+    if tuple(layer.diff_id for layer in image.layers[:below]) != state.diff_ids:
+        return None
+    made = not lines[here].get("empty_layer")
+    if made and below >= len(image.layers):
+        return None
+    return Step(str(lines[here].get("created") or ""), image.layers[below] if made else None, True)
+
+
+def _history(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = document.get("history")
+    return [line for line in found if isinstance(line, dict)] if isinstance(found, list) else []
 
 
 def rfc3339(nanoseconds: int) -> str:

@@ -93,11 +93,11 @@ async def place(stage: StageRun, instruction: Copy | Add) -> tuple[bool, State]:
         except FailedPrecondition as error:
             raise FailedPrecondition(f"{word} failed: {error.message}", subject=error.subject) from None
 
-    step = await build.cache.step(name, stage.parent, instruction.text, make)
-    stage.parent = name
     shell = " ".join(config.get("Shell") or commands.SHELL)
     chown = f"--chown={instruction.chown}" if instruction.chown else ""
     said = f"{shell} #(nop) {word} {chown}{meant.kind}:{meant.digest} in {instruction.destination} "
+    step = await build.cache.step(name, stage.parent, instruction.text, state, said, make)
+    stage.parent = name
     return step.cached, state.after(config, step.created, said, step.layer)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -81,6 +82,7 @@ class Build:
             platform_values(self._target, platforms.host(), self.request.target),
             dockerfile.escape,
         )
+        await self._candidates()
         self.graph = graph.plan(dockerfile, arguments, self.request.target, self.request.labels)
         state: State | None = None
         try:
@@ -96,6 +98,14 @@ class Build:
             self._ended.set()
             for fd in self._fds:
                 os.close(fd)
+
+    async def _candidates(self) -> None:
+        """The images of --cache-from that are here."""
+        images = self.workshop.world.images
+        for name in self.request.cache_from:
+            with suppress(NotFound):
+                found = await self.workshop.work(partial(images.resolve, name))
+                self.cache.candidates.append(await self.workshop.work(partial(self.bench.base, found.id)))
 
     async def _keep(self) -> None:
         """The steps that came to their end are for the next try."""

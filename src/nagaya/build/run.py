@@ -94,9 +94,9 @@ async def run(stage: StageRun, instruction: Run) -> tuple[bool, State]:
         return layer
 
     text = " ".join(found.words)
-    step = await build.cache.step(name, stage.parent, f"RUN {instruction.text[4:].strip()}", make)
-    stage.parent = name
     said = " ".join([f"|{len(recorded)}", *recorded, text]) if recorded else text
+    step = await build.cache.step(name, stage.parent, instruction.text, state, said, make)
+    stage.parent = name
     return step.cached, state.after(config, step.created, said, step.layer)
 
 

@@ -107,8 +107,10 @@ class Builds:
                     await _to_the_end(workshop, bench.close)
             finally:
                 context.close()
-        finally:
-            await _to_the_end(workshop, lambda: workshop.remove_directory(directory))
+        finally:  # nobody waits for it: a context may have as many files as it likes
+            workshop.world.task(
+                _to_the_end(workshop, lambda: workshop.remove_directory(directory)), "end of a context"
+            )
 
     async def _take_in(
         self, context: Context, request: BuildRequest, archive: AsyncIterator[bytes] | None, url: str

@@ -83,7 +83,7 @@ class StageRun:
         author = instruction.name if isinstance(instruction, Maintainer) else None
         said = settings.created_by(config, instruction)
         name = key("config", self.state.config, self.state.diff_ids, said, author)
-        step = await self.build.cache.step(name, self.parent, instruction.text)
+        step = await self.build.cache.step(name, self.parent, instruction.text, self.state, said)
         self.parent = name
         return step.cached, self.state.after(config, step.created, said, author=author)
 
@@ -108,9 +108,9 @@ class StageRun:
 
             return await build.workshop.work(work)
 
-        step = await build.cache.step(name, self.parent, instruction.text, make)
-        self.parent = name
         said = settings.created_by(config, instruction)
+        step = await build.cache.step(name, self.parent, instruction.text, state, said, make)
+        self.parent = name
         return step.cached, state.after(config, step.created, said, step.layer)
 
     async def output(self, stream: int, data: bytes) -> None:
