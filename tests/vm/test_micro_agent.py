@@ -14,8 +14,9 @@ import pytest
 from microvm import Client, mount
 
 from nagaya.errors import CommandNotExecutable, KernelError, NotFound
-from nagaya.linux import mounts, netlink, seccomp
+from nagaya.linux import bpf, mounts, netlink, seccomp
 from nagaya.linux import namespaces as ns
+from nagaya.runtime.cgroups import devices
 from nagaya.vm import assets, protocol, templates
 from nagaya.vm.confine import Confinement
 from nagaya.vm.protocol import Exit, Output
@@ -250,6 +251,27 @@ def test_a_container_s_mounts(client: Client) -> None:
     assert result.out.split(b"\n")[:4] == [b"127.0.0.1 me", b"640:3:4", b"x", b"deep"]
     assert b"touch: /r/x: Read-only file system" in result.err
     assert client.call("read", path="/run/files/deep") == {"error": b"2"}
+
+
+def test_the_guest_s_own_devices_are_not_the_container_s(client: Client) -> None:
+    """With CAP_MKNOD, which containers have by default, the line to the agent and the disks have names."""
+    rules = [devices.DENY_ALL, *devices.ALWAYS]
+    script = "busybox mknod /dev/z c 1 5; busybox mknod /dev/p c $1 $2; head -c 1 /dev/z; exec 3<>/dev/p"
+    for index in range(30):
+        numbers = client.call("read", path=f"/sys/class/virtio-ports/vport{index}p1/dev")
+        if "data" in numbers:
+            break
+    major, minor = numbers["data"].decode().strip().split(":")
+    name = f"once{client.number()}"
+    fields: microvm.Fields = [("devices", bpf.compile_devices(rules))]
+    process = client.start(name, "sh", "-c", script, "sh", major, minor, fields=fields)
+    result = client.finish(process)
+    client.remove(name)
+    assert result.out == b"\0"
+    assert b"Operation not permitted" in result.err
+    with pytest.raises(KernelError, match="devices: "):
+        client.create(name, "true", devices=bytes(16))
+    client.remove(name)
 
 
 def test_a_pod_shares_processes(client: Client) -> None:

@@ -9,11 +9,12 @@ left out.
 from __future__ import annotations
 
 from nagaya.errors import InvalidArgument
-from nagaya.linux import caps, seccomp
+from nagaya.linux import bpf, caps, seccomp
 from nagaya.linux import mounts as m
 from nagaya.linux import namespaces as ns
 from nagaya.linux.process import RLIMITS
 from nagaya.runtime import plan
+from nagaya.runtime.cgroups import devices as device_rules
 from nagaya.runtime.cgroups import v2
 
 TYPE_CHECKING = False
@@ -138,7 +139,12 @@ def container(
             fields += [("sysctl", f"{k.replace('.', '/')}={v}") for k, v in step.values.items()]
     if readonly_dev:
         fields.append(("protect", "/dev"))
-    return fields + [("limit", limit) for limit in limits(linux.get("resources") or {})]
+    resources = linux.get("resources") or {}
+    # the guest's own devices are its disks, and the line to its agent
+    rules = device_rules.parse(resources.get("devices"))
+    if not all(rule[0] for rule in rules):
+        fields.append(("devices", bpf.compile_devices(rules)))
+    return fields + [("limit", limit) for limit in limits(resources)]
 
 
 def _mount(step: plan.Mount, root: str, sources: Mapping[int, str]) -> str:

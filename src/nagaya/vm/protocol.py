@@ -45,7 +45,8 @@ stream at most WINDOW bytes (STDIN_WINDOW of stream 0) may be under way: who is 
       join* ("PROCESS FLAGS": that process's), hostname, domainname, propagation (flags of mount(2)),
       mount* (NUL between: type source target flags propagation data), device* (NUL between: path type
       major minor mode uid gid), symlink* (NUL between: path target), mask*, protect* (made read-only),
-      sysctl* (path below /proc/sys, =, value), limit* (file of the cgroup, =, value)
+      sysctl* (path below /proc/sys, =, value), limit* (file of the cgroup, =, value), devices (struct
+      bpf_insn[]: what its cgroup allows)
     a process's: process, arg*, env*, cwd, uid, gid, group*, umask, caps ("BOUNDING EFFECTIVE PERMITTED
       INHERITABLE AMBIENT", hexadecimal), rlimit* ("NUMBER SOFT HARD"), nnp (1), oom (oom_score_adj),
       terminal ("ROWS COLUMNS"), stdin (1: stream 0 is wanted), seccomp (struct

@@ -805,6 +805,32 @@ static void born(const struct call *call, int created, const int *ends, pid_t fi
     become(call, created, ends);
 }
 
+/* Which devices the container may use: a program for its cgroup (bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE). */
+static int guard_devices(const struct call *call, const char *group) {
+    uint32_t size = 0;
+    const char *program = field(call, "devices", &size);
+    struct {
+        uint32_t type, count;
+        uint64_t program, license;
+        uint32_t level, log_size;
+        uint64_t log;
+        uint32_t version, flags;
+    } load = {15, size / 8, (uintptr_t)program, (uintptr_t) "Apache", 0, 0, 0, 0, 0};
+    struct {
+        uint32_t target, program, type, flags;
+    } attach = {.type = 6};
+    if (!size) return 0;
+    int made = syscall(SYS_bpf, 5, &load, sizeof load);
+    int directory = open(group, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    attach.target = directory;
+    attach.program = made;
+    int failed = made < 0 || directory < 0 || syscall(SYS_bpf, 8, &attach, sizeof attach), number = errno;
+    if (made >= 0) close(made); /* the cgroup keeps it */
+    if (directory >= 0) close(directory);
+    errno = number;
+    return failed;
+}
+
 static void spawn(const struct call *call, int created) {
     const char *container = text(call, "container");
     int ends[3] = {-1, -1, -1}, ours[3] = {-1, -1, -1}, told[2] = {-1, -1}, terminal = !!field(call, "terminal", 0);
@@ -816,6 +842,7 @@ static void spawn(const struct call *call, int created) {
     if (created) {
         cgroup_path(path, container, "");
         if (mkdir(path, 0755) && errno != EEXIST) return refuse_errno(call->id, "cgroup", container);
+        if (guard_devices(call, path)) return refuse_errno(call->id, "devices", container);
         const char *at = call->data, *key, *value, *equal;
         uint32_t length;
         while ((key = next_field(call, &at, &value, &length)))
