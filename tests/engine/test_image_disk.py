@@ -1,4 +1,4 @@
-"""How images lie on the disk: where ext4 puts layers, and file systems that offer less."""
+"""How images lie on the disk: where ext4 puts layers, and file systems that offer less, or too little."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disks import disk
+from disks import disk, merged
 from fakeregistry import FakeRegistry, file, quick, tar
+from house import House
 from memory_catalog import MemoryCatalog
 
 from nagaya.image.store import ImageStore
@@ -45,3 +46,19 @@ def test_where_there_are_no_such_groups_images_are_kept_all_the_same(registry: F
     with disk(16, "tmpfs") as place:
         for number, path in enumerate(pulled(registry, place / "root")):
             assert (path / f"file-{number}").read_bytes() == b"data"
+
+
+def test_a_root_where_no_container_can_write_is_told_in_one_line() -> None:
+    with merged() as place:
+        house = House()
+        house.root = place / "root"
+        with house:
+            said = house.docker("run", "--rm", "--network", "none", "nagaya/busybox", "true")
+            lines = said.stderr.decode().splitlines()
+            assert said.returncode == 125
+            assert (
+                "an overlay cannot write to its file system: put the daemon's --root on another" in lines[0]
+            )
+            # images are kept all the same, and files can be looked at
+            assert house.ok("images", "-q", "nagaya/busybox")
+            assert house.leaks(0) == []

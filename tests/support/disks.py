@@ -44,3 +44,18 @@ def fill(place: Path) -> Path:
         with suppress(OSError):
             os.fsync(file.fileno())
     return path
+
+
+@contextmanager
+def merged() -> Iterator[Path]:
+    """A directory on an overlay, where no other overlay can have its writable layer."""
+    with tempfile.TemporaryDirectory(prefix="nagt-disk-", dir="/tmp") as name:
+        base = Path(name)
+        for part in ("lower", "upper", "work", "disk"):
+            (base / part).mkdir()
+        options = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+        subprocess.run(["mount", "-t", "overlay", "nagt", "-o", options, str(base / "disk")], check=True)
+        try:
+            yield base / "disk"
+        finally:
+            subprocess.run(["umount", "-l", str(base / "disk")], check=True)

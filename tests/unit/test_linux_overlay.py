@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import merged
 
 from nagaya.errors import KernelError
 from nagaya.linux import caps, paths
@@ -50,6 +51,11 @@ def layers(base: Path, count: int) -> dict[str, Any]:
         "upper": str(base / "upper"),
         "work": str(base / "work"),
     }
+
+
+def test_an_upper_where_none_can_be(mount: Callable[[dict[str, Any]], int]) -> None:
+    with merged() as place, pytest.raises(KernelError, match="cannot write to its file system"):
+        mount(layers(place, 2))
 
 
 def test_many_layers(mount: Callable[[dict[str, Any]], int], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # the first Linux whose overlay takes its layers one by one; fsconfig(2) has no room for all in one string
 _ONE_BY_ONE = (6, 7)
+_MOST = 500  # layers (OVL_MAX_STACK); more are EINVAL, too
 
 
 def mount_overlay(overlay: dict[str, Any], *, alone: bool = False) -> int:
@@ -86,7 +87,10 @@ def _by_fsconfig(overlay: dict[str, Any]) -> int:
         for layer in overlay["lower"]:
             m.fsconfig_string(fd, "lowerdir+", layer)
         if overlay.get("upper"):
-            m.fsconfig_string(fd, "upperdir", overlay["upper"])
+            try:
+                m.fsconfig_string(fd, "upperdir", overlay["upper"])
+            except KernelError as error:
+                raise _upper(error, overlay) from None
             m.fsconfig_string(fd, "workdir", overlay["work"])
         m.fsconfig_options(fd, overlay.get("options") or [])
         m.fsconfig_create(fd)
@@ -112,7 +116,10 @@ def _by_mount(overlay: dict[str, Any]) -> int:
         words = ["lowerdir=" + ":".join(short(layer) for layer in overlay["lower"])]
         if overlay.get("upper"):
             words += [f"upperdir={short(overlay['upper'])}", f"workdir={short(overlay['work'])}"]
-        m.mount("overlay", where, "overlay", 0, ",".join([*words, *(overlay.get("options") or [])]))
+        try:
+            m.mount("overlay", where, "overlay", 0, ",".join([*words, *(overlay.get("options") or [])]))
+        except KernelError as error:
+            raise _upper(error, overlay) from None
         try:
             return m.open_tree(m.AT_FDCWD, where, m.OPEN_TREE_CLONE)
         finally:
@@ -120,6 +127,20 @@ def _by_mount(overlay: dict[str, Any]) -> int:
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _upper(error: KernelError, overlay: dict[str, Any]) -> KernelError:
+    """The kernel says EINVAL of a file system that is no place to write to for an overlay (overlayfs.rst,
+    "Upper and Lower": no NFS, no overlay with layers of its own); what it is, it tells its log alone."""
+    upper = overlay.get("upper")
+    if error.errno != EINVAL or not upper or len(overlay["lower"]) > _MOST:
+        return error
+    return KernelError(
+        "an overlay cannot write to its file system: put the daemon's --root on another, as ext4 or xfs",
+        subject=upper,
+        step=f"overlay {upper}",
+        errno=EINVAL,
+    )
 
 
 def _elsewhere(overlay: dict[str, Any]) -> int:
