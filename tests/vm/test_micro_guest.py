@@ -118,7 +118,7 @@ def test_qemu_is_nobody_and_sees_nothing(vm: Vm) -> None:
 
 
 def test_no_clone_can_write_what_all_are_made_of(saved: Path, vm: Vm, client: Client) -> None:
-    (template,) = (path for path in saved.iterdir() if path.name != "lock")
+    template = saved / templates.key(microvm.machine(), assets.find_qemu())
     before = (template / "memory").read_bytes()
     descriptors = Path(f"/proc/{vm.pid}/fd")
     (memory,) = (fd for fd in descriptors.iterdir() if os.path.basename(os.readlink(fd)) == "memory")
