@@ -287,6 +287,27 @@ def test_commands_and_their_output(node: Node, pod: str) -> None:
         refused(functools.partial(kubelet.ExecSync, request), status, word)
 
 
+def test_a_command_is_executed_or_says_why_not(node: Node, pod: str) -> None:
+    made, ask = node.start(pod), node.kubelet.ExecSync
+    # a session of its own, and no descriptor but the three (and that of the directory it reads)
+    assert node.exec(
+        made, "sh", "-c", "[ $$ = $(cut -d' ' -f6 /proc/$$/stat) ]; ls /proc/self/fd"
+    ).split() == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
+    for text, mode in (("#!/no/such\n", "755"), ("\\177nothing", "755"), ("#!/bin/sh\n", "644")):
+        node.exec(made, "sh", "-c", f"printf '{text}' > /tmp/program; chmod {mode} /tmp/program")
+        refused(lambda: ask(container_id=made, cmd=["/tmp/program"]), Status.UNKNOWN, "/tmp/program")
+    assert node.exec(made, "echo", "on") == "on\n"
+    with_filter = node.container_config()
+    with_filter.linux.security_context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
+    filtered = node.start(pod, config=with_filter)
+    assert node.exec(filtered, "grep", "Seccomp:", "/proc/self/status") == "Seccomp:\t2\n"
+
+
 def test_commands_are_each_caller_s_own_and_end_with_him(node: Node, pod: str) -> None:
     made = node.start(pod)
     ask = node.kubelet.method("ExecSync")

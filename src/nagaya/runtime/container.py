@@ -442,6 +442,7 @@ def exec_process(
         context.stdio = stdio
         context.preserve_fds = preserve_fds
         context.userns = job.userns
+        context.orphans = clone_parent  # its parent is a subreaper, then
         context.state = oci_state(record, status, record["pid"])
         manager = lifecycle.manager_of(record)
         paths = _exec_paths(manager.paths if manager is not None else {}, cgroup or {})

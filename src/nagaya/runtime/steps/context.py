@@ -42,6 +42,7 @@ class Context:
         "leave_fd",
         "may_set_groups",
         "memory_fds",
+        "orphans",
         "preserve_fds",
         "procfd",
         "rootfd",
@@ -67,6 +68,7 @@ class Context:
         self.filter: list[Any] | None = None  # the parent's message, when it came before it was waited for
         self.fifo = -1  # `start` writes a byte into it
         self.sources: dict[int, int] = {}  # bind sources that the parent opened (user namespaces)
+        self.orphans = False  # what we leave is taken in by who is to have the container
         self.asks_sources = False  # the parent can, and sees more than our ids do
         self.idmaps: dict[int, int] = {}  # user namespaces for mounts, that the parent made
         self.cgroup_paths: dict[str, str] = {}
