@@ -44,7 +44,8 @@ CMD ["cat", "/app/two"]
 def test_a_build_is_an_image_that_runs(house: House, tmp_path: Path) -> None:
     said = build(house, tmp_path, FIRST, "-t", "first").stdout
     assert re.search(r"Step 1/6 : FROM nagaya/busybox\n ---> [0-9a-f]{12}\n", said)
-    assert re.search(r"Step 3/6 : RUN cat .*\n ---> Running in [0-9a-f]{12}\nhello\n", said)
+    assert re.search(r"Step 3/6 : RUN cat .*\n ---> Running in ([0-9a-f]{12})\nhello\n", said)
+    assert re.search(r"Removing intermediate container [0-9a-f]{12}\n ---> [0-9a-f]{12}\n", said)
     assert "\x1b[91moops" in said
     assert re.search(r"Successfully built [0-9a-f]{12}\nSuccessfully tagged first:latest\n", said)
     assert run(house, "first") == "two\n"

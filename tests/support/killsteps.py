@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from nagaya.engine import filling
 from nagaya.engine.catalog import LedgerCatalog
 from nagaya.engine.layered import LayeredRoot
 from nagaya.engine.ledger import Ledger
+from nagaya.image.building import Base, Layer
+from nagaya.image.catalog import StepRow
 from nagaya.image.making import Recipe
 from nagaya.image.removal import Use
 from nagaya.image.store import ImageStore
@@ -180,7 +183,36 @@ def take_away(store: ImageStore, what: str) -> None:
         store.remove_snapshot("box")
 
 
-JOBS = {"pull": pull, "load": load, "commit": commit, "fill": fill, "push": push, "collect": collect}
+def build(root: str, files: str, at: int) -> None:
+    """Build an image of two layers in a store with a ledger, and die at a step."""
+    store = ImageStore(root, LedgerCatalog(Ledger(f"{root}/ledger.db")), quick())
+    Steps(at).arm()
+    steps: list[StepRow] = []
+    layers: list[Layer] = []
+    with store.builds.open() as bench:
+        for number in range(2):
+            name, overlay = bench.snapshot([layer.diff_id for layer in layers])
+            shutil.copytree(files, f"{overlay['upper']}/{number}", symlinks=True)
+            layer = bench.layer(name, frozenset(), 1, lambda: None)
+            bench.drop(name)
+            assert layer is not None
+            layers.append(layer)
+            made = (layer.diff_id, layer.blob.digest, layer.blob.size)
+            steps.append(StepRow(f"k{number}", "", "2024-01-02T03:04:05Z", "RUN", 1, 1, 0, *made))
+        document = {"architecture": "amd64", "os": "linux", "config": {}}
+        document |= {"rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}}
+        bench.finish(steps, Base("", document, tuple(layers)), ["docker.io/library/built:1"])
+
+
+JOBS = {
+    "pull": pull,
+    "load": load,
+    "commit": commit,
+    "fill": fill,
+    "push": push,
+    "collect": collect,
+    "build": build,
+}
 
 
 def serve() -> None:

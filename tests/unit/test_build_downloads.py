@@ -14,11 +14,14 @@ def test_nobody_there_is_one_line() -> None:
     with socket.socket() as taken:  # a port that nobody listens at
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/x"
-        with pytest.raises(Unavailable) as caught:
-            downloads.get(url, 10)
+        with pytest.raises(Unavailable) as caught, downloads.stream(url):
+            pass
     assert str(caught.value) == f'Get "{url}": connection refused'
 
 
 def test_an_address_that_is_none() -> None:
-    with pytest.raises(Unavailable, match=r"not a valid URL|connection broken"):
-        downloads.get("http://[/x", 10)
+    with (
+        pytest.raises(Unavailable, match=r"not a valid URL|connection broken"),
+        downloads.stream("http://[/x"),
+    ):
+        pass

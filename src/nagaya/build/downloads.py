@@ -6,6 +6,7 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -45,10 +46,11 @@ async def fetch(build: Build, url: str, destination: str, checksum: str) -> Item
     return await build.workshop.work(work)
 
 
-def get(url: str, limit: int) -> bytes:
-    """The bytes at a URL. Raises Unavailable, ResourceExhausted."""
+@contextmanager
+def stream(url: str, limit: int = MAX_SIZE) -> Iterator[Iterator[bytes]]:
+    """The bytes at a URL as they come. Raises Unavailable, ResourceExhausted."""
     with _opened(url) as response:
-        return b"".join(_bounded(response, url, limit))
+        yield _bounded(response, url, limit)
 
 
 def _download(build: Build, url: str, path: str, checksum: str) -> None:

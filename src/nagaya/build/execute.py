@@ -88,7 +88,9 @@ class Build:
         try:
             state = await self._all(dockerfile, arguments)
             names = tuple(reference.parse_tagged(name).canonical for name in self.request.names)
-            return await self.cache.finish(state, names)
+            image = await self.cache.finish(state, names)
+            self.workshop.tell_tagged(image, names)
+            return image
         except BaseException:
             self._ended.set()
             if state is None:

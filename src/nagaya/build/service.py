@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from threading import Event
 
@@ -17,13 +17,14 @@ from nagaya.build.output import Said, Say
 from nagaya.build.request import BuildRequest
 from nagaya.engine.images import pieces
 from nagaya.engine.workshop import Workshop
-from nagaya.errors import Cancelled, NagayaError
+from nagaya.errors import Cancelled, InvalidArgument, NagayaError
 from nagaya.image import streams
 from nagaya.image.building import Record
 from nagaya.image.content import disk_error
+from nagaya.image.jobs import Check
 
 _WAITING = 256  # things said that nobody has read yet
-_ARCHIVE = re.compile(r"\.(tar|tgz|tbz2?|txz|tar\.\w+)$")
+_TAR_MAGIC = slice(257, 262)
 
 
 class CacheRecord(msgspec.Struct, frozen=True):
@@ -125,15 +126,11 @@ class Builds:
         loop = asyncio.get_running_loop()
 
         def work() -> BuildRequest:
-            if url:
-                data = downloads.get(url, MAX_DOCKERFILE if not _ARCHIVE.search(url) else 64 << 30)
-                if not streams.is_compressed(data) and data[257:262] != b"ustar":
-                    context.fill("Dockerfile", data)
-                    return msgspec.structs.replace(request, dockerfile="Dockerfile")
-                context.unpack([data], check)
-            else:
+            if not url:
                 context.unpack(pieces(archive, loop) if archive is not None else (), check)
-            return request
+                return request
+            with downloads.stream(url) as found:
+                return _fetched(context, found, request, check)
 
         task = asyncio.ensure_future(self._workshop.world.pull_job(work))
         try:
@@ -237,3 +234,19 @@ async def _to_the_end(workshop: Workshop, work: Callable[[], None]) -> None:
     """Also when we are cancelled, and whatever goes wrong in it is not what the client asked about."""
     with suppress(NagayaError, OSError):
         await workshop.work(work)
+
+
+def _fetched(context: Context, found: Iterator[bytes], request: BuildRequest, check: Check) -> BuildRequest:
+    """Take in what a URL gave: an archive of files, else a Dockerfile alone. Blocking."""
+    head = b""
+    while len(head) < _TAR_MAGIC.stop and (piece := next(found, None)) is not None:
+        head += piece
+    if streams.is_compressed(head) or head[_TAR_MAGIC] == b"ustar":
+        context.unpack(itertools.chain([head], found), check)
+        return request
+    for piece in found:
+        head += piece
+        if len(head) > MAX_DOCKERFILE:
+            raise InvalidArgument(f"the Dockerfile has more than {MAX_DOCKERFILE} bytes", subject="remote")
+    context.fill("Dockerfile", head)
+    return msgspec.structs.replace(request, dockerfile="Dockerfile")

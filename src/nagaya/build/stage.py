@@ -43,6 +43,7 @@ class StageRun:
         self.arguments = arguments
         self.parent = ""  # the last step's key
         self._commanded = False
+        self._container = ""  # of the last RUN
 
     async def run(self) -> State:
         """The state after the last instruction. Raises NagayaError."""
@@ -66,6 +67,9 @@ class StageRun:
             raise DockerfileError(error.message, error.line or instruction.line) from None
         if cached:
             await self.lane.text(" ---> Using cache\n")
+        elif self._container:
+            await self.lane.text(f"Removing intermediate container {self._container[:12]}\n")
+        self._container = ""
         await self.lane.text(f" ---> {digests.short(self.state.id)}\n")
 
     async def _made(self, instruction: Instruction) -> tuple[bool, State]:
@@ -119,4 +123,5 @@ class StageRun:
 
     async def running(self, container_id: str) -> None:
         """RUN's container is there."""
+        self._container = container_id
         await self.lane.text(f" ---> Running in {container_id[:12]}\n")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -208,7 +209,11 @@ class Images:
     async def tag(self, ref: str, target: str) -> None:
         """Give an image another name."""
         image = await self._world.job(self._world.images.tag, ref, target)
-        self._tell("tag", reference.parse_tagged(target).familiar, image.id, _labels(image))
+        self.tell_tagged(image.id, target, _labels(image))
+
+    def tell_tagged(self, image_id: str, name: str, labels: Mapping[str, str] = MappingProxyType({})) -> None:
+        """An image has got a name."""
+        self._tell("tag", reference.parse_tagged(name).familiar, image_id, labels)
 
     async def remove(self, ref: str, *, force: bool) -> Sequence[Mapping[str, str]]:
         """[{"Untagged": "x:tag"}, {"Deleted": "sha256:..."}]. Raises NotFound, FailedPrecondition."""

@@ -89,6 +89,11 @@ class Workshop:
         auth = next((auths[known] for known in names if known in auths), None)
         return self._images.pull(name, platform, auth)
 
+    def tell_tagged(self, image_id: str, names: Sequence[str]) -> None:
+        """The image has got these names."""
+        for name in names:
+            self._images.tell_tagged(image_id, name)
+
     def bench(self) -> Bench:
         """A place for one build, to be closed. Blocking."""
         return self._world.images.builds.open()
