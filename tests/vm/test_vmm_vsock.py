@@ -165,8 +165,12 @@ class Box:
         vhost.bind(str(directory / "vhost.sock"))
         vhost.listen(1)
         self.ours: Callable[[int], bool] = lambda fd: True
-        self.vsock = Vsock(CID, self.path, vhost, lambda fd: self.ours(fd), self.count)
+        self.said: list[str] = []
+        self.vsock = Vsock(CID, self.path, vhost, self.is_ours, self.count, self.said.append)
         self.guest = Guest(str(directory / "vhost.sock"))
+
+    def is_ours(self, fd: int) -> bool:
+        return self.ours(fd)
 
     def count(self, name: str, by: int) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
@@ -340,6 +344,21 @@ def test_a_guest_without_buffers_stops_what_makes_it_packets(tmp_path: Path) -> 
     for _ in range(stalled):
         assert box.guest.next()[2] == RST
     box.close()
+
+
+def test_a_guest_that_breaks_its_rings_is_left_alone(box: Box) -> None:
+    """Who was connected with it hears of the end, and who comes later is not served."""
+    client, _, _ = connected(box)
+    box.guest.tx.offer(RINGS + 5)
+    os.eventfd_write(box.guest.tx.kick, 1)
+    assert client.recv(64) == b""
+    client.close()
+    assert "descriptor 69 of 64" in box.said[0]
+    with box.host(b"CONNECT 52\n") as late:
+        assert box.counts["rx_queue_event_fails"] == 1
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            late.recv(64)
 
 
 def test_stopped_and_started_again(box: Box) -> None:

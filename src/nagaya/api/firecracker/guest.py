@@ -53,6 +53,7 @@ class Surroundings:
         mmds: Mmds,
         metrics: Metrics,
         console: Console,
+        log: Log,
         hall: cards.Hall | None,
     ) -> None:
         self._loop = loop
@@ -60,6 +61,7 @@ class Surroundings:
         self._mmds = mmds
         self._metrics = metrics
         self.console = console
+        self._log = log
         self._hall = hall
         self._directory = ""
         self.vhost = ""
@@ -77,7 +79,9 @@ class Surroundings:
             # QEMU is nobody; only we get through the directory
             os.chmod(self.vhost, 0o666)
             count = self._counter("vsock")
-            self._vsock = Vsock(vsock.guest_cid, vsock.uds_path, listener, snapshots.is_sealed, count)
+            self._vsock = Vsock(
+                vsock.guest_cid, vsock.uds_path, listener, snapshots.is_sealed, count, self._log.error
+            )
         if config := self._resources.mmds:
             taps = [
                 c.host_dev_name for c in self._resources.networks if c.iface_id in config.network_interfaces
@@ -403,7 +407,9 @@ class QemuMaker:
             )
         except OSError as error:
             raise FailedPrecondition(os_words(error), step="open serial_out_path") from None
-        around = Surroundings(self._loop, resources, self._mmds, self._metrics, console, self._host.hall)
+        around = Surroundings(
+            self._loop, resources, self._mmds, self._metrics, console, self._log, self._host.hall
+        )
         try:
             around.prepare()
             made = machine(

@@ -229,9 +229,9 @@ class _Process:
             if error.errno == errno.EADDRINUSE:
                 words = "Check that it is not already used."
                 raise _Failed(f"Failed to open the API socket at: {path}. {words}") from None
-            raise _Failed(f"Failed to bind and run the HTTP server: {path}: {os_words(error)}") from None
-        except ValueError:  # a path that is too long, or has a NUL
-            raise _Failed(f"Failed to bind and run the HTTP server: {path}: not a socket's path") from None
+            # Python itself says, without a number, that a path is too long
+            words = os_words(error) if error.errno else str(error)
+            raise _Failed(f"Failed to bind and run the HTTP server: {path}: {words}") from None
         limit = self._options.http_api_max_payload_size
         self._server = Server(self._loop, listener, self._controller.answer, limit)
         self._log.info(f"Listening on API socket ({path!r}).")

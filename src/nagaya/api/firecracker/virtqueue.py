@@ -36,9 +36,12 @@ class Region:
         self.view = memoryview(self._map)[offset - begin :]
 
     def close(self) -> None:
-        """Unmap it."""
+        """Unmap it, at the latest when the last piece of it is forgotten."""
         self.view.release()
-        self._map.close()
+        try:
+            self._map.close()
+        except BufferError:
+            pass
 
 
 class Memory:

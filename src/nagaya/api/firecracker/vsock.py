@@ -70,12 +70,22 @@ class Vsock:
         vhost: socket.socket,
         is_ours: Callable[[int], bool],
         count: Callable[[str, int], None],
+        complain: Callable[[str], None],
     ) -> None:
         """Listen at `path`, whose file is made, and for QEMU on the listening socket `vhost`, which is taken
         over. Raises OSError."""
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self._listener.bind(path)
+            self._listener.listen(64)
+        except BaseException:
+            self._listener.close()
+            vhost.close()
+            raise
         self._cid = cid
         self._path = path
         self._count = count
+        self._complain = complain
         self._loop = Loop()
         self._vhost = vhost
         self._qemu: socket.socket | None = None
@@ -85,31 +95,32 @@ class Vsock:
         self._pending: deque[bytes] = deque()
         self._ready: deque[tuple[int, int]] = deque()  # streams whose host has something, in turn
         self._next_port = _FIRST_PORT
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            self._listener.bind(path)
-            self._listener.listen(64)
-        except BaseException:
-            self._listener.close()
-            raise
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._loop.watch(self._wake, select.EPOLLIN, lambda _: self._loop.stop(0))
         self._loop.watch(self._listener.fileno(), select.EPOLLIN, self._accept)
         vhost.setblocking(False)
         self._loop.watch(vhost.fileno(), select.EPOLLIN, self._accept_qemu)
-        self._thread = threading.Thread(target=self._loop.run, name="vsock", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="vsock", daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run()
+        except Exception as error:  # a defect of ours must not leave anybody waiting
+            self._complain(f"The vsock device ends by a defect: {error!r}")
+            for one in (self._listener, self._vhost, *self._peers()):
+                one.close()
+
+    def _peers(self) -> list[socket.socket]:
+        greeted = [client for client, _ in self._greeting.values()]
+        return greeted + [stream.socket for stream in self._streams.values()]
 
     def close(self) -> None:
         """End all connections, and remove the socket's file."""
         os.eventfd_write(self._wake, 1)
         self._thread.join()
-        for client, _ in self._greeting.values():
-            client.close()
-        for stream in self._streams.values():
-            stream.socket.close()
         self._backend.close()
-        for one in (self._listener, self._vhost, *([self._qemu] if self._qemu else [])):
+        for one in (self._listener, self._vhost, *([self._qemu] if self._qemu else []), *self._peers()):
             one.close()
         os.close(self._wake)
         self._loop.close()
@@ -135,17 +146,29 @@ class Vsock:
     def _serve_qemu(self, _: int) -> None:
         if self._qemu is None:
             return
+        why = ""
         try:
             alive = self._backend.serve(self._qemu)
-        except (ProtocolError, BrokenRing, OSError):
-            alive = False
-        if not alive:
-            self._loop.forget(self._qemu.fileno())
-            self._qemu.close()
-            self._qemu = None
-            self._backend.close()
+        except (ProtocolError, BrokenRing, OSError) as error:
+            alive, why = False, str(error)
+        if alive:
+            self._work()
             return
-        self._work()
+        self._loop.forget(self._qemu.fileno())
+        self._qemu.close()
+        self._qemu = None
+        self._end_device(why)
+
+    def _end_device(self, why: str) -> None:
+        """There is no guest any more that anybody could be connected with. Called when no exception is held,
+        whose frames would know pieces of the memory."""
+        if why:
+            self._count("rx_queue_event_fails", 1)
+            self._complain(f"The guest's vsock device ends here: {why}")
+        self._backend.close()
+        for stream in list(self._streams.values()):
+            self._drop(stream, tell=False)
+        self._pending.clear()
 
     def _watch_kick(self, fd: int) -> None:
         def kicked(_: int) -> None:
@@ -159,17 +182,18 @@ class Vsock:
 
     def _work(self) -> None:
         """Take what the guest sent and give it what there is, as far as its buffers go; then others' turn."""
+        why = ""
         try:
             for _ in range(_ROUNDS):
                 received, sent = self._receive(), self._send()
                 if not received and not sent:
                     return
-        except BrokenRing:
-            # the guest broke its own device: nothing is read from it any more
-            self._count("rx_queue_event_fails", 1)
-            self._backend.close()
-            return
-        self._loop.after(0, self._work)
+        except BrokenRing as error:
+            why = str(error)
+        if why:
+            self._end_device(why)
+        else:
+            self._loop.after(0, self._work)
 
     def _receive(self) -> bool:
         queue = self._backend.queue(_TX)
