@@ -59,6 +59,7 @@ def test_two_containers_in_one_machine(node: Node, pod: str, tmp_path: Path) -> 
     node.exec(first, "touch", "/only-here")
     assert node.kubelet.ExecSync(container_id=second, cmd=["ls", "/only-here"]).exit_code == 1
     assert "httpd" not in node.exec(second, "ps")
+    assert node.exec(second, "cat", "/dev/shm/x") == "one\n"
     stats = node.kubelet.ContainerStats(container_id=first).stats
     assert stats.memory.working_set_bytes.value > 0
 

@@ -126,14 +126,10 @@ class Machine:
             if setup.is_content(info):
                 found[index] = setup.file(self.guest, identifier, index, source, info)
             elif _is_shm(spec, index):
-                found[index] = f"{setup.directory('pod' if self._wish.pod else identifier)}/shm"
-                fields: setup.Wanted = [
-                    ("type", "tmpfs"),
-                    ("source", "shm"),
-                    ("target", found[index]),
-                    ("flags", 0),
-                ]
-                self.guest.ask("mount", [*fields, ("data", "mode=1777")])
+                found[index] = self._shm or f"{setup.directory(identifier)}/shm"
+                if not self._shm:
+                    setup.tmpfs(self.guest, found[index], "mode=1777")
+                    self._shm = found[index]
             else:
                 found[index] = self._share(identifier, index, source, info)
         return found
@@ -254,15 +250,15 @@ def start(
             raise InternalError("the machine has no agent's port")
         guest = Guest(loop, vm.agent, lost, ready=started.ready)
         guest.await_ready(_BOOT)
-        guest.ask("renew", [("time", time_ns()), ("seed", os.urandom(64))])
+        guest.post("renew", [("time", time_ns()), ("seed", os.urandom(64))])
         setup.connect(guest, cards, started.macs)
         if shares is not None:
             fields: setup.Wanted = [("type", "9p"), ("source", TAG), ("target", _SHARED), ("flags", 0)]
-            guest.ask("mount", [*fields, ("data", _SHARE_OPTIONS)])
+            guest.post("mount", [*fields, ("data", _SHARE_OPTIONS)])
         if disks.writable:
             # so that a kill loses no more than the last second: with the journal's `commit`
             for name in ("dirty_expire_centisecs", "dirty_writeback_centisecs"):
-                guest.ask("write", [("path", f"/proc/sys/vm/{name}"), ("data", "20")])
+                guest.post("write", [("path", f"/proc/sys/vm/{name}"), ("data", "20")])
         slots = templates.slots(len(disks.images)) if started.ready else len(disks.images)
         return Machine(vm, guest, wish, shares, disks, slots, directory)
     except BaseException:

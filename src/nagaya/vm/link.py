@@ -58,6 +58,7 @@ class Guest:
         self._listeners: dict[int, Listener] = {}
         self._out = bytearray()
         self._processes = 0
+        self._failure: NagayaError | None = None
         self.kernel = ""
         self.up = ready
         loop.watch(sock.fileno(), POLLIN, self._event)
@@ -84,14 +85,15 @@ class Guest:
     def ask(
         self, verb: str, fields: Iterable[tuple[str, protocol.Value]] = (), *, patience: float = PATIENCE
     ) -> Fields:
-        """Call and wait for the answer; meanwhile the loop turns. Raises the guest's error, Unavailable,
-        DeadlineExceeded."""
+        """Call and wait for the answer; meanwhile the loop turns. Raises the guest's error, or that of what
+        was posted before, Unavailable, DeadlineExceeded."""
         got: list[tuple[Fields | None, NagayaError | None]] = []
         self.call(verb, fields, lambda answer, error: got.append((answer, error)))
         self._until(lambda: bool(got), patience, verb)
         answer, error = got[0]
-        if error is not None:
-            raise error
+        failure, self._failure = self._failure or error, None
+        if failure is not None:
+            raise failure
         return answer or []
 
     def last_call(self, verb: str) -> None:
@@ -106,6 +108,14 @@ class Guest:
         self._until(lambda: self.up or self._lost is None, patience, "boot")
         if not self.up:
             raise Unavailable("the microVM ended while it booted", step="boot")
+
+    def post(self, verb: str, fields: Iterable[tuple[str, protocol.Value]]) -> None:
+        """Call without waiting for the answer: the agent takes one call after the other, so the next `ask`
+        raises what went wrong. An emulated machine takes long to answer, and no longer for many calls."""
+        self.call(verb, fields, self._posted)
+
+    def _posted(self, _answer: Fields | None, error: NagayaError | None) -> None:
+        self._failure = self._failure or error
 
     def _until(self, condition: Callable[[], bool], patience: float, step: str) -> None:
         deadline = monotonic() + patience

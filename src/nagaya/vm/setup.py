@@ -45,18 +45,18 @@ def root(guest: Guest, container: str, disks: Sequence[str], writable: str) -> s
     for number, disk in enumerate(disks):
         target = f"{base}/{number}"
         fields: Wanted = [("type", "erofs"), ("source", disk), ("target", target), ("flags", m.MS_RDONLY)]
-        guest.ask("mount", fields)
+        guest.post("mount", fields)
         lower.append(target)
     if writable:
         fields = [("type", "ext4"), ("source", writable), ("target", f"{base}/rw"), ("flags", m.MS_NOATIME)]
-        guest.ask("mount", [*fields, ("data", "commit=1")])
+        guest.post("mount", [*fields, ("data", "commit=1")])
     else:
         tmpfs(guest, f"{base}/rw", "mode=755")
     for name in ("upper", "work"):
-        guest.ask("mkdir", [("path", f"{base}/rw/{name}"), ("mode", 0o755)])
+        guest.post("mkdir", [("path", f"{base}/rw/{name}"), ("mode", 0o755)])
     options = f"lowerdir={':'.join(lower)},upperdir={base}/rw/upper,workdir={base}/rw/work"
     target = f"{base}/root"
-    guest.ask(
+    guest.post(
         "mount",
         [("type", "overlay"), ("source", "root"), ("target", target), ("flags", 0), ("data", options)],
     )
@@ -66,17 +66,15 @@ def root(guest: Guest, container: str, disks: Sequence[str], writable: str) -> s
 def tmpfs(guest: Guest, target: str, options: str) -> None:
     """A new tmpfs there."""
     fields: Wanted = [("type", "tmpfs"), ("source", "tmpfs"), ("target", target), ("flags", 0)]
-    guest.ask("mount", [*fields, ("data", options)])
+    guest.post("mount", [*fields, ("data", options)])
 
 
 def take_away(guest: Guest, container: str, disks: int) -> None:
     """The reverse, of a container that has ended: what is still used goes when it is used no longer."""
     base = directory(container)
     for name in ("root", "rw", *map(str, range(disks))):
-        try:
-            guest.ask("unmount", [("target", f"{base}/{name}"), ("flags", m.MNT_DETACH)])
-        except KernelError:
-            continue
+        fields: Wanted = [("target", f"{base}/{name}"), ("flags", m.MNT_DETACH)]
+        guest.call("unmount", fields, lambda _answer, _error: None)  # one that is not there is gone
 
 
 def is_content(info: os.stat_result) -> bool:
@@ -101,13 +99,15 @@ def file(guest: Guest, container: str, index: int, source: str, info: os.stat_re
         os.close(fd)
     path = f"{directory(container)}/files/{index}"
     owner = [("uid", info.st_uid), ("gid", info.st_gid)]
-    guest.ask("write", [("path", path), ("data", data), ("mode", info.st_mode & 0o7777), *owner])
+    guest.post("write", [("path", path), ("data", data), ("mode", info.st_mode & 0o7777), *owner])
     return path
 
 
 def connect(guest: Guest, cards: Sequence[Card], macs: Sequence[str]) -> None:
     """Give the guest's cards what the sandbox's interfaces had. macs: those that the machine's cards were
     made with, by which the guest tells which is which. Raises KernelError."""
+    if not cards:
+        return
     links = {link.address: link for link in _links(guest)}
     requests: list[nl.Request] = []
     for card, mac in zip(cards, macs, strict=False):
@@ -124,7 +124,7 @@ def connect(guest: Guest, cards: Sequence[Card], macs: Sequence[str]) -> None:
     if first is not None:
         link = links.get(macs[list(cards).index(first)]) or links[first.mac]
         requests += _resolver(first, link.index)
-        guest.ask("write", [("path", f"/proc/sys/net/ipv4/conf/{link.name}/route_localnet"), ("data", "1")])
+        guest.post("write", [("path", f"/proc/sys/net/ipv4/conf/{link.name}/route_localnet"), ("data", "1")])
     _batch(guest, requests)
 
 
