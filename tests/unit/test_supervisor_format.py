@@ -42,7 +42,7 @@ def test_times_as_go_prints_them(time_ns: int, text: str) -> None:
 
 def test_a_record_is_dockerds_to_the_byte() -> None:
     # the escapes of moby's daemon/logger/jsonfilelog/jsonlog/jsonlogbytes.go: a tab has no short form there
-    assert json_lines([b'a"b\\\t<&>\x1b\xc3\xa9\xff\n'], "stderr", 1_700_000_000_500_000_000) == (
+    assert b"".join(json_lines([b'a"b\\\t<&>\x1b\xc3\xa9\xff\n'], "stderr", 1_700_000_000_500_000_000)) == (
         b'{"log":"a\\"b\\\\\\u0009\\u003c\\u0026\\u003e\\u001b\xc3\xa9\\ufffd\\n","stream":"stderr",'
         b'"time":"2023-11-14T22:13:20.5Z"}\n'
     )
@@ -70,7 +70,7 @@ def test_splitting_in_any_place_gives_the_same_text(pieces: list[bytes]) -> None
         assert len(carry) < LIMIT
         assert b"\n" not in carry
     segments, _ = split(carry, final=True)
-    records = [json.loads(r)["log"] for r in json_lines(parts + segments, "stdout", 1).splitlines()]
+    records = [json.loads(r)["log"] for r in b"".join(json_lines(parts + segments, "stdout", 1)).splitlines()]
     assert "".join(records).encode() == data
     assert all(len(r.encode()) <= LIMIT for r in records if not r.endswith("\n"))
 

@@ -94,8 +94,9 @@ def timestamp(time_ns: int) -> str:
     return f"{_prefix}.{fraction:09d}".rstrip("0").rstrip(".") + "Z" if fraction else f"{_prefix}Z"
 
 
-def json_lines(segments: list[bytes], stream: str, time_ns: int, attributes: str = "") -> bytes:
-    """The records of the segments, as the json-file driver stores them; attributes: of each, as JSON."""
+def json_lines(segments: list[bytes], stream: str, time_ns: int, attributes: str = "") -> list[bytes]:
+    """The records of the segments, as the json-file driver stores them, in parts that are to be written one
+    after the other; attributes: of each, as JSON."""
     more = f'"attrs":{attributes},' if attributes else ""
     tail = f'","stream":"{stream}",{more}"time":"{timestamp(time_ns)}"}}\n'.encode()
     head = b'{"log":"'
@@ -107,10 +108,10 @@ def json_lines(segments: list[bytes], stream: str, time_ns: int, attributes: str
             parts += (head, text[:-1].replace(b"\n", seam), b"\\n", tail)
         else:
             parts += (head, text, tail)
-    return b"".join(parts)
+    return parts
 
 
-def cri_lines(segments: list[bytes], stream: str, time_ns: int) -> bytes:
+def cri_lines(segments: list[bytes], stream: str, time_ns: int) -> list[bytes]:
     """The records of the segments as a kubelet reads them: time, stream, a tag, the line. The tag is F
     of a whole line, P of a piece that the next record of the stream goes on with (kubernetes,
     pkg/kubelet/kuberuntime/logs)."""
@@ -122,7 +123,7 @@ def cri_lines(segments: list[bytes], stream: str, time_ns: int) -> bytes:
             parts += (head, segment[:-1].replace(b"\n", seam), b"\n")
         else:
             parts += (start, b"P ", segment, b"\n")
-    return b"".join(parts)
+    return parts
 
 
 RECORDS = {"json-file": json_lines, "cri": cri_lines}

@@ -77,15 +77,18 @@ class LogFile:
             size = os.fstat(self._fd).st_size
         return size
 
-    def append(self, data: bytes, before: int) -> None:
-        """Append all of data, or nothing: after an error the file is cut back to `before`."""
-        written = 0
+    def append(self, parts: list[bytes], before: int) -> None:
+        """Append all of the parts, a few hundred at most, or nothing: after an error the file is cut back to
+        `before`."""
+        written, size, rest = 0, sum(map(len, parts)), parts
         try:
-            while written < len(data):
-                count = os.write(self._fd, data[written:] if written else data)
+            while written < size:
+                count = os.writev(self._fd, rest)
                 if not count:
                     raise OSError(ENOSPC, os.strerror(ENOSPC))
                 written += count
+                if written < size:  # the disk is full, or a limit was reached: the next one finds out
+                    rest = [b"".join(parts)[written:]]
         except OSError:
             if written:
                 os.ftruncate(self._fd, before)

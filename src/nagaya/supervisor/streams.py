@@ -125,7 +125,7 @@ class Pump:
         record = log.records(segments, NAMES[stream.number], time.time_ns())
         try:
             before = log.room()
-            self._journal.write_intent(FLUSHING, stream.slot, before, len(record), half, 0)
+            self._journal.write_intent(FLUSHING, stream.slot, before, sum(map(len, record)), half, 0)
             log.append(record, before)
         except OSError as error:
             _count(stream, segments, error)
@@ -166,7 +166,7 @@ class Pump:
             record = log.records(segments, NAMES[stream.number], time.time_ns())
             try:
                 before = log.room()
-                journal.write_intent(LOGGING, stream.slot, before, len(record), half, len(rest))
+                journal.write_intent(LOGGING, stream.slot, before, sum(map(len, record)), half, len(rest))
                 log.append(record, before)
             except OSError as error:
                 _count(stream, segments, error)
