@@ -14,7 +14,7 @@ from fcntl import LOCK_EX, flock
 from select import POLLIN, poll
 from time import monotonic
 
-from nagaya.errors import DeadlineExceeded, KernelError, Unavailable
+from nagaya.errors import DeadlineExceeded, FailedPrecondition, KernelError, ResourceExhausted, Unavailable
 from nagaya.linux import namespaces as ns
 from nagaya.linux import os, seqpacket
 from nagaya.linux.tap import open_tap
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DRIVES = 8  # read-only ones of every template, at least
 _MIN_MEMORY = 128
 _KEPT = 8
+_WRITTEN = 256  # MiB: more of its memory no guest writes to until it is up
 BOOT = 120.0  # seconds, for an emulated machine on a busy host
 _REGULAR, _KIND = 0o100000, 0o170000
 
@@ -126,8 +127,15 @@ def start(
         name = key(machine, emulator)
         os.makedirs(directory, 0o700, exist_ok=True)
         template = f"{directory}/{name}"
-        if not os.exists(f"{template}/state"):
-            _make_once(machine, directory, name, emulator, confined)
+        if os.exists(f"{template}/state"):
+            try:
+                return _clone(machine, template, emulator, confined)
+            except (
+                FailedPrecondition,
+                FileNotFoundError,
+            ):  # damaged, or taken away meanwhile: another is made
+                _forget(directory, name)
+        _make_once(machine, directory, name, emulator, confined)
         return _clone(machine, template, emulator, confined)
     except OSError as error:
         step = "microVM template"
@@ -170,6 +178,15 @@ def _clone(machine: Machine, template: str, emulator: str, confined: Confinement
     return Started(vm, ready=True, macs=[nic.mac for nic in made.nics])
 
 
+def _forget(directory: str, name: str) -> None:
+    lock = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        flock(lock, LOCK_EX)
+        _remove(f"{directory}/{name}")
+    finally:
+        os.close(lock)
+
+
 def _make_once(
     machine: Machine, directory: str, name: str, emulator: str, confined: Confinement | None
 ) -> None:
@@ -194,6 +211,14 @@ def _make_once(
 def _make(machine: Machine, new: str, emulator: str, confined: Confinement | None) -> None:
     os.makedirs(f"{new}/share", 0o755)
     made = shape(machine, new)
+    about = os.statvfs(new)
+    # memory that has no room when the guest writes to it ends QEMU by SIGBUS, without a word
+    if (free := about.f_bavail * about.f_frsize >> 20) < (needed := min(made.memory.mib, _WRITTEN)):
+        raise ResourceExhausted(
+            f"a template of a microVM needs {needed} MiB below {os.dirname(new)}, and {free} are free",
+            subject=os.dirname(new),
+            step="microVM template",
+        )
     sizes = {drive.path: STUB_SIZE for drive in made.drives} | {made.memory.path: made.memory.mib << 20}
     for path, size in sizes.items():
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
