@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from building import build, run, send, start_build, tar, work_left
-from house import House
+from house import House, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -281,6 +281,32 @@ def test_the_context_may_be_compressed(house: House) -> None:
         assert status == 200 and "Successfully built" in said, (pack, said)
 
 
+def test_a_step_s_container_is_one_to_look_at(house: House, tmp_path: Path) -> None:
+    """While it runs it is listed and inspected, and its mounts are nobody else's."""
+    mounts = "--mount=target=/ctx --mount=type=cache,target=/c --mount=type=tmpfs,target=/t"
+    building = start_build(house, tmp_path, {"Dockerfile": f"{BASE}RUN {mounts} echo here; sleep 1000\n"})
+    assert building.stdout is not None
+    try:
+        assert any(line.startswith("here") for line in building.stdout)
+        (container,) = house.ok("ps", "-q").split()
+        shown = json.loads(house.ok("inspect", container))[0]
+        assert [mount["Destination"] for mount in shown["Mounts"]] == ["/t"]
+        assert shown["HostConfig"]["Binds"] is None
+        assert house.ok("exec", container, "ls", "/ctx") == "Dockerfile"
+        taken = house.ok("run", "--rm", "--volumes-from", container, "nagaya/busybox", "ls", "/").split()
+        assert "ctx" not in taken and "c" not in taken
+        assert "agree" in house.nagaya("system", "check").stdout.decode()
+    finally:
+        building.kill()
+        building.communicate(timeout=60)
+    wait_for(lambda: not house.ok("ps", "-aq"), 20, "the end of the build")
+
+
+def test_characters_in_two_pieces(house: House, tmp_path: Path) -> None:
+    line = "RUN printf 'snow\\342\\230'; usleep 200000; printf '\\203man\\n'\n"
+    assert "snow\u2603man" in build(house, tmp_path, {"Dockerfile": BASE + line}).stdout
+
+
 def test_a_client_sees_lines_as_they_come(house: House, tmp_path: Path) -> None:
     building = start_build(house, tmp_path, {"Dockerfile": f"{BASE}RUN echo first; sleep 1000\n"})
     assert building.stdout is not None
@@ -289,6 +315,4 @@ def test_a_client_sees_lines_as_they_come(house: House, tmp_path: Path) -> None:
     finally:
         building.kill()
         building.communicate(timeout=60)
-    from house import wait_for
-
     wait_for(lambda: not work_left(house), 20, "the end of the build")

@@ -246,7 +246,6 @@ async def _script(stage: StageRun, target: str, data: bytes) -> Mounted:
     return MountSpec("tree", directory, await stage.build.workshop.work(work), True), []
 
 
-def coloured(stream: int, data: bytes) -> str:
+def coloured(stream: int, text: str) -> str:
     """Output as the classic builder shows it: what came by stderr in red."""
-    text = data.decode("utf-8", "replace")
     return f"{_RED}{text}{_PLAIN}" if stream == 2 else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import TYPE_CHECKING
 
 from nagaya.build import copying, run, settings
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from nagaya.build.execute import Build
 
 
+_Decoder = codecs.getincrementaldecoder("utf-8")
+
+
 class StageRun:
     """One stage of one build. Lives on the event loop."""
 
@@ -44,6 +48,7 @@ class StageRun:
         self.parent = ""  # the last step's key
         self._commanded = False
         self._container = ""  # of the last RUN
+        self._decoders = {number: _Decoder("replace") for number in (1, 2)}
 
     async def run(self) -> State:
         """The state after the last instruction. Raises NagayaError."""
@@ -119,9 +124,12 @@ class StageRun:
 
     async def output(self, stream: int, data: bytes) -> None:
         """What RUN's command writes."""
-        await self.lane.text(run.coloured(stream, data))
+        text = self._decoders[stream].decode(data)  # a character may come in two pieces
+        if text:
+            await self.lane.text(run.coloured(stream, text))
 
     async def running(self, container_id: str) -> None:
         """RUN's container is there."""
         self._container = container_id
+        self._decoders = {number: _Decoder("replace") for number in (1, 2)}
         await self.lane.text(f" ---> Running in {container_id[:12]}\n")

@@ -147,6 +147,8 @@ class Containers:
             except NotFound as error:
                 raise InvalidArgument(error.message, subject="VolumesFrom") from None
             for point in points:
+                if point.type == "tree":  # it ends with the step of the build that has it
+                    continue
                 read_only = point.read_only or mode == "ro"
                 found[point.target] = msgspec.structs.replace(point, read_only=read_only)
         return tuple(found.values())

@@ -257,7 +257,7 @@ def network_mode(wish: ContainerConfig) -> str:
 def _binds(mounts: Iterable[MountSpec]) -> list[str]:
     result: list[str] = []
     for mount in mounts:
-        if mount.source and not mount.listed:
+        if mount.source and not mount.listed and mount.type != "tree":
             mode = ",".join(
                 option
                 for option, on in (
@@ -323,6 +323,8 @@ def mount_points(container: Container, root: str) -> list[Json]:
     points: list[Json] = []
     asked = {mount.target for mount in container.config.mounts}
     for mount in container.mount_points or container.config.mounts:
+        if mount.type == "tree":  # a build's own
+            continue
         point: Json = {"Type": mount.type}
         if mount.type == "volume":
             if mount.source:
