@@ -343,3 +343,16 @@ def test_builds(client: docker.DockerClient, tmp_path: Path) -> None:
     with pytest.raises(APIError, match="unknown instruction: FOO"):
         client.images.build(fileobj=io.BytesIO(b"FOO\n"))
     client.images.remove("py:1", force=True)
+
+
+def test_what_was_written_is_there_for_who_attaches_late(
+    client: docker.DockerClient, server: Dockerd | House
+) -> None:
+    """The library drops what comes in one read with the answer's head: dockerd's log at times, never ours."""
+    right = {b"hello\n"} if isinstance(server, House) else {b"hello\n", b""}
+    for _ in range(20):
+        container = client.containers.create(IMAGE, ["echo", "hello"], **NONE)
+        container.start()
+        container.wait()
+        assert container.attach(logs=True) in right
+        container.remove()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import termios
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -17,6 +21,7 @@ from nagaya.wire.streams import parse_detach_keys
 RAW_STREAM = b"application/vnd.docker.raw-stream"
 MULTIPLEXED_STREAM = b"application/vnd.docker.multiplexed-stream"
 WRITE_TIMEOUT = 10.0
+_HEAD_PATIENCE = 0.2  # seconds; longer than a client that reads at all takes to read a head
 
 
 def json_line(document: Any) -> bytes:
@@ -106,3 +111,12 @@ async def _chain(first: bytes | None, items: AsyncIterator[bytes]) -> AsyncItera
         close = getattr(items, "aclose", None)
         if close is not None:
             await close()
+
+
+async def head_taken(fd: int) -> None:
+    """Wait, not for long, until the client has read the head it was sent. docker-py would lose what comes in
+    the same read as the head: dockerd takes some milliseconds to read a log, and never meets that."""
+    deadline = time.monotonic() + _HEAD_PATIENCE
+    with suppress(OSError):  # no socket of that kind
+        while time.monotonic() < deadline and any(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))):
+            await asyncio.sleep(0.001)

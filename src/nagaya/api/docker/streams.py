@@ -14,6 +14,7 @@ from nagaya.api.docker.errors import message_of
 from nagaya.api.docker.respond import (
     detach_keys,
     frame,
+    head_taken,
     hijack_head,
     json_line,
     json_response,
@@ -66,6 +67,8 @@ async def attach(engine: EngineService, request: Request) -> Answer:
     tty = container.config.tty
     fd, preface = await request.hijack(hijack_head(request, stream_type(request.version, tty)))
     spare = os.dup(fd)
+    if request.flag("logs"):
+        await head_taken(fd)
     try:
         await engine.attach_container(container.id, _attachment(request, preface), fd)
     except Exception as error:
