@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,18 +22,26 @@ IMAGE = "nagaya/busybox"
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    made = House()
-    # a view of /etc of the daemon's own: the ranges of root
-    etc = made.base / "etc"
-    etc.mkdir()
-    (etc / "subuid").write_text(f"root:{FIRST}:{COUNT}\n")
-    (etc / "subgid").write_text(f"root:{FIRST}:{COUNT}\n")
-    bind = " && ".join(f"touch /etc/{n} && mount --bind {etc}/{n} /etc/{n}" for n in ("subuid", "subgid"))
-    made.program = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", f'{bind} && exec "$@"', "sh",
-                    *made.program]  # fmt: skip
-    made.extra += ["--userns-remap", "root"]
-    with made:
-        yield made
+    made = House("--userns-remap", "root")
+    # a view of /etc of the daemons' own, which stays while they come and go: the ranges of root
+    for name in ("etc", "work"):
+        (made.base / name).mkdir()
+    for name in ("subuid", "subgid"):
+        (made.base / "etc" / name).write_text(f"root:{FIRST}:{COUNT}\n")
+    options = f"lowerdir=/etc,upperdir={made.base}/etc,workdir={made.base}/work"
+    bind = f"mount -t overlay -o {options} etc /etc"
+    unshare = ("unshare", "--mount", "--propagation", "slave")
+    view = subprocess.Popen(
+        [*unshare, "sh", "-c", f"{bind} && echo ready && exec sleep infinity"], stdout=subprocess.PIPE
+    )
+    assert view.stdout is not None and view.stdout.readline() == b"ready\n"
+    made.program = ["nsenter", f"--mount=/proc/{view.pid}/ns/mnt", "--wdns=/", *made.program]
+    try:
+        with made:
+            yield made
+    finally:
+        view.kill()
+        view.wait()
 
 
 def run(house: House, *arguments: str, code: int = 0) -> str:
@@ -153,3 +162,18 @@ def test_a_network_that_comes_later(house: House) -> None:
     assert seen.startswith("0\n") and "10.231.77.2/24" in seen and "eth1" in seen
     run(house, "rm", "-f", "one")
     run(house, "network", "rm", "more")
+
+
+def test_a_daemon_that_comes_back_finds_all_in_its_place(house: House) -> None:
+    run(house, "run", "-d", "--name", "box", "--restart", "always", "-v", "vol:/v", IMAGE, "sleep", "600")
+    assert house.nagaya("system", "check").returncode == 0
+    house.kill_daemon()
+    house.start()
+    assert run(house, "exec", "box", "stat", "-c", "%u", "/bin/busybox") == "0\n"
+    checked = house.nagaya("system", "check")
+    assert checked.returncode == 0, checked
+    run(house, "restart", "-t", "0", "box")
+    assert run(house, "exec", "box", "cat", "/proc/self/uid_map").split() == ["0", str(FIRST), str(COUNT)]
+    run(house, "rm", "-f", "box")
+    wait_for(lambda: house.nagaya("system", "check").returncode == 0, 10, "all gone")
+    assert list((house.run_dir / "ns").iterdir()) == []
