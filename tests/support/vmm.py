@@ -21,6 +21,7 @@ from nagaya.errors import NotFound
 from nagaya.vm import assets
 from nagaya.vm.initramfs import Archive
 
+ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = Path(sys.executable).parent / "nagaya-vmm"
 BOOT_ARGS = "console=ttyS0 quiet reboot=k panic=-1 rdinit=/test-init cryptomgr.notests mitigations=off"
 # emulated, on a machine with much else to do

@@ -19,7 +19,8 @@ import pytest
 import vmm
 from vmm import Vmm
 
-from nagaya.vm import assets
+from nagaya.vm import assets, kernel, making
+from nagaya.vm.initramfs import Archive
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.skipif(bool(vmm.missing()), reason=vmm.missing())]
 MIB = 1 << 20
@@ -421,3 +422,58 @@ def test_jail(place: Path, initrd: Path) -> None:
     ):
         done = vmm.run("jailer", *own, *more)
         assert done.returncode == 1 and said in done.stderr, done
+
+
+def test_a_guest_that_floods_its_console(place: Path, initrd: Path) -> None:
+    """Nobody reads it, and the API answers; and when nagaya-vmm is killed, QEMU goes with it."""
+    with Vmm(place / "a") as machine:
+        machine.put("/metrics", metrics_path=str(place / "metrics"))
+        machine.boot(initrd)
+        machine.type("yes flood &\n")
+
+        def dropped() -> bool:
+            machine.put("/actions", action_type="FlushMetrics")
+            lines = [json.loads(line) for line in (place / "metrics").read_text().splitlines()]
+            return any(line.get("uart", {}).get("missed_write_count") for line in lines)
+
+        wait_for(dropped, "output that found no reader")
+        machine.patch("/vm", state="Paused")
+        assert machine.get("/")["state"] == "Paused"
+        (qemu,) = machine.children()
+        machine.process.kill()
+        machine.process.wait(vmm.PATIENCE)
+        wait_for(lambda: not os.path.exists(f"/proc/{qemu}"), "QEMU's end")
+        os.unlink(machine.path)
+
+
+def test_the_console_in_a_file(place: Path, initrd: Path) -> None:
+    with Vmm(place / "a") as machine:
+        limit = {"size": 1500, "refill_time": 3600000, "one_time_burst": 500}
+        machine.put("/serial", serial_out_path=str(place / "console"), rate_limiter=limit)
+        machine.put("/metrics", metrics_path=str(place / "metrics"))
+        boot = {"kernel_image_path": assets.find().kernel, "initrd_path": str(initrd)}
+        machine.put("/boot-source", **boot, boot_args="console=ttyS0 reboot=t panic=-1 rdinit=/nothing")
+        machine.put("/actions", action_type="InstanceStart")
+        assert machine.wait() == 0  # a kernel without init panics, and resets
+        counted = json.loads((place / "metrics").read_text().splitlines()[-1])["uart"]
+    text = (place / "console").read_bytes()
+    assert 2000 <= len(text) <= 2010 and b"Linux version" in text
+    assert counted["rate_limiter_dropped_bytes"] > 1000
+
+
+def test_power_button(place: Path, initrd: Path) -> None:
+    """What stands for Ctrl+Alt+Del reaches the guest as a key, where it has the drivers for it."""
+    found = [making.find_kernel("cloud", str(vmm.ROOT / "build/vm"))[1]]
+    modules = making.Modules(found[0])
+    archive = Archive()
+    for name in kernel.in_order(["button", "evdev"], modules):
+        archive.put(f"/modules/zz-{name}.ko", 0o100644, modules[name])
+    larger = place / "initrd"
+    larger.write_bytes(initrd.read_bytes() + archive.to_bytes())
+    with Vmm(place / "a") as machine:
+        machine.boot(larger)
+        machine.type("head -c 24 /dev/input/event0 | od -An -tu2 -j16 & echo waiting\n")
+        machine.read_until(rb"waiting\r?\n")
+        machine.put("/actions", action_type="SendCtrlAltDel")
+        # struct input_event: EV_KEY, KEY_POWER, pressed
+        machine.read_until(rb"1 +116 +1 +0")
