@@ -472,8 +472,11 @@ def test_power_button(place: Path, initrd: Path) -> None:
     larger.write_bytes(initrd.read_bytes() + archive.to_bytes())
     with Vmm(place / "a") as machine:
         machine.boot(larger)
-        machine.type("head -c 24 /dev/input/event0 | od -An -tu2 -j16 & echo waiting\n")
-        machine.read_until(rb"waiting\r?\n")
-        machine.put("/actions", action_type="SendCtrlAltDel")
-        # struct input_event: EV_KEY, KEY_POWER, pressed
-        machine.read_until(rb"1 +116 +1 +0")
+        machine.shell("cat /dev/input/event0 > /run/keys & true")
+
+        def pressed() -> bool:
+            machine.put("/actions", action_type="SendCtrlAltDel")
+            # struct input_event: EV_KEY, KEY_POWER, pressed
+            return machine.shell("head -c 24 /run/keys | od -An -tu2 -j16").split() == ["1", "116", "1", "0"]
+
+        wait_for(pressed, "the key")
