@@ -230,6 +230,14 @@ def test_limits_and_the_kill_for_lack_of_memory(client: Client) -> None:
     client.remove(name)
 
 
+def test_the_machine_has_no_memory_left(client: Client, box: str) -> None:
+    """Who takes it all is killed; neither the agent is, nor another container."""
+    total = client.call("read", path="/proc/meminfo")["data"].split()[1]
+    result = client.run(box, "dd", "if=/dev/zero", "of=/dev/null", f"bs={int(total) - 2048}k", "count=1")
+    assert (result.code, result.oom) == (137, 1), result.err
+    assert client.run(box, "echo", "on").out == b"on\n"
+
+
 def test_a_container_s_mounts(client: Client) -> None:
     client.call("write", path="/run/files/hosts", data=b"127.0.0.1 me\n", mode=0o640, uid=3, gid=4)
     client.call("mkdir", path="/run/files/volume", mode=0o700)

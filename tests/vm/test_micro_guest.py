@@ -171,6 +171,23 @@ def test_what_cannot_be_run(client: Client) -> None:
         client.run("c2", "/bin/nonesuch")
 
 
+def test_nothing_is_left_open(saved: Path, tmp_path: Path) -> None:
+    clone(saved).close()
+    before = sorted(os.listdir("/proc/self/fd"))
+    vm = clone(saved)
+    vm.close()
+    machine = microvm.machine()
+    machine.kernel = str(tmp_path / "kernel")
+    Path(machine.kernel).write_bytes(b"no kernel")
+    for directory in (tmp_path / "templates", tmp_path / "kernel" / "templates"):
+        with pytest.raises((Unavailable, KernelError)):
+            clone(directory, machine)
+    machine.kernel = str(tmp_path / "nonesuch")
+    with pytest.raises(KernelError, match="nonesuch"):
+        qemu.launch(machine, confined=Confinement())
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_broken_machine_says_why(tmp_path: Path) -> None:
     machine = microvm.machine()
     machine.drives = [Drive("d0", str(tmp_path / "nonesuch"))]
