@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -95,6 +96,23 @@ def test_exec_logs_stats_and_health(house: House) -> None:
     follower.process.communicate()
     status = ("inspect", "-f", "{{.State.Health.Status}}", "box")
     wait_for(lambda: house.ok(*status) == "healthy", 60, "health")
+
+
+def test_out_of_memory_and_a_dead_machine(house: House) -> None:
+    script = "dd if=/dev/zero of=/dev/null bs=64M count=1; exit $?"
+    done = house.docker("run", "--name", "box", *VM, "-m", "16m", IMAGE, "sh", "-c", script)
+    assert done.returncode == 137
+    assert house.ok("inspect", "-f", "{{.State.OOMKilled}} {{.State.ExitCode}}", "box") == "true 137"
+    house.ok("rm", "box")
+    house.ok("run", "-d", "--name", "box", *VM, IMAGE, "sleep", "1000")
+    monitor = int(house.ok("inspect", "-f", "{{.State.Pid}}", "box"))
+    (machine,) = Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
+    os.kill(int(machine), signal.SIGKILL)
+    assert house.ok("wait", "box") == "137"
+    assert b"nagaya-vm: the microVM has ended" in house.docker("logs", "box").stderr
+    assert house.ok("inspect", "-f", "{{.State.OOMKilled}}", "box") == "false"
+    house.ok("start", "box")
+    house.ok("exec", "box", "true")
 
 
 def test_stop_restart_and_what_was_written(house: House) -> None:

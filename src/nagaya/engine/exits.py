@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from nagaya.engine import launch, networks, oom, pods_spec, restart, runtimes
+from nagaya.engine import launch, microvms, networks, oom, pods_spec, restart, runtimes
 from nagaya.engine.keeper import Exit
 from nagaya.engine.model import Container
 from nagaya.engine.nettable import wired
@@ -69,7 +69,8 @@ class Exits:
             delay = restart.after_exit(container, former) if may_restart else None
             container.state = "exited" if delay is None else "restarting"
             # before the cgroup goes; a read of cgroupfs waits for no disk
-            container.oom_killed = oom.killed(launch.cgroups_path(world, container))
+            counted = oom.killed(launch.cgroups_path(world, container))
+            container.oom_killed = counted or microvms.oom_killed(world, container)
             world.journal.point("exit: seen")
             cleaning = world.task(self._delete(container), f"delete {container.id[:12]}")
             try:

@@ -24,6 +24,14 @@ def is_handler(world: World, name: str) -> bool:
     return bool(command) and os.path.basename(command[0]) == NAME
 
 
+def oom_killed(world: World, container: Container) -> bool:
+    """Has its guest's kernel killed for lack of memory? Before its state goes."""
+    name = container.config.runtime or world.settings.default_runtime
+    return is_one(world, container) and os.path.exists(
+        f"{world.settings.run}/foreign/{name}/{container.id}/oom"
+    )
+
+
 def check_files(world: World, container: Container) -> None:
     """Once it has been started, its files are its guest's: what lies below /proc/PID/root is the host's own
     root, and the disk that holds what was written is for a guest alone to mount. Raises

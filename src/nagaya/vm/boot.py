@@ -155,6 +155,11 @@ class Machine:
             if self._shares is not None:
                 self._shares.remove(name)
 
+    def last_words(self) -> str:
+        """The last line on the guest's console that says something."""
+        lines = [line.strip() for line in self._vm.console_tail().split("\n") if line.strip()]
+        return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""
+
     def end(self) -> None:
         """End the machine; what its guest wrote to a disk is there then."""
         if self._disks.writable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.errors import InternalError, KernelError, NagayaError
+from nagaya.errors import InternalError, KernelError, NagayaError, Unavailable
 from nagaya.linux import namespaces as ns
 from nagaya.linux import netdevice, os, process, tty
 from nagaya.runtime import channel
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from nagaya.runtime.channel import Channel
+    from nagaya.vm import boot
     from nagaya.vm.boot import Wish
 
+OOM = "oom"  # a file of the state directory
 _KILLED = 137  # what a container says whose machine has gone
 _SIGWINCH = 28
 
@@ -86,7 +88,7 @@ def _tell(end: Channel, error: NagayaError) -> None:
     try:
         end.send(channel.ERROR, error.to_wire())
     except (InternalError, OSError):
-        os.write(2, f"nagaya-vm: {error}\n".encode())  # who made us has gone: the container's stderr
+        _say(str(error))  # who made us has gone
 
 
 def _settle(kept: int, slave: int) -> None:
@@ -121,9 +123,16 @@ def _monitor(place: Place) -> int:
     _go(place.channel)
     loop = Loop()
     ended: list[int] = []
-    machine = boot.start(
-        loop, place.directory, place.wish, network_path=network, lost=lambda _: ended.append(_KILLED)
-    )
+
+    made: list[boot.Machine] = []
+
+    def lost(error: NagayaError) -> None:
+        if made:  # else it is told to who makes us
+            _say(f"{error.message}{_last_words(made[0])}")
+        ended.append(_KILLED)
+
+    machine = boot.start(loop, place.directory, place.wish, network_path=network, lost=lost)
+    made.append(machine)
     try:
         monitor = Monitor(loop, machine, control.listen(place.directory))
         monitor.create(place.identifier, place.wish.spec, place.wish.bundle, (0, 1, 2), ended.append)
@@ -133,8 +142,8 @@ def _monitor(place: Place) -> int:
         _go(place.channel)
 
         def started(error: NagayaError | None) -> None:
-            if place.waits and error is not None:
-                ended.append(_code_of(error))  # `start` has not waited for it
+            if place.waits and error is not None and not isinstance(error, Unavailable):
+                ended.append(_code_of(error))  # `start` has not waited for it; `lost` tells of the machine
             if place.waits:
                 return
             if error is not None:
@@ -151,10 +160,32 @@ def _monitor(place: Place) -> int:
             monitor.start(place.identifier, started)
         while not ended:
             loop.turn()
+        if monitor.found(place.identifier).bridge.oom:
+            note_oom(place.directory)
     finally:
         machine.end()
         leavings.take_away(leavings.of(place.directory))
     return ended[0]
+
+
+def _last_words(machine: boot.Machine) -> str:
+    """The last line that the guest's kernel printed, of one that has died."""
+    line = machine.last_words()
+    return f": {line}" if line else ""
+
+
+def _say(text: str) -> None:
+    """A line on the container's stderr."""
+    try:
+        os.write(2, f"nagaya-vm: {text}\n".encode("utf-8", "replace"))
+    except OSError:
+        pass  # nobody reads it any more
+
+
+def note_oom(directory: str) -> None:
+    """Leave word in the state directory that the guest's kernel killed for lack of memory: what the host's
+    cgroup counts, of an ordinary container, is QEMU's."""
+    os.close(os.open(f"{directory}/{OOM}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def enter_network(spec: dict[str, Any]) -> str:
@@ -231,7 +262,7 @@ def _stand_in(place: Place) -> int:
         control.answer(sock)
         place.channel.send("started")
         place.channel.close()
-    return serve(sock, signals, 0 if place.slave >= 0 else -1, loop)
+    return serve(sock, signals, 0 if place.slave >= 0 else -1, loop, place.directory)
 
 
 def asked(directory: str, message: dict[str, Any], document: dict[str, Any]) -> Any:
@@ -246,9 +277,9 @@ def asked(directory: str, message: dict[str, Any], document: dict[str, Any]) -> 
     return sock
 
 
-def serve(sock: Any, signals: int, terminal: int, loop: Loop | None = None) -> int:
+def serve(sock: Any, signals: int, terminal: int, loop: Loop | None = None, directory: str = "") -> int:
     """Stand for the process of this connection until it has ended: its exit code. terminal: whose size it
-    gets, or -1."""
+    gets, or -1; directory: its state directory, of a container's first."""
     loop = loop or Loop()
     codes: list[int] = []
 
@@ -257,6 +288,8 @@ def serve(sock: Any, signals: int, terminal: int, loop: Loop | None = None) -> i
         if received is None:
             codes.append(_KILLED)
         elif "exit" in received[0]:
+            if received[0].get("oom") and directory:
+                note_oom(directory)
             codes.append(int(received[0]["exit"]))
         elif "error" in received[0]:
             codes.append(255)

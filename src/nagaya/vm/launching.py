@@ -16,7 +16,6 @@ from nagaya.oci import runtime as oci
 from nagaya.runtime import channel, container, serving
 from nagaya.runtime import state as store
 from nagaya.runtime.container import Launched
-from nagaya.vm import guest
 from nagaya.vm.streams import open_terminal
 
 TYPE_CHECKING = False
@@ -88,7 +87,7 @@ def make(
     """Make a container; with waits it waits for `start`. Options as of runtime.container.run, those that
     have no meaning here are ignored; values: the command's global options. Raises InvalidArgument,
     AlreadyExists, CommandNotFound, ..."""
-    from nagaya.vm import boot, first
+    from nagaya.vm import boot, first, guest  # an exec does without
 
     store.check_id(identifier)
     oci.validate(spec)

@@ -331,7 +331,7 @@ class Client:
         self._monitor.guest.call("exec", [("container", identifier), *fields], then)
 
     def _exited(self, code: int) -> None:
-        self._say({"exit": code})
+        self._say({"exit": code, "oom": self._bridge.oom if self._bridge is not None else 0})
 
 
 def _reply(error: NagayaError | None) -> dict[str, Any]:
