@@ -97,6 +97,9 @@ def test_images_named_as_caches(house: House, tmp_path: Path) -> None:
     said = build(house, tmp_path, {"a": "other"}, "--cache-from", "source").stdout
     assert said.count("Using cache") == 1
     assert "Using cache" not in build(house, tmp_path, {}, "--no-cache", "--cache-from", "source").stdout
+    # what an earlier build made counts only when it is in one of them, too
+    assert "Using cache" not in build(house, tmp_path, {}, "--cache-from", "none:at-all").stdout
+    assert "Using cache" in build(house, tmp_path, {}).stdout
 
 
 def test_add_of_urls(house: House, web: Path, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Cache:
         self._steps: dict[str, asyncio.Task[Step]] = {}
         self.candidates: list[Base] = []
         """Images that the user trusts to be made by the same steps (--cache-from)."""
+        self.limited = False
+        """--cache-from was said: what is in none of the candidates is made anew, as by dockerd."""
         self.made: dict[str, StepRow] = {}
         self.used: dict[str, StepRow] = {}
 
@@ -81,7 +83,7 @@ class Cache:
     ) -> Step:
         if self._use:
             row = await self._workshop.work(lambda: self._bench.step(key))
-            if row is not None:
+            if row is not None and (not self.limited or any(_has(c, state, row) for c in self.candidates)):
                 self.used[key] = row
                 return Step(self._time(row.created), _layer(row), True)
             for candidate in self.candidates:
@@ -118,6 +120,12 @@ def _layer(row: StepRow) -> Layer | None:
     if not row.diff_id:
         return None
     return Layer(row.diff_id, Descriptor(row.blob, row.size, manifests.layer_type("gzip")))
+
+
+def _has(image: Base, state: State, row: StepRow) -> bool:
+    """Does the image stand on what the state stands on, and then the step's layer?"""
+    wanted = [*state.diff_ids, *([row.diff_id] if row.diff_id else [])]
+    return [layer.diff_id for layer in image.layers[: len(wanted)]] == wanted
 
 
 def _of_candidate(image: Base, state: State, said: str) -> Step | None:

@@ -104,6 +104,7 @@ class Build:
     async def _candidates(self) -> None:
         """The images of --cache-from that are here."""
         images = self.workshop.world.images
+        self.cache.limited = bool(self.request.cache_from)
         for name in self.request.cache_from:
             with suppress(NotFound):
                 found = await self.workshop.work(partial(images.resolve, name))
