@@ -23,7 +23,7 @@ from house import House
 pytestmark = pytest.mark.root
 
 CORPUS = Path(__file__).parent / "corpus"
-CASES = sorted((path.name for path in CORPUS.iterdir()), key=lambda name: (not name.endswith("-base"), name))
+CASES = sorted(path.name for path in CORPUS.iterdir() if not path.name.endswith("-base"))
 ARGUMENTS = {"arguments": ("--build-arg", "GIVEN=given", "--label", "asked=for")}
 # what the engines put there, each its own way
 THEIRS = frozenset(("dev", "etc", "proc", "sys", ".dockerenv"))
@@ -89,7 +89,8 @@ def _archive(mode: str) -> bytes:
     return target.getvalue()
 
 
-def build(server: Server, name: str, directory: Path) -> None:
+def build(server: Server, name: str, directory: Path) -> str:
+    """What it says, without what names a daemon's own things."""
     done = subprocess.run(
         ["docker", "build", "-t", name, "--network", "none", *ARGUMENTS.get(name, ()), "."],
         cwd=directory,
@@ -99,6 +100,10 @@ def build(server: Server, name: str, directory: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    said = re.sub(r"\b[0-9a-f]{12}\b", "ID", done.stdout.replace("\r", ""))
+    # dockerd starts a container for each step, and ours only for RUN
+    said = re.sub(r"(Removing intermediate container| ---> Running in) ID\n", "", said)
+    return said[said.index("Step 1/") :]
 
 
 def docker(server: Server, *arguments: str) -> bytes:
@@ -165,9 +170,16 @@ def history(server: Server, image: str) -> list[str]:
 @pytest.mark.parametrize("name", CASES)
 def test_both_make_the_same(name: str, house: House, dockerd: Dockerd, tmp_path: Path) -> None:
     os.umask(0o022)
-    prepare(name, tmp_path)
-    for server in (dockerd, house):
-        build(server, name, tmp_path)
+    for image in (f"{name}-base", name):  # what it begins with, where that is a case of its own
+        if (CORPUS / image).is_dir():
+            check(image, house, dockerd, tmp_path / image)
+
+
+def check(name: str, house: House, dockerd: Dockerd, directory: Path) -> None:
+    directory.mkdir()
+    prepare(name, directory)
+    said = {server: build(server, name, directory) for server in (dockerd, house)}
+    assert said[house] == said[dockerd]
     assert files(house, name) == files(dockerd, name)
     assert facts(house, name) == facts(dockerd, name)
     assert history(house, name) == history(dockerd, name)

@@ -252,6 +252,29 @@ def test_copy_from_a_later_stage(house: House, tmp_path: Path) -> None:
     assert run(house, "made", "cat", "/o/f") == "1\n"
 
 
+def test_a_stage_works_before_what_it_copies_from_is_done(house: House, tmp_path: Path) -> None:
+    """The first waits for a file of the second."""
+    mount = "--mount=type=cache,id=meeting,target=/m"
+    files = {
+        "Dockerfile": f"{BASE.strip()} AS one\nRUN {mount} i=0; until [ -e /m/go ]; do sleep 0.05;"
+        " i=$((i+1)); [ $i -lt 600 ] || exit 1; done && echo met >/f\n"
+        f"{BASE}RUN {mount} touch /m/go\nCOPY --from=one /f /o/f\n"
+    }
+    build(house, tmp_path, files, "--network", "none", "-t", "made")
+    assert run(house, "made", "cat", "/o/f") == "met\n"
+
+
+def test_a_trigger_that_copies_from_a_stage(house: House, tmp_path: Path) -> None:
+    build(house, tmp_path, {"Dockerfile": f"{BASE}ONBUILD COPY --from=one /f /o/f\n"}, "-t", "base:2")
+    one = f"{BASE.strip()} AS one\nRUN echo 1 >/f\n"
+    build(house, tmp_path, {"Dockerfile": f"{one}FROM base:2\nCOPY --from=one /f /g\n"}, "-t", "made")
+    assert run(house, "made", "cat", "/o/f") == "1\n"
+    # one that nothing else needs is not there; itself it cannot wait for
+    for text in (f"{one}FROM base:2\n", "FROM base:2 AS one\n"):
+        said = build(house, tmp_path, {"Dockerfile": text}, ok=False)
+        assert "invalid from flag value one: no stage that is built before this one" in said.stderr
+
+
 def test_commands_without_a_network(house: House, tmp_path: Path) -> None:
     files = {"Dockerfile": BASE + "RUN --network=none mkdir /o && ls /sys/class/net > /o/f\n"}
     build(house, tmp_path, files, "-t", "made")

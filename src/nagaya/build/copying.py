@@ -130,7 +130,7 @@ async def _meant(stage: StageRun, instruction: Copy | Add) -> _Meant:
         if isinstance(instruction, Add) and _URL.match(text):
             found.append(await _downloaded(build, instruction, text))
             continue
-        root, _ = await build.origin(origin)
+        root, _ = await build.origin(origin, stage.node.index)
         found += await build.workshop.work(partial(_found, root, text, instruction, origin))
     for document in instruction.inline:
         text = document.text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from threading import Event
@@ -19,19 +19,19 @@ from nagaya.build.arguments import Arguments, StageArguments, platform_values
 from nagaya.build.cache import Cache
 from nagaya.build.context import Context
 from nagaya.build.graph import Graph, Node, Source
-from nagaya.build.language.ast import Dockerfile
+from nagaya.build.language.ast import Dockerfile, Warning
 from nagaya.build.language.ignore import Rules
 from nagaya.build.language.ignore import read as read_ignore
 from nagaya.build.language.parse import parse
 from nagaya.build.output import Lane, Lanes, Said, Say
 from nagaya.build.request import BuildRequest
+from nagaya.build.run import coloured
 from nagaya.build.stage import StageRun
 from nagaya.build.state import State
 from nagaya.engine.workshop import Workshop
 from nagaya.errors import Cancelled, InvalidArgument, NagayaError, NotFound
 from nagaya.image.building import Bench
 from nagaya.linux import mounts as kernel
-from nagaya.oci import digest as digests
 from nagaya.oci import platform as platforms
 from nagaya.oci import reference
 
@@ -146,6 +146,8 @@ class Build:
     async def _all(self, dockerfile: Dockerfile, arguments: Arguments) -> State:
         nodes = self.graph.nodes
         self._lanes = lanes = Lanes(self.say, len(nodes))
+        if dockerfile.warnings:
+            await self.say(Said(_warned(dockerfile.warnings)))
         for number, argument in enumerate(dockerfile.args, 1):
             await self.say(Said(f"Step {number}/{self.graph.steps} : {argument.text}\n"))
         speaking = asyncio.ensure_future(lanes.run())
@@ -161,22 +163,20 @@ class Build:
             await asyncio.wait([speaking, *working])
         unused = arguments.unused()
         if unused:
-            await self.say(Said(f"[Warning] One or more build-args {unused} were not consumed\n"))
+            await self.say(Said(f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed\n"))
         return working[-1].result()[0]
 
     async def _stage(self, place: int, node: Node, arguments: Arguments) -> tuple[State, StageArguments]:
         lane = self._lanes.all[place]
         try:
-            for needed in node.needs:
-                await asyncio.shield(self._stages[needed])
+            if node.base.stage is not None:  # others are waited for when something is copied out of them
+                await asyncio.shield(self._stages[node.base.stage])
             await lane.text(f"Step {node.first}/{self.graph.steps} : {node.begin.text}\n")
             parent = None
             if node.base.stage is not None:
                 state, parent = self._stages[node.base.stage].result()
             else:
                 state = await self.base(node.base, lane)
-            shown = digests.short(state.id) if state.layers or state.document.get("config") else ""
-            await lane.text(f" ---> {shown}\n")
             stage = StageRun(self, node, lane, state, StageArguments(arguments, parent))
             return await stage.run(), stage.arguments
         finally:
@@ -218,13 +218,19 @@ class Build:
         image = found
         return await self.workshop.work(lambda: State.of(self.bench.base(image.id)))
 
-    async def origin(self, text: str) -> tuple[int, list[str]]:
-        """(root, its layers' directories from the top down) of what --from names, "" for the context."""
+    async def origin(self, text: str, asking: int) -> tuple[int, list[str]]:
+        """(root, its layers' directories from the top down) of what --from names in a stage, "" for the
+        context. It may be a trigger of an image that names a stage: that the graph does not know."""
         if not text:
             return self.context.root, [self.context.directory]
         source = self.graph.origin(text)
         if source.stage is not None:
-            state = self._stages[source.stage].result()[0]
+            order = list(self._stages)
+            if source.stage not in order[: order.index(asking)]:
+                raise InvalidArgument(
+                    f"invalid from flag value {text}: no stage that is built before this one", subject=text
+                )
+            state = (await asyncio.shield(self._stages[source.stage]))[0]
         else:
             state = await self.base(source, self._lanes.all[-1])
         key = state.diff_ids
@@ -277,6 +283,13 @@ class Build:
         if not self.bench.is_image(state.id):
             self.bench.pass_image(state.encoded)
         return state.id
+
+
+def _warned(warnings: Iterable[Warning]) -> str:
+    """As moby's parser does, in the colour of stderr."""
+    lines = [f"[WARNING]: {warning.message.replace(': ', f':{chr(10)}    ', 1)}" for warning in warnings]
+    lines.append("[WARNING]: Empty continuation lines will become errors in a future release.")
+    return coloured(2, "".join(f"{line}\n" for line in lines))
 
 
 async def _all_or_first_failure(tasks: Sequence[asyncio.Future[Any]]) -> None:

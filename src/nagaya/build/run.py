@@ -130,7 +130,7 @@ async def _content(stage: StageRun, mount: Mount) -> str:
     """What of a mount's files the result depends on, for the key."""
     if mount.kind != "bind":
         return ""
-    root, _ = await stage.build.origin(mount.origin)
+    root, _ = await stage.build.origin(mount.origin, stage.node.index)
     path = mount.source.strip("/")
 
     def work() -> str:
@@ -156,7 +156,7 @@ async def _mount(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted
 async def _bind(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted:
     """Of the context, a stage or an image; what is written into a writable one is thrown away."""
     target = _target(stage, mount)
-    root, layers = await stage.build.origin(mount.origin)
+    root, layers = await stage.build.origin(mount.origin, stage.node.index)
     if not mount.read_only:
         root = await stage.build.writable(layers, held)
     return MountSpec(
@@ -168,7 +168,7 @@ async def _cache(stage: StageRun, mount: Mount, held: AsyncExitStack) -> Mounted
     target = _target(stage, mount)
     fill = None
     if mount.origin:
-        root, _ = await stage.build.origin(mount.origin)
+        root, _ = await stage.build.origin(mount.origin, stage.node.index)
         fill = partial(_seed, root, mount.source)
     path = await held.enter_async_context(
         stage.build.workshop.caches.hold(

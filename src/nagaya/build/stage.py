@@ -14,6 +14,7 @@ from nagaya.build.language.ast import (
     Cmd,
     Copy,
     DockerfileError,
+    Healthcheck,
     Instruction,
     Maintainer,
     Run,
@@ -52,16 +53,30 @@ class StageRun:
 
     async def run(self) -> State:
         """The state after the last instruction. Raises NagayaError."""
+        empty = not (self.state.layers or self.state.document.get("config"))  # FROM scratch is no image
         triggers = [str(t) for t in self.state.config.get("OnBuild") or ()]
         self.state = self.state.with_config(settings.with_path(self.state.config))
         if triggers:
             await self.lane.text(f"# Executing {len(triggers)} build trigger{'s' * (len(triggers) > 1)}\n")
         for trigger in triggers:
             await self._step(parse_trigger(trigger))
+        await self._arrived("" if empty and not triggers else digests.short(self.state.id))
         for number, instruction in enumerate(self.node.instructions, self.node.first + 1):
             await self.lane.text(f"Step {number}/{self.build.graph.steps} : {instruction.text}\n")
+            if isinstance(instruction, Healthcheck):
+                await self._overriding()
             await self._step(instruction)
+            await self._arrived(digests.short(self.state.id))
         return self.state
+
+    async def _arrived(self, at: str) -> None:
+        """The image to which a step, or FROM with its triggers, has led."""
+        await self.lane.text(f" ---> {at}\n")
+
+    async def _overriding(self) -> None:
+        test = (self.state.config.get("Healthcheck") or {}).get("Test") or ["NONE"]
+        if test[0] != "NONE":
+            await self.lane.text(f"Note: overriding previous HEALTHCHECK: [{' '.join(test)}]\n")
 
     async def _step(self, instruction: Instruction) -> None:
         try:
@@ -75,7 +90,6 @@ class StageRun:
         elif self._container:
             await self.lane.text(f"Removing intermediate container {self._container[:12]}\n")
         self._container = ""
-        await self.lane.text(f" ---> {digests.short(self.state.id)}\n")
 
     async def _made(self, instruction: Instruction) -> tuple[bool, State]:
         match instruction:
