@@ -178,6 +178,21 @@ def test_tail_over_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(texts(path)) == 200
 
 
+def test_a_tail_over_files_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any length, whichever part of a file a block begins and ends with."""
+    every = [f"{n}\n" for n in range(30)]
+    for index, name in enumerate(("y.log.2", "y.log.1", "y.log")):
+        (tmp_path / name).write_text("".join(map(record, every[index * 10 : index * 10 + 10])))
+    size = len(record("0\n"))
+    for block in (size - 1, size, size + 1, 3 * size, 1 << 18):
+        monkeypatch.setattr(logs, "_BATCH", block)
+        for wanted in range(33):
+            assert texts(tmp_path / "y.log", tail=wanted) == (every[-wanted:] if wanted else [])
+    open_files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit()
+                  and os.path.lexists(f"/proc/self/fd/{fd}")]  # fmt: skip
+    assert not [name for name in open_files if "y.log" in name]
+
+
 def test_a_broken_line_costs_only_itself(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     path.write_text(record("a\n") + '{"log":"cut sh\n' + "\n[]\n" + record("b\n") + record("unfinished")[:-5])

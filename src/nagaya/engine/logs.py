@@ -101,6 +101,24 @@ def _identity(path: str) -> tuple[int, int] | None:
     return facts.st_dev, facts.st_ino
 
 
+def _stand_before(fd: int, wanted: int) -> int:
+    """Go to the start of a file's last `wanted` lines, or of all it has; how many these are."""
+    position, found = os.lseek(fd, 0, os.SEEK_END), 0
+    while position > 0:
+        start = max(0, position - _BATCH)
+        block = os.pread(fd, position - start, start)
+        count = block.count(b"\n")
+        if found + count > wanted:  # the newline before them is in here
+            end = len(block)
+            for _ in range(wanted - found + 1):
+                end = block.rfind(b"\n", 0, end)
+            os.lseek(fd, start + end + 1, os.SEEK_SET)
+            return wanted
+        found, position = found + count, start
+    os.lseek(fd, 0, os.SEEK_SET)
+    return found
+
+
 class _Files:
     """The log as one stream over its files, oldest first. Blocking; used by one job at a time: a reader
     that goes away closes it once the job under way has ended, for a thread does not stop.
@@ -227,29 +245,17 @@ class _Files:
         self._lock()
         return bool(self._queue)
 
-    def tail(self, wanted: int) -> list[LogLine]:
-        """The last `wanted` lines; reading goes on behind them."""
+    def skip(self, wanted: int) -> None:
+        """Go on with the last `wanted` records; what is before them is not looked at."""
         with self._busy:
-            return self._tail(wanted)
-
-    def _tail(self, wanted: int) -> list[LogLine]:
-        found: list[LogLine] = []
-        clock = _Clock()
-        last = self._queue[-1:]
-        for fd in reversed(self._queue):
-            end = os.lseek(fd, 0, os.SEEK_END)
-            rest = b""
-            while end > 0 and len(found) < wanted:
-                start = max(0, end - _BATCH)
-                block = os.pread(fd, end - start, start) + rest
-                cut = block.find(b"\n") + 1 if start else 0
-                rest, whole = block[:cut], block[cut:]
-                found = _lines(whole, clock)[-(wanted - len(found)) :] + found
-                end = start
-            if fd not in last:
-                os.close(fd)
-        self._queue = last
-        return found
+            kept: list[int] = []
+            for fd in reversed(self._queue):
+                if kept and not wanted:
+                    os.close(fd)
+                    continue
+                wanted -= _stand_before(fd, wanted)
+                kept.insert(0, fd)
+            self._queue = kept
 
     def close(self) -> None:
         """Let all files go."""
@@ -291,9 +297,7 @@ async def read(
     try:
         await world.job(log.open)
         if tail is not None:
-            found = kept(await world.job(log.tail, tail))
-            if found:
-                yield found
+            await world.job(log.skip, tail)
         while True:
             # asked before reading: what was written before the end is then read, not missed
             now = container()
