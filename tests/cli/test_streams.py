@@ -188,7 +188,10 @@ def test_logs(cli: Cli) -> None:
     out = "".join(f"out {n}\n" for n in range(1, 6))
     err = "".join(f"err {n}\n" for n in range(1, 6))
     assert cli("logs", "box") == (0, out + "no end", err)
-    assert cli("logs", "--tail", "3", "box") == (0, "out 5\nno end", "err 5\n")
+    said = cli("logs", "--tail", "3", "box")
+    # two pipes: on a busy machine more of one is read before the other
+    assert said.out.endswith("no end") and (out + "no end").endswith(said.out) and err.endswith(said.err)
+    assert len(f"{said.out}\n{said.err}".splitlines()) == 3
     assert cli("logs", "-n", "0", "box") == (0, "", "")
     assert cli("logs", "--tail=all", "-f", "box") == (0, out + "no end", err)
     stamped = cli("logs", "-t", "box").out.splitlines()
