@@ -40,6 +40,8 @@ def made(text: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
         ('CMD ["a", "b"]', "Cmd", ["a", "b"]),
         ('SHELL ["x", "-y"]\nCMD a b', "Cmd", ["x", "-y", "a b"]),
         ("ENTRYPOINT []", "Entrypoint", None),
+        ("ENTRYPOINT", "Entrypoint", None),
+        ("CMD", "Cmd", ["/bin/sh", "-c"]),
         ("CMD a\nENTRYPOINT b", "Cmd", ["/bin/sh", "-c", "a"]),
         ("ENTRYPOINT b", "Cmd", None),
         ("STOPSIGNAL SIGQUIT", "StopSignal", "SIGQUIT"),

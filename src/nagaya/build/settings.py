@@ -186,7 +186,8 @@ def _cmd(config: Config, instruction: Cmd) -> None:
 
 
 def _entrypoint(config: Config, instruction: Entrypoint) -> None:
-    config["Entrypoint"] = _command(config, instruction.command) or None
+    bare = not instruction.command.words  # none at all, where a bare CMD is a shell without a line
+    config["Entrypoint"] = None if bare else _command(config, instruction.command)
 
 
 def _health(config: Config, instruction: Healthcheck) -> None:
