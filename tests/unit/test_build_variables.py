@@ -157,6 +157,13 @@ def test_a_value_cannot_grow_without_end() -> None:
         Lexer({"a": "x" * 60000}).word("${a//x/" + "y" * 1000 + "}")
 
 
+def test_a_pattern_has_a_bound() -> None:
+    for how in ("#", "%%", "//"):
+        with pytest.raises(DockerfileError, match="pattern is too long"):
+            Lexer({"a": "a" * 300_000}).word("${a" + how + "*a" * 20 + "/}")
+    assert Lexer({"a": "a" * 300_000}).word("${a//" + "a" * 100 + "/}") == ""
+
+
 def test_nesting_has_a_bound() -> None:
     with pytest.raises(DockerfileError, match="nested too deeply"):
         Lexer({}).word("${a:-" * 60000 + "}" * 60000)

@@ -83,7 +83,9 @@ class Build:
             dockerfile.escape,
         )
         await self._candidates()
-        self.graph = graph.plan(dockerfile, arguments, self.request.target, self.request.labels)
+        self.graph = await self.workshop.work(
+            lambda: graph.plan(dockerfile, arguments, self.request.target, self.request.labels)
+        )
         state: State | None = None
         try:
             state = await self._all(dockerfile, arguments)

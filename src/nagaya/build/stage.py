@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nagaya.build import copying, run, settings
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 
 _Decoder = codecs.getincrementaldecoder("utf-8")
+
+_QUICK = 1 << 14  # characters that are expanded at once
 
 
 class StageRun:
@@ -80,8 +83,7 @@ class StageRun:
 
     async def _step(self, instruction: Instruction) -> None:
         try:
-            env = self.state.config.get("Env") or ()
-            instruction = expand(instruction, self.arguments.visible(env), self.build.escape)
+            instruction = await self._expanded(instruction)
             cached, self.state = await self._made(instruction)
         except DockerfileError as error:
             raise DockerfileError(error.message, error.line or instruction.line) from None
@@ -90,6 +92,16 @@ class StageRun:
         elif self._container:
             await self.lane.text(f"Removing intermediate container {self._container[:12]}\n")
         self._container = ""
+
+    async def _expanded(self, instruction: Instruction) -> Instruction:
+        """Beside the loop when that may take long: a Dockerfile is a stranger's."""
+        visible = self.arguments.visible(self.state.config.get("Env") or ())
+        work = partial(expand, instruction, visible, self.build.escape)
+        documents = instruction.inline if isinstance(instruction, Copy | Add) else ()
+        size = len(instruction.text) + sum(len(document.content) for document in documents)
+        if size + sum(map(len, visible.values())) > _QUICK:
+            return await self.build.workshop.work(work)
+        return work()
 
     async def _made(self, instruction: Instruction) -> tuple[bool, State]:
         match instruction:

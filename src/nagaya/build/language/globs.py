@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nagaya.build.language.ast import DockerfileError
 
+MAX_STEPS = 1 << 22  # some seconds
 STAR, ONE = 0, 1  # instead of a character
 Pattern = tuple[str | int, ...]
 
@@ -39,6 +40,7 @@ def without_prefix(text: str, pattern: Pattern, longest: bool) -> str:
     """The text without what the pattern matches at its beginning."""
     if STAR not in pattern and ONE not in pattern:
         return text.removeprefix("".join(map(str, pattern)))
+    _bounded(text, pattern)
     states, end = _closed({0}, pattern), -1
     for at in range(len(text) + 1):
         if len(pattern) in states:
@@ -59,6 +61,8 @@ def without_suffix(text: str, pattern: Pattern, longest: bool) -> str:
 def replace(text: str, pattern: Pattern, by: str, everywhere: bool, limit: int) -> str:
     """The text with the first or every longest match replaced. Raises DockerfileError over the limit."""
     found: list[str] = []
+    if STAR in pattern or ONE in pattern:
+        _bounded(text, pattern)
     size, at = 0, 0
     while at <= len(text):
         match = _find(text, pattern, at)
@@ -76,6 +80,11 @@ def replace(text: str, pattern: Pattern, by: str, everywhere: bool, limit: int) 
         if not everywhere:
             break
     return "".join([*found, text[at:]])
+
+
+def _bounded(text: str, pattern: Pattern) -> None:
+    if len(text) * len(pattern) > MAX_STEPS:
+        raise DockerfileError("a pattern is too long for what it is to match")
 
 
 def _find(text: str, pattern: Pattern, at: int) -> tuple[int, int] | None:
