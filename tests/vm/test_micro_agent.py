@@ -197,19 +197,20 @@ def test_what_is_masked_and_read_only(client: Client) -> None:
         ("mask", "/not/there"),
         ("protect", "/proc/sys"),
         ("protect", "/etc"),
+        ("protect", "/dev"),
         ("sysctl", "kernel/shm_rmid_forced=1"),
     ]
     client.call("write", path=f"{microvm.ROOT}/tmp/secret", data=b"x")
     script = (
         "cat /proc/kcore | wc -c; ls /tmp | wc -l; echo 0 > /proc/sys/kernel/shm_rmid_forced; "
-        "touch /etc/x; touch /x; cat /proc/sys/kernel/shm_rmid_forced"
+        "touch /etc/x; touch /dev/x; touch /x; echo > /dev/null; cat /proc/sys/kernel/shm_rmid_forced"
     )
     name = f"once{client.number()}"
     process = client.start(name, "sh", "-c", script, fields=fields, readonly=1)
     result = client.finish(process)
     client.remove(name)
     assert result.out.split() == [b"0", b"0", b"1"]
-    assert result.err.count(b"Read-only file system") == 3
+    assert result.err.count(b"Read-only file system") == 4
 
 
 def test_limits_and_the_kill_for_lack_of_memory(client: Client) -> None:

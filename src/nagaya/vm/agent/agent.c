@@ -29,6 +29,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/utsname.h>
@@ -117,8 +118,8 @@ static void release(struct buffer *b) {
 static struct buffer outgoing;
 
 static void put_header(struct buffer *b, uint32_t length, int type, int stream, uint32_t id) {
-    uint8_t head[HEADER] = {length, length >> 8, length >> 16, length >> 24, type, stream, 0, 0,
-                            id,     id >> 8,     id >> 16,     id >> 24};
+    uint8_t head[HEADER] = {length, length >> 8, length >> 16, length >> 24, type,     stream,
+                            0,      0,           id,           id >> 8,      id >> 16, id >> 24};
     add(b, head, HEADER);
 }
 
@@ -148,7 +149,8 @@ struct call {
 };
 
 /* The next field at *at; 0 after the last. */
-static const char *next_field(const struct call *call, const char **at, const char **value, uint32_t *length) {
+static const char *next_field(const struct call *call, const char **at, const char **value,
+                              uint32_t *length) {
     const char *key = *at, *zero;
     if (key >= call->end || !(zero = memchr(key, 0, call->end - key)) || call->end - zero < 6) return 0;
     memcpy(length, zero + 1, 4);
@@ -224,16 +226,22 @@ static void refuse_errno(uint32_t id, const char *step, const char *subject) {
     refuse(id, number, step, message);
 }
 
+/* The answer of a call that is one system call. */
+static void report(const struct call *call, int failed, const char *subject) {
+    if (failed) return refuse_errno(call->id, text(call, "call"), subject);
+    answer(call->id, 0);
+}
+
 /* ---- processes ---- */
 
 struct process {
     struct process *next;
     uint32_t id, call; /* call: the one that is still to be answered */
     pid_t pid;
-    int told;          /* our end of the socket on which the new process tells how far it came, or -1 */
+    int told; /* our end of the socket on which the new process tells how far it came, or -1 */
     enum { MAKING, WAITING, STARTING } stage; /* exec has no other than the last */
     int exited, master;
-    int fd[3];         /* stdin's, stdout's, stderr's end here; of a terminal the same one for 0 and 1 */
+    int fd[3]; /* stdin's, stdout's, stderr's end here; of a terminal the same one for 0 and 1 */
     uint32_t credit[3];
     struct buffer input;
     int input_ends;
@@ -357,7 +365,8 @@ static void tell(int kind, int number, const char *step, const char *message, in
         control.head.cmsg_len = CMSG_LEN(sizeof fd);
         memcpy(CMSG_DATA(&control.head), &fd, sizeof fd);
     }
-    while (sendmsg(told_fd, &message_head, MSG_NOSIGNAL) < 0 && errno == EINTR) {}
+    while (sendmsg(told_fd, &message_head, MSG_NOSIGNAL) < 0 && errno == EINTR) {
+    }
 }
 
 static void fail_with(int number, const char *step, const char *message) {
@@ -406,11 +415,15 @@ static int make_directory(int root, const char *path, mode_t mode, int links) {
     link[size] = 0;
     errno = ELOOP;
     if (links >= 40) return -1;
-    if (snprintf(target, sizeof target, "%s%s%s", *link == '/' || name == copy ? "" : copy, *link == '/' ? "" : "/", link) >= (int)sizeof target) return -1;
+    if (snprintf(target, sizeof target, "%s%s%s", *link == '/' || name == copy ? "" : copy,
+                 *link == '/' ? "" : "/", link) >= (int)sizeof target)
+        return -1;
     return make_directory(root, target, mode, links + 1);
 }
 
-static int directory_inside(int root, const char *path, mode_t mode) { return make_directory(root, path, mode, 0); }
+static int directory_inside(int root, const char *path, mode_t mode) {
+    return make_directory(root, path, mode, 0);
+}
 
 /* The parent's directory inside, and the last name. */
 static int parent_inside(int root, const char *path, char *copy, char **name) {
@@ -466,7 +479,8 @@ static void mount_inside(int root, const char *value, uint32_t length) {
     close(fd);
     if ((fd = open_inside(root, m[2], O_PATH, 0)) < 0) fail("mount", m[2]);
     unsigned long more = flags & ~(unsigned long)(MS_BIND | MS_REC);
-    if (flags & MS_BIND && more && mount(0, by_fd(fd), 0, MS_REMOUNT | MS_BIND | more, 0)) fail("remount", m[2]);
+    if (flags & MS_BIND && more && mount(0, by_fd(fd), 0, MS_REMOUNT | MS_BIND | more, 0))
+        fail("remount", m[2]);
     if (propagation & PROPAGATION && mount(0, by_fd(fd), 0, propagation, 0)) fail("propagation", m[2]);
     close(fd);
 }
@@ -479,9 +493,11 @@ static void device_inside(int root, const char *value, uint32_t length) {
     int parent = parent_inside(root, d[0], copy, &name);
     if (parent < 0) fail("device", d[0]);
     mode_t mode = strtoul(d[4], 0, 10) & 07777;
-    if (mknodat(parent, name, kind | mode, makedev(atoi(d[2]), atoi(d[3]))) && errno != EEXIST) fail("device", d[0]);
-    if (fchownat(parent, name, strtoul(d[5], 0, 10), strtoul(d[6], 0, 10), AT_SYMLINK_NOFOLLOW)) fail("device", d[0]);
-    if (fchmodat(parent, name, mode, 0)) fail("device", d[0]); /* the umask took some away */
+    if (mknodat(parent, name, kind | mode, makedev(atoi(d[2]), atoi(d[3])))) {
+        if (errno != EEXIST) fail("device", d[0]);
+    } else if (fchownat(parent, name, strtoul(d[5], 0, 10), strtoul(d[6], 0, 10), AT_SYMLINK_NOFOLLOW) ||
+               fchmodat(parent, name, mode, 0)) /* the umask took some away */
+        fail("device", d[0]);
     close(parent);
 }
 
@@ -517,7 +533,9 @@ static void protect_inside(int root, const char *path) {
     if (mount(by_fd(fd), by_fd(fd), 0, MS_BIND | MS_REC, 0)) fail("read-only path", path);
     close(fd);
     if ((fd = open_inside(root, path, O_PATH, 0)) < 0) fail("read-only path", path);
-    unsigned long keep = MS_NOSUID | MS_NODEV | MS_NOEXEC; /* of /proc; locked nowhere, but kept */
+    struct statvfs about;
+    if (fstatvfs(fd, &about)) fail("read-only path", path);
+    unsigned long keep = about.f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC); /* the same numbers */
     if (mount(0, by_fd(fd), 0, MS_REMOUNT | MS_BIND | MS_RDONLY | keep, 0)) fail("read-only path", path);
     close(fd);
 }
@@ -530,7 +548,8 @@ static void set_sysctl(char *value) {
 }
 
 /* Do to each field of that name what is to be done inside. */
-static void each(const struct call *call, const char *name, int root, void (*act)(int, const char *, uint32_t)) {
+static void each(const struct call *call, const char *name, int root,
+                 void (*act)(int, const char *, uint32_t)) {
     const char *at = call->data, *key, *value;
     uint32_t length;
     while ((key = next_field(call, &at, &value, &length)))
@@ -559,7 +578,8 @@ static void build_root(const struct call *call) {
     unsigned long propagation = number(call, "propagation");
     if (mount(0, "/", 0, propagation ? propagation : MS_REC | MS_PRIVATE, 0)) fail("propagation", "/");
     /* pivot_root(2) wants a mount, and not a shared parent of it */
-    if (mount(0, "/", 0, MS_REC | MS_SLAVE, 0) || mount(where, where, 0, MS_BIND | MS_REC, 0)) fail("root", where);
+    if (mount(0, "/", 0, MS_REC | MS_SLAVE, 0) || mount(where, where, 0, MS_BIND | MS_REC, 0))
+        fail("root", where);
     int root = open(where, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (root < 0) fail("root", where);
     each(call, "mount", root, mount_inside);
@@ -572,8 +592,10 @@ static void build_root(const struct call *call) {
     }
     each(call, "protect", root, protect_field);
     each(call, "mask", root, mask_field);
-    if (number(call, "readonly") && mount(0, by_fd(root), 0, MS_REMOUNT | MS_BIND | MS_RDONLY, 0)) fail("root", where);
-    if (fchdir(root) || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/")) fail("pivot_root", where);
+    if (number(call, "readonly") && mount(0, by_fd(root), 0, MS_REMOUNT | MS_BIND | MS_RDONLY, 0))
+        fail("root", where);
+    if (fchdir(root) || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))
+        fail("pivot_root", where);
     close(root);
 }
 
@@ -634,9 +656,11 @@ static void take_identity(const struct call *call) {
     if (caps) {
         sscanf(caps, "%llx %llx %llx %llx %llx", sets, sets + 1, sets + 2, sets + 3, sets + 4);
         for (int cap = 0; cap < CAPS; cap++)
-            if (!(sets[0] >> cap & 1) && prctl(PR_CAPBSET_DROP, cap) && errno != EINVAL) fail("capabilities", "bounding");
+            if (!(sets[0] >> cap & 1) && prctl(PR_CAPBSET_DROP, cap) && errno != EINVAL)
+                fail("capabilities", "bounding");
     }
-    for (; *groups && count < (int)(sizeof ids / sizeof *ids); groups++) ids[count++] = strtoul(*groups, 0, 10);
+    for (; *groups && count < (int)(sizeof ids / sizeof *ids); groups++)
+        ids[count++] = strtoul(*groups, 0, 10);
     if (setgroups(count, ids)) fail("groups", "");
     if (caps && prctl(PR_SET_KEEPCAPS, 1)) fail("capabilities", "keep");
     if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid)) fail("identity", "");
@@ -646,7 +670,8 @@ static void take_identity(const struct call *call) {
             for (int set = 0; set < 3; set++) data[half * 3 + set] = sets[1 + set] >> half * 32;
         if (syscall(SYS_capset, head, data)) fail("capabilities", "");
         for (int cap = 0; cap < CAPS; cap++)
-            if (sets[4] >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0)) fail("capabilities", "ambient");
+            if (sets[4] >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0))
+                fail("capabilities", "ambient");
     }
     umask(*text(call, "umask") ? number(call, "umask") : 022);
 }
@@ -710,8 +735,10 @@ static void become(const struct call *call, int created, const int *ends) {
     setsid();
     if (field(call, "oom", 0)) put_text("/proc/self/oom_score_adj", text(call, "oom"));
     if (created) {
-        if (field(call, "hostname", 0) && sethostname(text(call, "hostname"), strlen(text(call, "hostname")))) fail("hostname", "");
-        if (field(call, "domainname", 0) && setdomainname(text(call, "domainname"), strlen(text(call, "domainname")))) fail("domainname", "");
+        uint32_t size = 0;
+        const char *name = field(call, "hostname", &size);
+        if (name && sethostname(name, size)) fail("hostname", name);
+        if ((name = field(call, "domainname", &size)) && setdomainname(name, size)) fail("domainname", name);
         build_root(call);
     }
     if (field(call, "terminal", 0))
@@ -726,7 +753,8 @@ static void become(const struct call *call, int created, const int *ends) {
     const char *cwd = text(call, "cwd");
     if (chdir(*cwd ? cwd : "/")) fail("cwd", cwd);
     char where[PATH_MAX];
-    if (!getcwd(where, sizeof where) || *where != '/') fail_with(ENOENT, "cwd", "is outside of the container's root");
+    if (!getcwd(where, sizeof where) || *where != '/')
+        fail_with(ENOENT, "cwd", "is outside of the container's root");
     const char *program = locate(*arguments ? *arguments : "", env);
     if (number(call, "nnp") && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) fail("no_new_privs", "");
     sigset_t none;
@@ -790,7 +818,8 @@ static void born(const struct call *call, int created, const int *ends, pid_t fi
         unsigned int id;
         unsigned long which;
         struct process *p;
-        if (sscanf(*joins, "%u %lu", &id, &which) != 2 || !(p = find(id)) || enter(p->pid, which)) fail("join", *joins);
+        if (sscanf(*joins, "%u %lu", &id, &which) != 2 || !(p = find(id)) || enter(p->pid, which))
+            fail("join", *joins);
         helper |= !!(which & CLONE_NEWPID);
     }
     if (created && flags & CLONE_NEWCGROUP && unshare(CLONE_NEWCGROUP)) fail("cgroup", "namespace");
@@ -805,6 +834,10 @@ static void born(const struct call *call, int created, const int *ends, pid_t fi
     become(call, created, ends);
 }
 
+static int is_name(const char *container) {
+    return *container && *container != '.' && !strchr(container, '/') && strlen(container) < 256;
+}
+
 /* Which devices the container may use: a program for its cgroup (bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE). */
 static int guard_devices(const struct call *call, const char *group) {
     uint32_t size = 0;
@@ -815,7 +848,7 @@ static int guard_devices(const struct call *call, const char *group) {
         uint32_t level, log_size;
         uint64_t log;
         uint32_t version, flags;
-    } load = {15, size / 8, (uintptr_t)program, (uintptr_t) "Apache", 0, 0, 0, 0, 0};
+    } load = {15, size / 8, (uintptr_t)program, (uintptr_t)"Apache", 0, 0, 0, 0, 0};
     struct {
         uint32_t target, program, type, flags;
     } attach = {.type = 6};
@@ -833,12 +866,15 @@ static int guard_devices(const struct call *call, const char *group) {
 
 static void spawn(const struct call *call, int created) {
     const char *container = text(call, "container");
-    int ends[3] = {-1, -1, -1}, ours[3] = {-1, -1, -1}, told[2] = {-1, -1}, terminal = !!field(call, "terminal", 0);
+    int ends[3] = {-1, -1, -1}, ours[3] = {-1, -1, -1}, told[2] = {-1, -1},
+        terminal = !!field(call, "terminal", 0);
     unsigned long flags = number(call, "namespaces");
     struct process *first = created ? 0 : first_of(container), *p;
     char path[PATH_MAX];
-    if (!*container || strchr(container, '/') || *container == '.' || find(number(call, "process"))) return refuse(call->id, EINVAL, "process", "no such name or number can be");
-    if (!created && (!first || first->pid <= 0)) return refuse(call->id, ESRCH, "enter", "the container does not run");
+    if (!is_name(container) || find(number(call, "process")))
+        return refuse(call->id, EINVAL, "process", "no such name or number can be");
+    if (!created && (!first || first->pid <= 0))
+        return refuse(call->id, ESRCH, "enter", "the container does not run");
     if (created) {
         cgroup_path(path, container, "");
         if (mkdir(path, 0755) && errno != EEXIST) return refuse_errno(call->id, "cgroup", container);
@@ -851,7 +887,8 @@ static void spawn(const struct call *call, int created) {
                 if (put_text(path, equal + 1)) return refuse_errno(call->id, "cgroup", value);
             }
     }
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, told)) return refuse_errno(call->id, "socketpair", "");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, told))
+        return refuse_errno(call->id, "socketpair", "");
     int failed = 0;
     for (int i = 0; !terminal && i < 3; i++) {
         int pair[2];
@@ -863,7 +900,8 @@ static void spawn(const struct call *call, int created) {
             ends[i] = pair[!!i];
             ours[i] = pair[!i];
             nonblocking(ours[i]);
-            if (fchown(ends[i], strtoul(text(call, "uid"), 0, 10), -1)) failed = 1; /* /dev/stdout opens for the user */
+            if (fchown(ends[i], strtoul(text(call, "uid"), 0, 10), -1))
+                failed = 1; /* /dev/stdout opens for the user */
         }
     }
     /* a namespace for pids is given to the child at once, unless one is joined first */
@@ -888,8 +926,15 @@ static void spawn(const struct call *call, int created) {
         return refuse_errno(call->id, "clone", "");
     }
     nonblocking(told[0]);
-    *p = (struct process){.next = processes, .id = number(call, "process"), .call = call->id, .told = told[0], .master = terminal,
-                          .fd = {ours[0], ours[1], ours[2]}, .credit = {0, OUT_WINDOW, OUT_WINDOW}, .first = created, .stage = created ? MAKING : STARTING};
+    *p = (struct process){.next = processes,
+                          .id = number(call, "process"),
+                          .call = call->id,
+                          .told = told[0],
+                          .master = terminal,
+                          .fd = {ours[0], ours[1], ours[2]},
+                          .credit = {0, OUT_WINDOW, OUT_WINDOW},
+                          .first = created,
+                          .stage = created ? MAKING : STARTING};
     p->pid = !created || joins_pids ? 0 : pid;
     snprintf(p->container, sizeof p->container, "%s", container);
     processes = p;
@@ -912,13 +957,14 @@ static int hear(struct process *p) {
         struct cmsghdr head;
         char room[CMSG_SPACE(sizeof(int))];
     } control;
-    struct msghdr head = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct msghdr head = {
+        .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     ssize_t length = recvmsg(p->told, &head, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     struct buffer fields = {0};
     if (length < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
     if (length <= 0) {
         shut(&p->told);
-        if (!p->call) return 0; /* killed while it waited: its exit says so */
+        if (!p->call) return 0;                  /* killed while it waited: its exit says so */
         if (p->stage == MAKING || p->pid <= 0) { /* killed, or out of memory */
             snprintf(word.step, sizeof word.step, "clone");
             snprintf(word.message, sizeof word.message, "the process ended before it was ready");
@@ -1026,7 +1072,8 @@ static void do_write(const struct call *call) {
     const char *data = field(call, "data", &length);
     char *path = strdup(text(call, "path"));
     mode_t mode = *text(call, "mode") ? number(call, "mode") : 0644;
-    if (!path || make_parents(path) || put_file(path, data ? data : "", length, O_CREAT | (number(call, "append") ? O_APPEND : O_TRUNC), mode))
+    int flags = O_CREAT | (number(call, "append") ? O_APPEND : O_TRUNC);
+    if (!path || make_parents(path) || put_file(path, data ? data : "", length, flags, mode))
         refuse_errno(call->id, "write", text(call, "path"));
     else if (field(call, "uid", 0) && chown(path, number(call, "uid"), number(call, "gid")))
         refuse_errno(call->id, "chown", path);
@@ -1040,17 +1087,18 @@ static void do_write(const struct call *call) {
 static void do_mkdir(const struct call *call) {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s", text(call, "path"));
-    if (make_parents(path) || (mkdir(path, *text(call, "mode") ? number(call, "mode") : 0755) && errno != EEXIST)) return refuse_errno(call->id, "mkdir", path);
-    answer(call->id, 0);
+    mode_t mode = *text(call, "mode") ? number(call, "mode") : 0755;
+    report(call, make_parents(path) || (mkdir(path, mode) && errno != EEXIST), path);
 }
 
 static void do_mount(const struct call *call) {
     char target[PATH_MAX];
     const char *data = text(call, "data");
     snprintf(target, sizeof target, "%s", text(call, "target"));
-    if (make_parents(target) || (mkdir(target, 0755) && errno != EEXIST)) return refuse_errno(call->id, "mkdir", target);
-    if (mount(text(call, "source"), target, text(call, "type"), number(call, "flags"), *data ? data : 0)) return refuse_errno(call->id, "mount", target);
-    answer(call->id, 0);
+    if (make_parents(target) || (mkdir(target, 0755) && errno != EEXIST))
+        return refuse_errno(call->id, "mkdir", target);
+    const char *source = text(call, "source"), *type = text(call, "type");
+    report(call, mount(source, target, type, number(call, "flags"), *data ? data : 0), target);
 }
 
 static void do_read(const struct call *call) {
@@ -1106,7 +1154,8 @@ static void do_netlink(const struct call *call) {
         refuse_errno(call->id, "netlink", "");
     } else {
         ssize_t count; /* rtnetlink answers before sendto returns, a dump goes on as it is read */
-        while ((count = recv(fd, data, sizeof data, MSG_DONTWAIT)) > 0 && held(&all) < MAX_ANSWER / 2) add(&all, data, count);
+        while ((count = recv(fd, data, sizeof data, MSG_DONTWAIT)) > 0 && held(&all) < MAX_ANSWER / 2)
+            add(&all, data, count);
         put_field(&fields, "data", all.data ? all.data : "", held(&all));
         answer(call->id, &fields);
     }
@@ -1157,24 +1206,28 @@ static void remove_groups(const char *group) {
     rmdir(group);
 }
 
-static void do_container(const struct call *call, const char *verb) {
-    char group[PATH_MAX], path[PATH_MAX + 16];
+static void do_ps(const struct call *call) {
+    char group[PATH_MAX];
     const char *container = text(call, "container");
     struct buffer fields = {0};
-    if (!*container || strchr(container, '/') || *container == '.') return refuse(call->id, EINVAL, verb, "no such name can be");
+    if (!is_name(container)) return refuse(call->id, EINVAL, "ps", "no such name can be");
     cgroup_path(group, container, "");
-    if (*verb == 'p') {
-        if (each_process(group, describe, &fields))
-            refuse_errno(call->id, verb, container);
-        else
-            answer(call->id, &fields);
-        release(&fields);
-        return;
-    }
-    snprintf(path, sizeof path, "%s/cgroup.kill", group);
-    if (put_text(path, "1") && errno != ENOENT) return refuse_errno(call->id, verb, container);
+    if (each_process(group, describe, &fields))
+        refuse_errno(call->id, "ps", container);
+    else
+        answer(call->id, &fields);
+    release(&fields);
+}
+
+static void do_delete(const struct call *call) {
+    char group[PATH_MAX], path[PATH_MAX];
+    const char *container = text(call, "container");
+    if (!is_name(container)) return refuse(call->id, EINVAL, "delete", "no such name can be");
+    cgroup_path(path, container, "cgroup.kill");
+    if (put_text(path, "1") && errno != ENOENT) return refuse_errno(call->id, "delete", container);
+    cgroup_path(group, container, "");
     remove_groups(group);
-    if (!access(group, F_OK)) return refuse(call->id, EBUSY, verb, "processes of it are still ending");
+    if (!access(group, F_OK)) return refuse(call->id, EBUSY, "delete", "processes of it are still ending");
     answer(call->id, 0);
 }
 
@@ -1193,7 +1246,8 @@ static void do_signal(const struct call *call) {
 
 static void do_start(const struct call *call) {
     struct process *p = find(number(call, "process"));
-    if (!p || p->stage != WAITING || p->told < 0) return refuse(call->id, EINVAL, "start", "no such process waits to be started");
+    if (!p || p->stage != WAITING || p->told < 0)
+        return refuse(call->id, EINVAL, "start", "no such process waits to be started");
     p->stage = STARTING;
     p->call = call->id; /* answered when its socket closes */
     if (send(p->told, "", 1, MSG_NOSIGNAL) != 1) hear(p);
@@ -1213,33 +1267,51 @@ static void do_close(const struct call *call) {
     answer(call->id, 0);
 }
 
+static void do_ping(const struct call *call) {
+    struct buffer fields = {0};
+    put_number(&fields, "version", VERSION);
+    answer(call->id, &fields);
+    release(&fields);
+}
+
+static void do_unmount(const struct call *call) {
+    report(call, umount2(text(call, "target"), number(call, "flags")), text(call, "target"));
+}
+
+static void do_symlink(const struct call *call) {
+    report(call, symlink(text(call, "target"), text(call, "path")), text(call, "path"));
+}
+
+static void do_remove(const struct call *call) {
+    report(call, remove(text(call, "path")), text(call, "path"));
+}
+
+static void do_create(const struct call *call) { spawn(call, 1); }
+
+static void do_exec(const struct call *call) { spawn(call, 0); }
+
+static void do_poweroff(const struct call *call) {
+    (void)call;
+    sync();
+    reboot(RB_AUTOBOOT);
+}
+
+static const struct {
+    const char *name;
+    void (*act)(const struct call *);
+} verbs[] = {
+    {"ping", do_ping},     {"renew", do_renew},     {"mount", do_mount},       {"unmount", do_unmount},
+    {"mkdir", do_mkdir},   {"write", do_write},     {"read", do_read},         {"symlink", do_symlink},
+    {"remove", do_remove}, {"netlink", do_netlink}, {"create", do_create},     {"exec", do_exec},
+    {"start", do_start},   {"signal", do_signal},   {"resize", do_resize},     {"close", do_close},
+    {"ps", do_ps},         {"delete", do_delete},   {"poweroff", do_poweroff},
+};
+
 static void obey(const struct call *call) {
     const char *verb = text(call, "call");
-    struct buffer fields = {0};
-    if (!strcmp(verb, "ping")) {
-        put_number(&fields, "version", VERSION);
-        answer(call->id, &fields);
-        release(&fields);
-    } else if (!strcmp(verb, "renew")) do_renew(call);
-    else if (!strcmp(verb, "mount")) do_mount(call);
-    else if (!strcmp(verb, "unmount")) umount2(text(call, "target"), number(call, "flags")) ? refuse_errno(call->id, verb, text(call, "target")) : answer(call->id, 0);
-    else if (!strcmp(verb, "mkdir")) do_mkdir(call);
-    else if (!strcmp(verb, "write")) do_write(call);
-    else if (!strcmp(verb, "symlink")) symlink(text(call, "target"), text(call, "path")) ? refuse_errno(call->id, verb, text(call, "path")) : answer(call->id, 0);
-    else if (!strcmp(verb, "remove")) remove(text(call, "path")) ? refuse_errno(call->id, verb, text(call, "path")) : answer(call->id, 0);
-    else if (!strcmp(verb, "read")) do_read(call);
-    else if (!strcmp(verb, "netlink")) do_netlink(call);
-    else if (!strcmp(verb, "create")) spawn(call, 1);
-    else if (!strcmp(verb, "exec")) spawn(call, 0);
-    else if (!strcmp(verb, "start")) do_start(call);
-    else if (!strcmp(verb, "signal")) do_signal(call);
-    else if (!strcmp(verb, "resize")) do_resize(call);
-    else if (!strcmp(verb, "close")) do_close(call);
-    else if (!strcmp(verb, "ps") || !strcmp(verb, "delete")) do_container(call, verb);
-    else if (!strcmp(verb, "poweroff")) {
-        sync();
-        reboot(RB_AUTOBOOT);
-    } else refuse(call->id, ENOSYS, verb, "the agent does not know this call");
+    for (size_t i = 0; i < sizeof verbs / sizeof *verbs; i++)
+        if (!strcmp(verb, verbs[i].name)) return verbs[i].act(call);
+    refuse(call->id, ENOSYS, verb, "the agent does not know this call");
 }
 
 static void take_frame(int type, int stream, uint32_t id, const char *data, uint32_t length) {
@@ -1265,7 +1337,9 @@ static void take_frame(int type, int stream, uint32_t id, const char *data, uint
 
 /* ---- the machine's start, and the loop ---- */
 
-static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
+static int by_name(const struct dirent **a, const struct dirent **b) {
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
 
 static void load_modules(void) {
     struct dirent **entries;
@@ -1275,7 +1349,8 @@ static void load_modules(void) {
         if (*entries[i]->d_name == '.') continue;
         snprintf(path, sizeof path, MODULES "/%s", entries[i]->d_name);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST)) dprintf(2, "agent: %s: %s\n", path, strerror(errno));
+        if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
+            dprintf(2, "agent: %s: %s\n", path, strerror(errno));
         close(fd);
         unlink(path); /* the initramfs is memory */
     }
@@ -1303,14 +1378,17 @@ static void mount_or_die(const char *type, const char *target, unsigned long fla
 static void start_machine(void) {
     struct ifreq lo = {.ifr_name = "lo"};
     /* the kernel's root is the initramfs, which pivot_root(2) refuses to leave: make it a mount of its own */
-    if (mount("/", "/mnt", 0, MS_BIND, 0) || chdir("/mnt") || mount(".", "/", 0, MS_MOVE, 0) || chroot(".") || chdir("/")) die("root");
+    if (mount("/", "/mnt", 0, MS_BIND, 0) || chdir("/mnt") || mount(".", "/", 0, MS_MOVE, 0) || chroot(".") ||
+        chdir("/"))
+        die("root");
     mount_or_die("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
     mount_or_die("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
     mount_or_die("devtmpfs", "/dev", MS_NOSUID, 0);
     mount_or_die("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755");
     mount_or_die("cgroup2", CGROUPS, MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
     static const char *const controllers[] = {"+cpu", "+memory", "+pids", "+io", "+cpuset", "+hugetlb"};
-    for (size_t i = 0; i < sizeof controllers / sizeof *controllers; i++) put_text(CGROUPS "/cgroup.subtree_control", controllers[i]);
+    for (size_t i = 0; i < sizeof controllers / sizeof *controllers; i++)
+        put_text(CGROUPS "/cgroup.subtree_control", controllers[i]);
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd >= 0 && !ioctl(fd, SIOCGIFFLAGS, &lo)) {
         lo.ifr_flags |= IFF_UP;
@@ -1362,7 +1440,8 @@ static void put_output(void) {
     }
 }
 
-static void watch(struct pollfd *fds, struct process **owners, int *count, struct process *p, int fd, int events) {
+static void watch(struct pollfd *fds, struct process **owners, int *count, struct process *p, int fd,
+                  int events) {
     fds[*count] = (struct pollfd){fd, events, 0};
     owners[(*count)++] = p;
 }
@@ -1398,7 +1477,8 @@ int main(void) {
             if (p->told >= 0) watch(fds, owners, &count, p, p->told, POLLIN);
             if (held(&p->input) && p->fd[0] >= 0) watch(fds, owners, &count, p, p->fd[0], POLLOUT);
             for (int stream = 1; stream < 3 && held(&outgoing) < ENOUGH; stream++)
-                if (p->fd[stream] >= 0 && p->credit[stream]) watch(fds, owners, &count, p, p->fd[stream], POLLIN);
+                if (p->fd[stream] >= 0 && p->credit[stream])
+                    watch(fds, owners, &count, p, p->fd[stream], POLLIN);
         }
         if (poll(fds, count, gone ? 100 : -1) < 0 && errno != EINTR) die("poll");
         if (gone || fds[0].revents & (POLLIN | POLLHUP | POLLERR)) gone = !take_input();
@@ -1406,14 +1486,19 @@ int main(void) {
             struct process *p = processes;
             while (p && p != owners[i]) p = p->next;
             if (!p || !fds[i].revents) continue; /* forgotten meanwhile */
-            if (fds[i].fd == p->told) hear(p);
-            else if (fds[i].events & POLLOUT) write_input(p);
-            else if (fds[i].fd == p->fd[1]) read_stream(p, 1);
-            else if (fds[i].fd == p->fd[2]) read_stream(p, 2);
+            if (fds[i].fd == p->told)
+                hear(p);
+            else if (fds[i].events & POLLOUT)
+                write_input(p);
+            else if (fds[i].fd == p->fd[1])
+                read_stream(p, 1);
+            else if (fds[i].fd == p->fd[2])
+                read_stream(p, 2);
         }
         if (fds[1].revents) {
             struct signalfd_siginfo info;
-            while (read(children, &info, sizeof info) > 0) {}
+            while (read(children, &info, sizeof info) > 0) {
+            }
             reap();
         }
         for (struct process *p = processes, *next; p; p = next) {
