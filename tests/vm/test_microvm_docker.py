@@ -90,6 +90,10 @@ def test_exec_logs_stats_and_health(house: House) -> None:
     assert house.docker("exec", "-i", "box", "cat", input=b"in and out").stdout == b"in and out"
     seen = json.loads(house.ok("stats", "--no-stream", "--format", "{{json .}}", "box"))
     assert seen["MemUsage"].endswith(" / 64MiB") and not seen["MemUsage"].startswith("0B")
+    rows = house.ok("top", "box", "-o", "pid,user,comm").splitlines()
+    assert rows[0].split() == ["PID", "USER", "COMMAND"] and any(
+        r.split()[1:] == ["root", "sh"] for r in rows
+    )
     house.ok("exec", "box", "touch", "/go")
     assert follower.line() == "end"
     follower.process.kill()

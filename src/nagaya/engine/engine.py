@@ -20,6 +20,7 @@ from nagaya.engine import (
     checking,
     logoptions,
     logs,
+    microvms,
     networks,
     pods,
     pods_checkpoints,
@@ -289,6 +290,8 @@ class Engine:
 
     async def top(self, ref: str, ps_args: str) -> tuple[list[str], list[list[str]]]:
         container = self._running(ref)
+        if microvms.is_one(self._world, container):
+            return top.guest_table(await self._containers.ask(container, "guest-ps"), ps_args)
         pids = await self._containers.ask(container, "ps")
         found = pids.get("pids", ()) if isinstance(pids, dict) else pids
         return await self._world.job(top.table, [int(p) for p in found], ps_args)

@@ -237,6 +237,9 @@ class Foreign:
             case "ps":
                 text = await self._call(["ps", "--format", "json", container.id])
                 return msgspec.json.decode(text[text.find("[") :])
+            case "guest-ps":  # nagaya-vm's: pids of a guest mean nothing here
+                text = await self._call(["ps", "--format", "guest", container.id])
+                return msgspec.json.decode(text[text.find("{") :])
             case "stats":
                 text = await self._call(["events", "--stats", container.id])
                 return msgspec.json.decode(text[text.find("{") :]).get("data", {})

@@ -9,6 +9,7 @@ import os
 import pwd
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from nagaya.errors import InvalidArgument
 
@@ -22,15 +23,13 @@ class _Process:
 
     __slots__ = ("command", "cpu", "pid", "ppid", "rss", "started", "state", "tty", "uid", "vsz")
 
-    def __init__(self, pid: int, boot: float) -> None:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            text = file.read()
+    def __init__(self, pid: int, text: str, uid: int, words: bytes, boot: float) -> None:
+        """text: its stat; words: its cmdline; boot: when its kernel began."""
+        words = words.replace(b"\0", b" ").strip()
         name = text[text.index("(") + 1 : text.rindex(")")]
         fields = text[text.rindex(")") + 2 :].split()
-        with open(f"/proc/{pid}/cmdline", "rb") as raw:
-            words = raw.read(_CMDLINE_LIMIT).replace(b"\0", b" ").strip()
         self.pid = pid
-        self.uid = os.stat(f"/proc/{pid}").st_uid
+        self.uid = uid
         self.state = fields[0]
         self.ppid = int(fields[1])
         self.tty = int(fields[4])
@@ -39,6 +38,15 @@ class _Process:
         self.vsz = int(fields[20]) // 1024
         self.rss = int(fields[21]) * _PAGE // 1024
         self.command = words.decode("utf-8", "replace") or f"[{name}]"
+
+
+def _read(pid: int, boot: float) -> _Process:
+    """One of this kernel's. Raises OSError when it is gone."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        text = file.read()
+    with open(f"/proc/{pid}/cmdline", "rb") as raw:
+        words = raw.read(_CMDLINE_LIMIT)
+    return _Process(pid, text, os.stat(f"/proc/{pid}").st_uid, words, boot)
 
 
 def _user(process: _Process) -> str:
@@ -133,8 +141,23 @@ def table(pids: Iterable[int], ps_args: str) -> tuple[list[str], list[list[str]]
     rows = []
     for pid in pids:
         try:
-            process = _Process(pid, boot)
+            process = _read(pid, boot)
         except (OSError, ValueError, IndexError):
             continue
+        rows.append([_COLUMNS[c][1](process) for c in chosen])
+    return [_COLUMNS[c][0] for c in chosen], rows
+
+
+def guest_table(found: dict[str, Any], ps_args: str) -> tuple[list[str], list[list[str]]]:
+    """The same of a guest's processes, as `nagaya-vm ps --format guest` tells them (pure)."""
+    chosen = columns(ps_args)
+    boot = time.time() - float(found["uptime"])
+    rows = []
+    for text, status, words in found["processes"]:
+        try:
+            uid = int(next(line.split()[1] for line in status.split("\n") if line.startswith("Uid:")))
+            process = _Process(int(text.partition(" ")[0]), text, uid, words.encode(), boot)
+        except (ValueError, IndexError, StopIteration):
+            continue  # it has ended while it was looked at
         rows.append([_COLUMNS[c][1](process) for c in chosen])
     return [_COLUMNS[c][0] for c in chosen], rows

@@ -198,15 +198,17 @@ class Monitor:
         contents = zip(_STATS, setup.read(self.guest, paths), strict=False)
         return {name: data.decode("ascii", "replace") for name, data in contents if data is not None}
 
-    def processes(self, identifier: str) -> list[list[str]]:
-        """[stat, status, command line] of each process of the container, as the guest's /proc has them."""
+    def processes(self, identifier: str) -> dict[str, Any]:
+        """{"uptime": seconds, "processes": [stat, status, command line] of each of the container's}, as the
+        guest's /proc has them."""
+        (uptime,) = setup.read(self.guest, ["/proc/uptime"])
         rows: list[list[str]] = []
         for key, value in self.guest.ask("ps", [("container", identifier)]):
             if key == "stat":
                 rows.append([])
             if rows:
                 rows[-1].append(value.decode("utf-8", "replace"))
-        return rows
+        return {"uptime": (uptime or b"0").split()[0].decode("ascii", "replace"), "processes": rows}
 
     def limit(self, identifier: str, resources: dict[str, Any]) -> None:
         """New limits of a running container. Raises the guest's errors."""

@@ -53,10 +53,11 @@ def update(root: str, identifier: str, resources: dict[str, Any]) -> None:
     lifecycle.update(root, identifier, {"cpu": resources["cpu"]} if resources.get("cpu") else {})
 
 
-def processes(root: str, identifier: str) -> list[list[str]]:
-    """[stat, status, command line] of each process, as the guest's /proc tells them (proc(5))."""
+def processes(root: str, identifier: str) -> dict[str, Any]:
+    """{"uptime": of the guest in seconds, "processes": [stat, status, command line] of each}, as the guest's
+    /proc tells them (proc(5))."""
     record = _running(root, identifier)
-    found: list[list[str]] = control.ask(launching.directory_of(record), op="ps", container=identifier)
+    found: dict[str, Any] = control.ask(launching.directory_of(record), op="ps", container=identifier)
     return found
 
 
