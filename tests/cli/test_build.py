@@ -200,3 +200,6 @@ def test_files_instead_of_an_image(own: Cli, tmp_path: Path) -> None:
     shutil.unpack_archive(tmp_path / "out.tar", tmp_path / "out2")
     assert (tmp_path / "out2" / "d" / "f").read_text() == "1"
     assert own.ok("images", "-qa") == before
+    built(own, "-t", "stays", str(tmp_path))
+    built(own, "-o", "-", str(tmp_path))  # makes the same image
+    assert own.ok("images", "-q", "stays")

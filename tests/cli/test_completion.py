@@ -81,6 +81,9 @@ class TestNames:
             ("network connect bridge ", ["idle", "web"]),
             ("inspect d", ["data"]),
             ("stop nosuch", []),
+            ("build --progress ", ["auto", "plain", "quiet", "tty"]),
+            ("build --cache-from nag", [IMAGE]),
+            ("builder p", ["prune"]),
             ("nosuch ", []),
         ],
     )

@@ -67,6 +67,7 @@ def test_what_becomes_of_a_configuration(text: str, key: str, value: object) -> 
         ("EXPOSE 70000", "Invalid containerPort: 70000"),
         ("EXPOSE /tcp", "No port specified: /tcp<empty>"),
         ("STOPSIGNAL SIGNONE", "invalid signal: SIGNONE"),
+        ("STOPSIGNAL RTMIN+²", "invalid signal: RTMIN+²"),
         ("WORKDIR $none", "cannot normalize nothing"),
         ("VOLUME $none", "VOLUME specified can not be an empty string"),
     ],

@@ -16,12 +16,12 @@ def number(text: str) -> int:
         raise InvalidArgument(f"invalid signal: {text}", subject="signal")
     name = text.upper().removeprefix("SIG")
     base, plus, offset = name.partition("+")
-    if plus and base == "RTMIN" and offset.isdigit() and len(offset) < 3:
+    if plus and base == "RTMIN" and offset.isdecimal() and len(offset) < 3:
         value = signal.SIGRTMIN + int(offset)
         if value <= signal.SIGRTMAX:
             return value
     base, minus, offset = name.partition("-")
-    if minus and base == "RTMAX" and offset.isdigit() and len(offset) < 3:
+    if minus and base == "RTMAX" and offset.isdecimal() and len(offset) < 3:
         value = signal.SIGRTMAX - int(offset)
         if value >= signal.SIGRTMIN:
             return value
