@@ -204,7 +204,11 @@ class Vmm:
 
     def wait(self) -> int:
         """The exit code of a process whose guest ends."""
-        return self.process.wait(PATIENCE)
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.read_until(rb"\Z.", patience=1)  # fails, and shows what the guest said last
+            raise
 
 
 def command(*argv: str) -> subprocess.CompletedProcess[str]:

@@ -112,12 +112,16 @@ def test_devices(place: Path, initrd: Path) -> None:
         begin, end = (float(line.split()[0]) for line in machine.shell(read).splitlines())
         assert end - begin < 2
 
-        machine.patch("/balloon", amount_mib=40)
-        wait_for(lambda: machine.get("/balloon/statistics")["actual_mib"] == 40, "the balloon")
+        machine.patch("/balloon", amount_mib=24)
+        wait_for(lambda: machine.get("/balloon/statistics")["actual_mib"] == 24, "the balloon")
         wait_for(lambda: "free_memory" in machine.get("/balloon/statistics"), "the guest's statistics")
         stats = machine.get("/balloon/statistics")
-        assert stats["target_mib"] == 40 and stats["target_pages"] == 40 * 256
+        assert stats["target_mib"] == 24 and stats["target_pages"] == 24 * 256
         assert 0 < stats["free_memory"] < stats["total_memory"] <= 128 * MIB
+
+        # what follows shall not be short of memory
+        machine.patch("/balloon", amount_mib=0)
+        wait_for(lambda: machine.get("/balloon/statistics")["actual_mib"] == 0, "the balloon's end")
 
         machine.patch("/vm", state="Paused")
         machine.type("echo through\n")
@@ -246,8 +250,18 @@ def test_snapshots(place: Path, initrd: Path) -> None:
             assert machine.shell("cat /run/word") == word
     assert vmm.run("--describe-snapshot", str(place / "one")).stdout == "v1.0.0\n"
 
+    state = (place / "one").read_bytes()
+    (place / "cut").write_bytes(state[: len(state) // 2])
+    first_line, _, rest = state.partition(b"\n")
+    (place / "odd").write_bytes(
+        first_line + b'\n{"drives": 5, "network-interfaces": [1], "boot-source": {}}\n' + rest
+    )
+    (place / "deep").write_bytes(first_line + b"\n" + b"[" * 100000 + b"\n")
     (place / "two-mem").write_bytes(b"short")
     for wrong, words in (
+        ({**one, "snapshot_path": str(place / "cut")}, "load of migration failed"),
+        ({**one, "snapshot_path": str(place / "odd")}, "the snapshot's beginning is broken"),
+        ({**one, "snapshot_path": str(place / "deep")}, "the snapshot's beginning is broken"),
         ({**two, "snapshot_path": str(place / "nothing")}, "No such file or directory (os error 2)"),
         ({**two, "snapshot_path": str(place / "two-mem")}, "not a snapshot of nagaya-vmm's"),
         (two, f"not {128 * MIB} bytes"),

@@ -125,20 +125,22 @@ class Hall:
             raise failed[0]
 
     def set_address(self, address: str) -> None:
-        """Its one address, and the way to everyone. Raises KernelError."""
+        """Its one address, and the way to everyone; what it had before goes. Raises KernelError."""
         link = self.netlink.link(_TAP)
         index = link.index if link else 0
         # whatever address the guest has, it is on this link
         self.netlink.batch(
             [
-                nl.link_set(index=index, address=_MAC, up=True),
+                nl.link_set(index=index, address=_MAC, up=False),
+                *(nl.address_del(at, old, size) for at, old, size in self.netlink.addresses() if at == index),
+                nl.link_set(index=index, up=True),
                 nl.address_add(index, address, 32),
                 nl.route_add("", index=index),
             ]
         )
 
     def close(self) -> None:
-        """Let go what was made; the listening socket may have another owner by then."""
+        """Let go what was made."""
         if self.tap >= 0:
             os.close(self.tap)
             self.tap = -1
@@ -159,12 +161,13 @@ class MetadataService:
         count: Callable[[str, int], None],
         hall: Hall | None = None,
     ) -> None:
-        """taps: their names in our network namespace; hall: one that was made before, which is taken over.
+        """taps: their names in our network namespace; hall: one that was made before, and stays its maker's.
         Raises NagayaError, OSError."""
         self._loop = loop
         self._mmds = mmds
         self._count = count
         self._hall = hall or Hall()
+        self._is_own = hall is None
         self._packets: list[SocketType] = []
         self._ways: dict[bytes, SocketType] = {}
         try:
@@ -178,7 +181,7 @@ class MetadataService:
         loop.watch(self._hall.tap, select.EPOLLIN, self._to_guest)
         for way in self._packets:
             loop.watch(way.fileno(), select.EPOLLIN, self._from_guest(way))
-        self._server = Server(loop, self._hall.listener, self._answer, _REQUEST_LIMIT, "MMDS")
+        self._server = Server(loop, self._hall.listener.dup(), self._answer, _REQUEST_LIMIT, "MMDS")
 
     def close(self) -> None:
         """The service ends, and its network namespace."""
@@ -191,7 +194,8 @@ class MetadataService:
     def _close_sockets(self) -> None:
         for way in self._packets:
             way.close()
-        self._hall.close()
+        if self._is_own:
+            self._hall.close()
 
     def _from_guest(self, way: SocketType) -> Callable[[int], None]:
         def ready(_: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from nagaya.api.firecracker import cards, models, snapshots
 from nagaya.api.firecracker.console import Console
@@ -23,7 +24,7 @@ from nagaya.api.firecracker.vsock import Vsock
 from nagaya.errors import FailedPrecondition, KernelError, NagayaError
 from nagaya.linux import netlink as nl
 from nagaya.linux import nftables
-from nagaya.vm import accel, qemu
+from nagaya.vm import accel, boot, probe, qemu
 from nagaya.vm.confine import Confinement
 
 _STATS = {
@@ -39,6 +40,7 @@ _STATS = {
     "stat-htlb-pgfail": "hugetlb_failures",
 }
 _UNKNOWN = (1 << 64) - 1
+_STATE = boot.STATE  # where nagaya-vm keeps whether KVM works
 _BALLOON = "/machine/peripheral/balloon"
 _THROTTLE = ("bps", "iops")
 
@@ -304,7 +306,7 @@ class QemuGuest:
 
     def close(self) -> int:
         """End it, if it runs, and all around it; QEMU's exit code, 128 and more for a signal."""
-        status = self._vm.kill() if self._vm else 0
+        status = self._vm.kill()
         self._vm.close()
         self._around.close()
         return os.waitstatus_to_exitcode(status)
@@ -314,9 +316,17 @@ class Host:
     """What is asked of the host while all of it can be seen: from a jail it cannot. hall: see cards."""
 
     def __init__(self, hall: cards.Hall | None = None) -> None:
-        self.accelerator = accel.here()
+        self.accelerator = _accelerator()
         self.clock = accel.clock_words(self.accelerator)
         self.hall = hall
+
+
+def _accelerator() -> str:
+    """What a boot has shown to work here; where none can be tried, what the processor says."""
+    try:
+        return probe.accelerator(_STATE, confined=None if os.geteuid() else Confinement())
+    except (NagayaError, OSError):
+        return accel.here()
 
 
 class QemuMaker:
@@ -364,7 +374,8 @@ class QemuMaker:
             fds.append(os.open(config.snapshot_path, os.O_RDONLY | os.O_CLOEXEC))
             fds.append(os.open(memory_path, os.O_RDONLY | os.O_CLOEXEC))
             shown = snapshots.read_beginning(fds[0])
-            resources.load(_overridden(shown, config))
+            resources.load(shown)
+            _override(resources, config)
             size = resources.machine.mem_size_mib << 20
             if os.fstat(fds[1]).st_size != size:
                 raise FailedPrecondition(f"{memory_path}: not {size} bytes", step="load snapshot")
@@ -456,17 +467,15 @@ class QemuMaker:
                 guest.set_balloon_polling(balloon.stats_polling_interval_s)
 
 
-def _overridden(shown: dict[str, Any], config: models.LoadSnapshotConfig) -> dict[str, Any]:
-    """The configuration with other taps and another socket. Raises Fault."""
+def _override(resources: Resources, config: models.LoadSnapshotConfig) -> None:
+    """Other taps and another socket than the snapshot's. Raises Fault."""
     for override in config.network_overrides:
-        found = [
-            card for card in shown.get("network-interfaces", []) if card.get("iface_id") == override.iface_id
-        ]
-        if not found:
+        cards_there = [card.iface_id for card in resources.networks]
+        if override.iface_id not in cards_there:
             raise Fault("Failed to get snapshot state from file: Unknown Network Device.")
-        found[0]["host_dev_name"] = override.host_dev_name
+        at = cards_there.index(override.iface_id)
+        resources.networks[at] = replace(resources.networks[at], host_dev_name=override.host_dev_name)
     if config.vsock_override:
-        if not shown.get("vsock"):
+        if resources.vsock is None:
             raise Fault("Failed to get snapshot state from file: Unknown Vsock Device.")
-        shown["vsock"]["uds_path"] = config.vsock_override.uds_path
-    return shown
+        resources.vsock = replace(resources.vsock, uds_path=config.vsock_override.uds_path)

@@ -10,6 +10,7 @@ import json
 import os
 from typing import Any
 
+from nagaya.api.firecracker import serde
 from nagaya.errors import InvalidArgument, KernelError, NotFound
 from nagaya.linux import namespaces
 
@@ -76,8 +77,8 @@ def read_beginning(fd: int) -> dict[str, Any]:
     if not head.startswith(_MAGIC) or not newline:
         raise InvalidArgument("not a snapshot of nagaya-vmm's", step="load snapshot")
     try:
-        shown = json.loads(line)
-    except ValueError:
+        shown = serde.decode_any(line)
+    except serde.SerdeError:
         raise InvalidArgument("the snapshot's beginning is broken", step="load snapshot") from None
     if not isinstance(shown, dict):
         raise InvalidArgument("the snapshot's beginning is broken", step="load snapshot")
