@@ -13,8 +13,9 @@ from pathlib import Path
 import microruntime
 import pytest
 from bundles import image_tar, remove_cgroups
+from containerdhost import Containerd
 
-pytestmark = [*microruntime.needed, pytest.mark.skipif(not shutil.which("podman"), reason="needs podman")]
+pytestmark = microruntime.needed
 
 # podman wants more than a root without CAP_SYS_RESOURCE may have; and it takes an error's text from the
 # log of runtimes that it knows to write JSON
@@ -71,6 +72,8 @@ class Podman:
 
 @pytest.fixture(scope="module")
 def podman() -> Iterator[Podman]:
+    if not shutil.which("podman"):
+        pytest.skip("podman is not installed")
     made = Podman()
     yield made
     made.close()
@@ -90,3 +93,18 @@ def test_podman_run_exec_stop_start(podman: Podman) -> None:
     podman.ok("start", "box")
     assert podman.ok("exec", "box", "echo", "again") == "again\n"
     podman.ok("rm", "-f", "-t", "0", "box")
+
+
+@pytest.mark.skipif(not shutil.which("containerd"), reason="containerd is not installed")
+def test_ctr_run_and_exec(tmp_path: Path) -> None:
+    containerd = Containerd(microruntime.command(tmp_path))
+    try:
+        done = containerd.run("a", "sh", "-c", "cat /proc/sys/kernel/osrelease; exit 4", options=("--rm",))
+        assert done.returncode == 4 and done.stdout.strip() not in ("", os.uname().release), done
+        done = containerd.run("b", "sleep", "1000", options=("--detach",))
+        assert done.returncode == 0, done
+        assert containerd.ok("tasks", "exec", "--exec-id", "e", "b", "echo", "in") == "in\n"
+        containerd.remove("b")
+    finally:
+        left = containerd.close()
+    assert left == []
