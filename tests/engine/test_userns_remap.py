@@ -122,6 +122,12 @@ def test_volumes_binds_and_ways_to_share(house: House, tmp_path: Path) -> None:
     assert next(house.root.glob("volumes/vol/**/x")).stat().st_uid == 8
     again = ("run", "--rm", "--userns=host", "-v", "vol:/v", IMAGE, "stat", "-c", "%u", "/v/x")
     assert run(house, *again) == "8\n"
+    run(house, "run", "--rm", "-v", "vol:/v", IMAGE, "sh", "-c", "mkdir /v/part; echo 1 > /v/part/one")
+    part = "type=volume,src=vol,dst=/part,volume-subpath=part"
+    script = "stat -c %u /part/one; echo 2 > /part/two; stat -c %u /image/bin/busybox"
+    seen = run(house, "run", "--rm", "--mount", part, "--mount", f"type=image,src={IMAGE},dst=/image",
+               IMAGE, "sh", "-c", script)  # fmt: skip
+    assert seen.split() == ["0", "65534"]  # an image's files are nobody's
     run(house, "run", "-d", "--name", "box", "--ipc", "shareable", IMAGE, "sleep", "600")
     script = "echo y > /dev/shm/y && stat -c %u /dev/shm/y && ip addr show eth0 | grep -c 'inet '; ps"
     words = [f"--{kind}=container:box" for kind in ("network", "ipc", "pid")]

@@ -370,8 +370,10 @@ def prepare(
     )
     if users is not None:
         path = remap.joined(settings, config, peers, netns)
-        ours = (f"{settings.root}/volumes", f"{settings.root}/containers")
-        remap.apply(document, users, path, ours)
+        ours = (f"{settings.root}/volumes/", f"{settings.root}/containers/", f"{settings.run}/staged/")
+        binds = [mount["source"] for mount in document["mounts"] if mount["type"] == "bind"]
+        mapped = {source for source in binds if source.startswith(ours) and not _is_overlay(source)}
+        remap.apply(document, users, path, mapped)
     if config.device_requests:
         cdi.apply(document, cdi.Catalog(settings.cdi_spec_dirs).edits(cdi.names(config.device_requests)))
     slot = world.roster.get(container.id)
@@ -392,6 +394,15 @@ def _default_sysctls(container: Container, remapped: bool) -> dict[str, str]:
     if reference_network(container):
         return {}
     return {k: v for k, v in defaults.SYSCTLS.items() if not (remapped and k == "net.ipv4.ping_group_range")}
+
+
+def _is_overlay(path: str) -> bool:
+    """Is it an image's files? The kernel maps no owners in a mount of an overlay, only in its layers."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return mounts.filesystem_type(fd) == mounts.OVERLAYFS_SUPER_MAGIC
+    finally:
+        os.close(fd)
 
 
 def reference_network(container: Container) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import grp
 import pwd
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nagaya.engine.model import Container, ContainerConfig
@@ -137,13 +137,13 @@ def outside(given: Sequence[Range], number: int) -> int:
     raise InvalidArgument(f"the container's user namespace has no id {number}")
 
 
-def apply(document: dict[str, Any], given: Remap, path: str, ours: Sequence[str]) -> None:
-    """Put a container's config.json into a user namespace, that at `path` or a new one. ours: directories
-    whose files have the owners that they have inside."""
+def apply(document: dict[str, Any], given: Remap, path: str, ours: Collection[str]) -> None:
+    """Put a container's config.json into a user namespace, that at `path` or a new one. ours: sources of
+    mounts whose files have the owners that they have inside."""
     found = mappings(given)
     user = {"type": "user", "path": path} if path else {"type": "user"}
     document["linux"]["namespaces"].append(user)
     document["linux"] |= found
     for mount in document["mounts"]:
-        if mount["type"] == "bind" and mount["source"].startswith(tuple(f"{place}/" for place in ours)):
+        if mount["type"] == "bind" and mount["source"] in ours:
             mount |= found
