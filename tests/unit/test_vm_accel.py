@@ -23,3 +23,17 @@ def test_the_clock_is_told_where_it_cannot_be_found_out() -> None:
     assert {"tsc_early_khz=2596144", "lpj=5192288", "tsc=reliable", "no_timer_check", "more"} <= set(line)
     assert "tsc" not in accel.cmdline("kvm", cpuinfo=CPUINFO % b"vmx")
     assert "tsc" not in accel.cmdline("tcg", cpuinfo=b"cpu MHz : what\n")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "khz"),
+    [
+        (b"model name : X CPU @ 2.60GHz\nflags : fpu\ncpu MHz : 800.1\n", 2_600_000),
+        (b"model name : X CPU @ 2.60GHz\nflags : hypervisor\ncpu MHz : 2593.9\n", 2_593_900),
+        (b"model name : EPYC\ncpu MHz : 3400.5\n\ncpu MHz : 1.0\n", 3_400_500),
+        (b"model name : X @ fastGHz\n", 0),
+        (b"", 0),
+    ],
+)
+def test_the_speed_of_the_counter(cpuinfo: bytes, khz: int) -> None:
+    assert accel.tsc_khz(cpuinfo) == khz

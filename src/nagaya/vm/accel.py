@@ -40,16 +40,24 @@ def here() -> str:
 def tsc_khz(cpuinfo: bytes) -> int:
     """The speed of the host's time stamp counter, which an emulated guest sees; 0 where it is not told.
 
-    "cpu MHz" is that of the first processor at this moment; only what the host's own kernel calibrated
-    is right, and with a constant TSC at its base clock the two are the same within a percent.
+    A guest's processor tells it as its clock. A real one tells its clock of this moment, and counts at the
+    nominal one, which Intel's have in their names: "... CPU @ 2.60GHz".
     """
+    told: dict[bytes, bytes] = {}
     for line in cpuinfo.split(b"\n"):
-        if line.startswith(b"cpu MHz"):
-            try:
-                return int(float(line.partition(b":")[2]) * 1000)
-            except ValueError:
-                return 0
-    return 0
+        name, _, value = line.partition(b":")
+        told.setdefault(name.strip(), value.strip())
+    named = told.get(b"model name", b"").rpartition(b" @ ")[2]
+    if named.endswith(b"GHz") and b"hypervisor" not in told.get(b"flags", b"").split():
+        return _number(named[:-3], 1_000_000)
+    return _number(told.get(b"cpu MHz", b""), 1000)
+
+
+def _number(text: bytes, factor: int) -> int:
+    try:
+        return round(float(text) * factor)
+    except ValueError:
+        return 0
 
 
 def clock_words(accel: str, *, cpuinfo: bytes | None = None) -> str:
