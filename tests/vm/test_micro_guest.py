@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,6 +188,29 @@ def test_nothing_is_left_open(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="nonesuch"):
         qemu.launch(machine, confined=Confinement())
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+_PARENT = """
+import sys, time
+sys.path += sys.argv[1:]
+import microvm
+from nagaya.vm import qemu
+from nagaya.vm.confine import Confinement
+print(qemu.launch(microvm.machine(), confined=Confinement()).pid, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_machine_ends_with_who_started_it() -> None:
+    words = [sys.executable, "-c", _PARENT, str(Path(__file__).parents[1] / "support")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        machine = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+    try:
+        assert select.select([machine], [], [], microvm.PATIENCE)[0], "QEMU runs on"
+    finally:
+        os.close(machine)
 
 
 def test_a_broken_machine_says_why(tmp_path: Path) -> None:
