@@ -356,3 +356,20 @@ def test_what_was_written_is_there_for_who_attaches_late(
         container.wait()
         assert container.attach(logs=True) in right
         container.remove()
+
+
+def test_who_asks_at_once_sees_what_a_short_program_said(client: docker.DockerClient) -> None:
+    """A start and its log, without a wait between: dockerd's start is so slow that this works."""
+    for _ in range(10):
+        container = client.containers.create(IMAGE, ["ls", "-a", "/etc"], **NONE)
+        container.start()
+        assert b"passwd" in container.logs()
+        container.remove(force=True)
+
+
+def test_an_image_knows_what_it_was_committed_from(client: docker.DockerClient) -> None:
+    container = client.containers.create(IMAGE, ["true"], **NONE)
+    made = container.commit("committed")
+    assert made.attrs["Parent"] == client.images.get(IMAGE).id
+    container.remove()
+    client.images.remove("committed")

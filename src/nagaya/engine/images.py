@@ -300,6 +300,7 @@ class Images:
             variant=image.document.variant or "",
             config=document,
             layers=image.document.diff_ids,
+            parent=image.parent,
         )
 
 

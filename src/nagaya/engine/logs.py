@@ -267,6 +267,18 @@ class _Files:
             self._closed = True
 
 
+_YOUNG = 100_000_000  # nanoseconds
+
+
+async def _grown(container: Callable[[], Container | None]) -> None:
+    """A start of dockerd takes so long that a short program has said all when it returns, and people count
+    on that: who asks at once waits until the container has ended, or has lived for a tenth of a second."""
+    while (now := container()) is not None and now.state == "running":
+        if time.time_ns() - now.started > _YOUNG:
+            return
+        await asyncio.sleep(0.005)
+
+
 async def read(
     world: World,
     container: Callable[[], Container | None],
@@ -283,6 +295,8 @@ async def read(
     first = container()
     if first is None or not first.log_path:
         return
+    if not follow:
+        await _grown(container)
     streams = {name for name, wanted in (("stdout", stdout), ("stderr", stderr)) if wanted}
     clock = _Clock()
 

@@ -24,6 +24,7 @@ class ImageRow(msgspec.Struct, frozen=True):
     layers: tuple[str, ...]  # diff ids, bottom first, as rootfs.diff_ids has them
     blobs: tuple[str, ...]  # digests of all content it keeps alive: index, manifest, config, layers
     stored: int  # when it came here, nanoseconds since the epoch
+    parent: str = ""  # the image that it was committed from a container of
 
 
 class NameRow(msgspec.Struct, frozen=True):

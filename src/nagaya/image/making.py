@@ -64,7 +64,7 @@ def commit(
         upper = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             archive = members.joined(diff.archive(upper, ours, check))
-            return _make(shelf, archive, old, below, recipe, name, lease, check)
+            return _make(shelf, archive, old, below, recipe, name, lease, check, parent=base)
         finally:
             os.close(upper)
 
@@ -116,6 +116,7 @@ def _make(
     name: str,
     lease: Callable[[Iterable[str]], None],
     check: Check,
+    parent: str = "",
 ) -> str:
     stack = below.layers
     docker = below.media_type == manifests.DOCKER_MANIFEST
@@ -139,7 +140,7 @@ def _make(
     shelf.content.put(config, image_id)
     shelf.content.put(manifest, top)
     blobs = tuple(dict.fromkeys((top, image_id, *(layer.digest for layer in stack))))
-    shelf.put_image(image_id, top, diff_ids, blobs, [name] if name else [])
+    shelf.put_image(image_id, top, diff_ids, blobs, [name] if name else [], parent)
     return image_id
 
 

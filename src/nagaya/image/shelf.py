@@ -59,12 +59,15 @@ class Shelf:
         diff_ids: Sequence[str],
         blobs: Sequence[str],
         names: Sequence[str],
+        parent: str = "",
     ) -> bool:
         """The image is completely here, under these canonical names, too; does one of them mean
         something new? Its blobs and layers must be leased."""
         with self.mutex:
             newer = any(self.image_of(name) != image_id for name in names)
-            row = ImageRow(image_id, manifest, tuple(diff_ids), tuple(blobs), time.time_ns())
+            if not parent and (known := self.catalog.image(image_id)) is not None:
+                parent = known.parent
+            row = ImageRow(image_id, manifest, tuple(diff_ids), tuple(blobs), time.time_ns(), parent)
             self.catalog.put_image(row, [NameRow(name, image_id) for name in names])
         return newer
 

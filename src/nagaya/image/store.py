@@ -50,6 +50,7 @@ class Image(msgspec.Struct, frozen=True):
     document: ImageConfig
     size: int  # bytes of the files of all its layers
     stored: int  # nanoseconds since the epoch
+    parent: str  # the image that it was committed from, "" when there is none any more
 
     @property
     def config(self) -> ContainerDefaults | None:
@@ -513,7 +514,8 @@ class ImageStore:
                 self._documents.clear()
             self._documents[row.id] = document
         size = sum(self._layer_size(d) for d in row.layers)
-        return Image(row.id, row.manifest, tuple(names), document, size, row.stored)
+        parent = row.parent if row.parent and self._catalog.image(row.parent) is not None else ""
+        return Image(row.id, row.manifest, tuple(names), document, size, row.stored, parent)
 
     def _layer_size(self, diff_id: str) -> int:
         row = self._snapshots.layer(diff_id)
