@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import vmm
+from firecracker_api import OPERATIONS
 from vmm import Vmm
 
 from nagaya.vm import assets, kernel, making
@@ -494,3 +496,44 @@ def test_power_button(place: Path, initrd: Path) -> None:
             return machine.shell("head -c 24 /run/keys | od -An -tu2 -j16").split() == ["1", "116", "1", "0"]
 
         wait_for(pressed, "the key")
+
+
+ODD: list[Any] = [None, True, 0, -1, 2**63, 1.5, "", "a", "/dev/null", "x" * 300, [], {}, [{}], ["eth0"]]
+
+
+def mutated(chance: random.Random, body: dict[str, Any], path: str) -> dict[str, Any]:
+    result = dict(body)
+    for key in body:
+        what = chance.random()
+        if what < 0.12:
+            result[key] = chance.choice(ODD)
+        elif what < 0.2:
+            del result[key]
+        elif key == "path_on_host":
+            result[key] = path
+    return result
+
+
+def test_no_requests_end_it(place: Path) -> None:
+    """Whatever is asked for, before and after the start: an answer, at worst that of a client's fault."""
+    chance = random.Random(7)
+    argv = ["unshare", "--net", str(vmm.LAUNCHER), "--api-sock", str(place / "api.sock")]
+    path = disk(place / "disk", b"")
+    statuses = set()
+    with Vmm(place / "a", argv=argv, api=str(place / "api.sock")) as machine:
+        for number in range(400):
+            method, where, body, _, action = chance.choice(OPERATIONS)
+            if where in ("/logger", "/snapshot/load") or (action == "start" and number < 100):
+                continue
+            if number % 100 == 50:
+                # a kernel that has no root panics, and shall stay
+                body = {"kernel_image_path": assets.find().kernel, "boot_args": "panic=0"}
+                method, where = "PUT", "/boot-source"
+            elif isinstance(body, dict) and action != "start":
+                body = mutated(chance, body, path)
+            status, answer, _ = machine.request(method, where, body)
+            assert status in (200, 204, 400, 413), (method, where, body, answer)
+            statuses.add((status, machine.get("/")["state"]))
+        assert machine.process.poll() is None, machine.stderr()
+    assert {(204, "Not started"), (400, "Not started"), (400, "Running")} <= statuses
+    assert machine.stderr() == ""
