@@ -82,7 +82,9 @@ def test_the_last_that_matches_decides() -> None:
     found = rules("*\n!docs\ndocs/*.tmp\n!docs/keep.tmp\n")
     expected = {"a": True, "docs": False, "docs/x": False, "docs/x.tmp": True, "docs/keep.tmp": False}
     assert {path: found.excludes(path) for path in expected} == expected
-    assert rules("a\n!a/b\na").excludes("a/b")
+    assert rules("a\n!a/b\na/*").excludes("a/b")
+    # as Docker has it: what was not excluded is not taken back, nor what lies in it
+    assert rules("**/x\n!d").excludes("d/x") and not rules("**/x\nd\n!d").excludes("d/x")
     assert not rules("!a").excludes("a")
 
 

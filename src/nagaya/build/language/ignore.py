@@ -50,11 +50,15 @@ class Rules:
 
     def excludes(self, path: str) -> bool:
         """Does the last pattern that matches the path, or a directory above it, exclude it?"""
-        hits = self._hits(path)
-        for number in range(len(self.rules) - 1, -1, -1):
-            if hits >> number & 1:
-                return not self.rules[number].back
-        return False
+        above, _, _ = path.rpartition("/")
+        if above not in self._directories:
+            names = above.split("/")
+            for depth in range(1, len(names) + 1):
+                directory = "/".join(names[:depth])
+                if directory not in self._directories:
+                    parent = directory.rpartition("/")[0]
+                    self._directories[directory] = self._judge(directory, self._directories[parent])[0]
+        return self._judge(path, self._directories[above])[1]
 
     def prunes(self, directory: str) -> bool:
         """Is the directory excluded, and nothing below it can be taken back: need it not be read?"""
@@ -65,20 +69,19 @@ class Rules:
             rule.back and rule.fixed[: len(names)] == tuple(names[: len(rule.fixed)]) for rule in self.rules
         )
 
-    def _hits(self, path: str) -> int:
-        """The rules that match the path or a directory above it, one bit each."""
-        above, _, _ = path.rpartition("/")
-        if above not in self._directories:
-            names = above.split("/")
-            for depth in range(1, len(names) + 1):
-                directory = "/".join(names[:depth])
-                if directory not in self._directories:
-                    parent = directory.rpartition("/")[0]
-                    self._directories[directory] = self._directories[parent] | self._own(directory)
-        return self._directories[above] | self._own(path)
+    def _judge(self, path: str, above: int) -> tuple[int, bool]:
+        """(the rules that hit it, one bit each, is it excluded); above: those that hit its directory.
 
-    def _own(self, path: str) -> int:
-        return sum(1 << number for number, rule in enumerate(self.rules) if rule.matches(path))
+        A rule that would change nothing is not asked, and so does not hit what lies below, either: `!d` after
+        a pattern that does not match d takes back nothing in it. Docker's clients and BuildKit do it so.
+        """
+        hits, out = 0, False
+        for number, rule in enumerate(self.rules):
+            hit = bool(above >> number & 1) or (rule.back == out and rule.matches(path))
+            if hit:
+                hits |= 1 << number
+                out = not rule.back
+        return hits, out
 
 
 def read(data: bytes) -> list[str]:
