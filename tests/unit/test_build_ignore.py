@@ -115,7 +115,7 @@ def test_a_hostile_pattern_takes_no_longer_than_another(pattern: str) -> None:
     started = time.process_time()
     for path in ("a" * 250, "a/" * 120 + "a", ("a" * 60 + "/") * 60 + "a"):
         found.excludes(path)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 20  # by trying again it would be years
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_a_hostile_pattern_takes_no_longer_than_another(how: str) -> None:
     pattern = "*a" * 15 + "*b"
     started = time.process_time()
     Lexer({"a": "a" * 400}).word("${a" + how + pattern + ("/x}" if "/" in how else "}"))
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 20  # by trying again it would be years
 
 
 WORDS = st.text("ab\n", max_size=8)
