@@ -100,6 +100,15 @@ def test_a_dockerfile_that_is_none(house: House, tmp_path: Path) -> None:
     assert work_left(house) == []
 
 
+def test_from_scratch_and_nothing(house: House, tmp_path: Path) -> None:
+    nothing = build(house, tmp_path, {"Dockerfile": "FROM scratch\n"}, ok=False)
+    assert "No image was generated. Is your Dockerfile empty?" in nothing.stderr
+    build(house, tmp_path, {"Dockerfile": "FROM scratch\nLABEL a=b\n"}, "-t", "labels")
+    assert config(house, "labels")["Labels"] == {"a": "b"}
+    build(house, tmp_path, {"Dockerfile": "FROM scratch\nWORKDIR /made\n"}, "-t", "made")
+    assert json.loads(house.docker("image", "inspect", "made").stdout)[0]["RootFS"]["Layers"]
+
+
 def test_stages_and_targets(house: House, tmp_path: Path) -> None:
     lines = """ARG BASE=nagaya/busybox
 FROM $BASE AS one

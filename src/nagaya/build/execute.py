@@ -88,7 +88,12 @@ class Build:
         )
         state: State | None = None
         try:
-            state = await self._all(dockerfile, arguments)
+            found = await self._all(dockerfile, arguments)
+            if not found.layers and not found.document.get("history"):
+                raise InvalidArgument(
+                    "No image was generated. Is your Dockerfile empty?", subject="dockerfile"
+                )
+            state = found
             names = tuple(reference.parse_tagged(name).canonical for name in self.request.names)
             image = await self.cache.finish(state, names)
             self.workshop.tell_tagged(image, names)
