@@ -76,7 +76,7 @@ def load(shelf: Shelf, pieces: Iterable[bytes], report: Report, check: Check) ->
                 wanted.setdefault(digest, set()).add(diff_id)
         together(
             [partial(_layer, shelf, incoming, *one, report) for one in wanted.items()],
-            shelf.config.unpacks,
+            shelf.config.downloads + shelf.config.unpacks,  # some wait for the disk
             "nagaya-load",
             check,
         )

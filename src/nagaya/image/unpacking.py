@@ -11,7 +11,7 @@ from nagaya.errors import DataLoss
 from nagaya.image import layers, streams
 from nagaya.image.catalog import Catalog, LayerRow
 from nagaya.image.content import ContentStore
-from nagaya.image.layers import Limits
+from nagaya.image.layers import Limits, Unpacked
 from nagaya.image.snapshots import Snapshots
 from nagaya.oci import digest as digests
 
@@ -56,32 +56,36 @@ class Unpacking:
         check is called while waiting for a place and now and then; it may raise to stop. Raises what
         `layers.unpack` does, DataLoss when the files are not those of diff_id.
         """
-        with slot(self._places, check):
-            self._layer(blob, diff_id, check, known)
-
-    def _layer(self, blob: Iterable[bytes], diff_id: str, check: Callable[[], None], known: bool) -> None:
         name, home = self._snapshots.new_layer()
         committed = False
         try:
-            seen = digests.hasher(diff_id)
-            with streams.Ahead(streams.pieces(blob)) as pieces:
-                bounded = streams.limited(pieces, self._limits.size)
-                if not known:
-                    bounded = streams.hashed(bounded, seen.update)
-                unpacked = layers.unpack(bounded, home, self._limits, check)
-            actual = f"{digests.parse(diff_id)[0]}:{seen.hexdigest()}"
-            if not known and actual != diff_id:
-                raise DataLoss(
-                    f"the layer's diff id is {actual}, the configuration says {diff_id}",
-                    subject=diff_id,
-                    step="unpack layer",
-                )
+            with slot(self._places, check):
+                unpacked = self._unpack(blob, home, diff_id, check, known)
+            # the disk may be busy with what others write: meanwhile the next layer is unpacked
             row = LayerRow(diff_id, name, unpacked.size, unpacked.entries)
             committed = self._commit(row, home, unpacked.opaque_root)
         finally:
             os.close(home)
             if not committed:
                 self._snapshots.drop_layer(name)
+
+    def _unpack(
+        self, blob: Iterable[bytes], home: int, diff_id: str, check: Callable[[], None], known: bool
+    ) -> Unpacked:
+        seen = digests.hasher(diff_id)
+        with streams.Ahead(streams.pieces(blob)) as pieces:
+            bounded = streams.limited(pieces, self._limits.size)
+            if not known:
+                bounded = streams.hashed(bounded, seen.update)
+            unpacked = layers.unpack(bounded, home, self._limits, check)
+        actual = f"{digests.parse(diff_id)[0]}:{seen.hexdigest()}"
+        if not known and actual != diff_id:
+            raise DataLoss(
+                f"the layer's diff id is {actual}, the configuration says {diff_id}",
+                subject=diff_id,
+                step="unpack layer",
+            )
+        return unpacked
 
     def _commit(self, row: LayerRow, home: int, opaque: bool) -> bool:
         """False when another blob with the same files was quicker."""
