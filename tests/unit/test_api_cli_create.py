@@ -36,6 +36,9 @@ class Recorder:
         self.request = request
         return Created("f" * 64)
 
+    def info(self) -> dict[str, object]:
+        return {}
+
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Iterator[tuple[Recorder, str]]:
