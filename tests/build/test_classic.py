@@ -87,6 +87,13 @@ def test_a_failed_command_says_so_and_what_came_before_is_kept(house: House, tmp
     assert work_left(house) == [] and house.leaks() == []
 
 
+def test_a_quiet_build_that_fails_tells_all(house: House, tmp_path: Path) -> None:
+    failed = build(
+        house, tmp_path, {"Dockerfile": "FROM nagaya/busybox\nRUN echo why; exit 4\n"}, "-q", ok=False
+    )
+    assert failed.returncode == 4 and "\nwhy\n" in failed.stderr and failed.stdout == ""
+
+
 def test_a_dockerfile_that_is_none(house: House, tmp_path: Path) -> None:
     wrong = build(house, tmp_path, {"Dockerfile": "FROM nagaya/busybox\nFOO bar\n"}, ok=False)
     assert "unknown instruction: FOO" in wrong.stderr

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import binascii
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -28,11 +29,12 @@ from nagaya.build.run import CommandFailed
 from nagaya.build.service import Builds, CacheRecord
 from nagaya.engine.model import RegistryAuth, Resources
 from nagaya.engine.service import EngineService
-from nagaya.errors import InvalidArgument, Unimplemented
+from nagaya.errors import InvalidArgument, NagayaError, Unimplemented
 from nagaya.oci import digest as digests
 from nagaya.oci import reference
 
 Json = dict[str, Any]
+_UNSAID = 1000  # pieces of output that a quiet build shows when it fails
 _GIT = ("git://", "git@", "github.com/")
 
 
@@ -55,10 +57,17 @@ async def build(engine: EngineService, request: Request) -> Answer:
     quiet = request.flag("q")
 
     async def items() -> AsyncIterator[bytes]:
+        unsaid: deque[str] = deque(maxlen=_UNSAID)
         try:
             async for item in said:
+                if quiet:
+                    unsaid.append(item.text)
                 for document in _documents(item, wanted, quiet):
                     yield json_line(document)
+        except NagayaError:
+            if any(unsaid):  # who wanted silence wants to know now
+                yield json_line({"stream": "".join(unsaid)})
+            raise
         finally:
             await said.aclose()
 
