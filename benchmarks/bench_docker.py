@@ -43,7 +43,7 @@ class Daemon:
             raise Failed("its daemon does not run")
         self.base, self.socket, self.image = base, socket, image
         self.client = Client(socket)
-        self.env = {"DOCKER_HOST": f"unix://{socket}", "DOCKER_CONFIG": str(base)}
+        self.env = {"DOCKER_HOST": f"unix://{socket}", "DOCKER_CONFIG": str(base), "DOCKER_BUILDKIT": "0"}
 
     def docker(self, *words: str) -> Command:
         """A docker command line as a run."""
@@ -62,6 +62,23 @@ class Daemon:
     def remove(self, container: str) -> None:
         """Remove it, whatever it does. Raises Failed."""
         self.client.request("DELETE", f"{_V}/containers/{container}?force=1")
+
+
+def begin(base: Path, daemons: Daemons, archive: Path) -> dict[str, Daemon]:
+    """Start nagayad and dockerd, and give dockerd the image; who does not start is left out with a line."""
+    found: dict[str, Daemon] = {}
+    for name, start_it in (("nagayad", daemons.start_nagaya), ("", daemons.start_containerd),
+                           ("dockerd", daemons.start_dockerd)):  # fmt: skip
+        try:
+            start_it()
+            if name:
+                path = daemons.nagaya if name == "nagayad" else daemons.dockerd
+                found[name] = Daemon(base, path, OUR_IMAGE if name == "nagayad" else IMAGE)
+        except Failed as failed:
+            say(str(failed))
+    if "dockerd" in found:
+        found["dockerd"].docker("load", "-i", str(archive))()
+    return found
 
 
 def verbs(base: Path, archive: Path, daemons: dict[str, Daemon]) -> Iterator[Contest]:
@@ -318,18 +335,7 @@ def compete(base: Path, rounds: int, chosen: Sequence[str]) -> list[dict[str, An
     few = max(2, rounds // 5)
     try:
         archive = stage.archive(base, stage.rootfs(base))
-        found: dict[str, Daemon] = {}
-        for name, begin in (("nagayad", daemons.start_nagaya), ("", daemons.start_containerd),
-                            ("dockerd", daemons.start_dockerd)):  # fmt: skip
-            try:
-                begin()
-                if name:
-                    path = daemons.nagaya if name == "nagayad" else daemons.dockerd
-                    found[name] = Daemon(base, path, OUR_IMAGE if name == "nagayad" else IMAGE)
-            except Failed as failed:
-                say(str(failed))
-        if "dockerd" in found:
-            found["dockerd"].docker("load", "-i", str(archive))()
+        found = begin(base, daemons, archive)
         if "verbs" in chosen:
             for contest in verbs(base, archive, found):
                 say(contest.title)

@@ -238,6 +238,7 @@ def archive(base: Path, root: Path, command: Sequence[str] = ("sh",)) -> Path:
         "os": "linux",
         "config": {"Env": ["PATH=/bin"], "Cmd": list(command)},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+        "history": [{"created_by": "busybox"}],  # buildah builds on no image without
     }
     manifest = [{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]
     path = base / "image.tar"
