@@ -195,6 +195,8 @@ class Command:
         self._argv = argv
         self._env = {"PATH": os.environ["PATH"], "HOME": str(base), **(env or {})}
         self._log = base / "command.log"
+        self._input = base / "empty"  # not the null device: runsc gives its stdin to nobody
+        self._input.touch()
         self._count = 0
 
     def __call__(self) -> None:
@@ -203,7 +205,7 @@ class Command:
         argv = [word.replace("{n}", str(self._count)) for word in self._argv]
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         actions = [
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 0, str(self._input), os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(self._log), flags, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -38,6 +39,8 @@ def test_a_life_in_a_sandbox(house: House) -> None:
     assert done.returncode == 3, (done, house.tail())
     assert done.stdout.split() == [b"1", b"inside", b"in"] and done.stderr == b"err\n"
     assert run(house, "run", "--rm", "-v", "vol:/v", IMAGE, "cat", "/v/out") == "out\n"
+    # runsc gives its stdin away, which must not be the host's device
+    assert os.stat("/dev/null").st_uid == 0
 
 
 def test_exec_logs_restart_and_stop(house: House) -> None:

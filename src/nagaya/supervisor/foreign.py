@@ -84,11 +84,22 @@ def _mount(wanted: dict[str, Any]) -> None:
         os.close(tree)
 
 
+def _own(fd: int) -> int:
+    """A duplicate; of the host's null device the end of an empty pipe: runsc gives its stdin to nobody, by
+    fchown(2), and that would be the device itself."""
+    info = os.fstat(fd)
+    if info.st_mode & 0o170000 != 0o020000 or info.st_rdev != os.makedev(1, 3):
+        return os.dup(fd)
+    reader, writer = os.pipe()
+    os.close(writer)
+    return reader
+
+
 def _execute(argv: list[str], request: dict[str, Any], stdio: tuple[int, int, int]) -> None:
     """In the child; never returns."""
     try:
         # Duplicates first: one of stdio may lie where another belongs.
-        high = [os.dup(fd) for fd in stdio]
+        high = [_own(fd) for fd in stdio]
         for number, fd in enumerate(high):
             os.dup2(fd, number)
         namespaces.close_range(3)
