@@ -20,7 +20,8 @@ IMAGE = "nagaya/busybox"
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    config = f'[runtimes]\nrunsc = "{shutil.which("runsc")} --platform=ptrace --network=host"\n'
+    words = f"{shutil.which('runsc')} --platform=ptrace --network="
+    config = f'[runtimes]\nrunsc = "{words}host"\nalone = "{words}none"\n'
     with House(config=config) as made:
         yield made
 
@@ -39,7 +40,11 @@ def test_a_life_in_a_sandbox(house: House) -> None:
     assert done.returncode == 3, (done, house.tail())
     assert done.stdout.split() == [b"1", b"inside", b"in"] and done.stderr == b"err\n"
     assert run(house, "run", "--rm", "-v", "vol:/v", IMAGE, "cat", "/v/out") == "out\n"
-    # runsc gives its stdin away, which must not be the host's device
+
+
+def test_the_hosts_null_device_stays_roots(house: House) -> None:
+    """A sandbox without the host's network is nobody's, and so is what its stdin was: runsc sees to it."""
+    assert run(house, "run", "--rm", "--runtime", "alone", IMAGE, "cat") == ""
     assert os.stat("/dev/null").st_uid == 0
 
 
