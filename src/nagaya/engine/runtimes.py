@@ -257,9 +257,11 @@ class Foreign:
         return {}
 
     async def delete(self, container_id: str) -> None:
-        if await self._world.job(_has_state, self._state, container_id):
-            await self._call(["delete", "--force", container_id])
-        await self._world.job(unmount, f"{self._world.settings.container_dir(container_id)}/rootfs")
+        try:
+            if await self._world.job(_has_state, self._state, container_id):
+                await self._call(["delete", "--force", container_id])
+        finally:  # also when the runtime cannot: the container's directory could not go, either
+            await self._world.job(unmount, f"{self._world.settings.container_dir(container_id)}/rootfs")
 
     async def _make(
         self,

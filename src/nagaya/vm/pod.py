@@ -94,6 +94,10 @@ def _main(place: Place, directory: str, end: channel.Channel) -> NoReturn:
     """The monitor: nobody's child, for its containers' processes come and go."""
 
     def body() -> int:
+        # first: a fork that was made before we are in the machine's cgroup would stay in a container's, which
+        # could then not be removed
+        if end.receive() is None:
+            return 1
         if os.fork():
             os._exit(0)
         process.set_name("nagaya-vm-pod")
@@ -106,9 +110,6 @@ def _main(place: Place, directory: str, end: channel.Channel) -> NoReturn:
 
 
 def _serve(place: Place, directory: str, end: channel.Channel) -> int:
-    received = end.receive()
-    if received is None:
-        return 1
     signals = process.signalfd([1, 2, 3, 15])  # a pod ends with its containers
     path = first.enter_network(place.wish.spec)
     loop = Loop()
