@@ -25,6 +25,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpclib import GRPCError
 from grpclib.client import Channel, UnaryUnaryMethod
 
+import measure
 import stage
 from measure import Failed
 from nagaya.api.cri import runtime_pb2 as cri
@@ -219,29 +220,11 @@ def result(title: str, nodes: Sequence[Node], values: Sequence[Sequence[float]],
         if node.failure or not value:
             rows.append({"peer": node.name, "left_out": node.failure or "nothing was measured"})
             continue
-        row: dict[str, Any] = {"peer": node.name, unit: round(value, 2)}
+        row: dict[str, Any] = {"peer": node.name, "value": round(value, 2)}
         if node is not nodes[-1] and middle[-1] and not nodes[-1].failure:
-            row["over_theirs"] = round(value / middle[-1], 3)
+            row["ours_over_theirs"] = round(value / middle[-1], 3)
         rows.append(row)
     return {"title": title, "unit": unit, "rows": rows}
-
-
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """The results as one Markdown table; what was left out is said below it."""
-    names = list(dict.fromkeys(row["peer"] for found in results for row in found["rows"]))
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
-    notes: dict[str, None] = {}
-    for found in results:
-        cells = dict.fromkeys(names, "")
-        for row in found["rows"]:
-            if "left_out" in row:
-                notes[f"Left out: {row['peer']}: {row['left_out']}"] = None
-                continue
-            cells[row["peer"]] = f"{row[found['unit']]:.1f}"
-            if "over_theirs" in row:
-                cells[row["peer"]] += f" ({row['over_theirs']:.2f})"
-        lines.append(f"| {found['title']} | {' | '.join(cells.values())} |")
-    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 async def play(nodes: Sequence[Node], rounds: int, together: int) -> list[dict[str, Any]]:
@@ -366,7 +349,7 @@ def main() -> int:
     options = parser.parse_args()
     base = stage.enter()
     about = stage.machine()
-    return stage.publish("cri", asyncio.run(compete(base, options)), about, options, table)
+    return stage.publish("cri", asyncio.run(compete(base, options)), about, options, measure.matrix)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fakeregistry import quick
-from killsteps import Victims, enumerate_steps
-
-from nagaya.engine.catalog import LedgerCatalog
-from nagaya.engine.ledger import Ledger
-from nagaya.image.store import ImageStore
+from killsteps import Victims, enumerate_steps, recovered
 
 pytestmark = pytest.mark.root
 
@@ -31,11 +26,7 @@ def kill_at(victims: Victims, number: int, root: Path, given: Path) -> bool | No
     if ended == 0:
         return None
     assert ended == -signal.SIGKILL, number
-    ledger = Ledger(f"{root}/ledger.db")
-    try:
-        catalog = LedgerCatalog(ledger)
-        store = ImageStore(str(root), catalog, quick())
-        store.recover()
+    with recovered(root) as (catalog, store):
         listed, steps = store.list(), catalog.steps()
         assert (len(listed), len(steps), len(catalog.layers())) in ((0, 0, 0), (1, 2, 2)), number
         # two documents and two blobs, two layers
@@ -45,19 +36,12 @@ def kill_at(victims: Victims, number: int, root: Path, given: Path) -> bool | No
         if listed:
             lower = store.files_of(listed[0].id)
             assert [sorted(p.name for p in Path(d).iterdir()) for d in lower] == [["1"], ["0"]]
-    finally:
-        ledger.close()
     assert victims("build", root, given, 0) in (-signal.SIGKILL, 0)
-    ledger = Ledger(f"{root}/ledger.db")
-    try:
-        store = ImageStore(str(root), LedgerCatalog(ledger), quick())
-        store.recover()
+    with recovered(root) as (_, store):
         assert len(store.list()) == 1 and len(files(root)) == 6, (number, files(root))
         store.remove("built:1", ())
         store.builds.prune(lambda records: records)
         assert files(root) == [], number
-    finally:
-        ledger.close()
     subprocess.run(["rm", "-rf", str(root)], check=True)
     return bool(listed)
 

@@ -18,7 +18,7 @@ from fakeregistry import quick
 from house import House, python_main
 from images import Registry, busybox_layers, write_layout
 from imagetrees import free_port, mounted, sample, survey
-from killsteps import Victims, enumerate_steps, take_away
+from killsteps import Victims, enumerate_steps, recovered, take_away
 from parcels import config, docker_archive, packed, pieces, saved, sha
 
 from nagaya.engine.catalog import LedgerCatalog
@@ -81,11 +81,7 @@ def kill_at(victims: Victims, number: int, root: Path, name: str, whole: list[ob
     if ended == 0:
         return None
     assert ended == -signal.SIGKILL, number
-    ledger = Ledger(f"{root}/ledger.db")
-    try:
-        catalog = LedgerCatalog(ledger)
-        store = ImageStore(str(root), catalog, quick())
-        store.recover()
+    with recovered(root) as (catalog, store):
         listed = store.list()
         if listed:
             assert len(listed) == 1 and len(listed[0].names) == 2, number
@@ -100,8 +96,6 @@ def kill_at(victims: Victims, number: int, root: Path, name: str, whole: list[ob
         assert len(files(root)) == 8, (number, files(root))
         store.remove(name, ())
         assert files(root) == [], number
-    finally:
-        ledger.close()
     subprocess.run(["rm", "-rf", str(root)], check=True)
     return bool(listed)
 
@@ -128,11 +122,7 @@ def kill_load_at(
     if ended == 0:
         return None
     assert ended == -signal.SIGKILL, number
-    ledger = Ledger(f"{root}/ledger.db")
-    try:
-        catalog = LedgerCatalog(ledger)
-        store = ImageStore(str(root), catalog, quick())
-        store.recover()
+    with recovered(root) as (catalog, store):
         assert list((root / "content/ingest").iterdir()) == [], number
         listed = len(store.list())
         if not listed:
@@ -147,8 +137,6 @@ def kill_load_at(
         for name in ("one:1", "two:1"):
             store.remove(name, ())
         assert files(root) == [], number
-    finally:
-        ledger.close()
     subprocess.run(["rm", "-rf", str(root)], check=True)
     return bool(listed)
 
@@ -180,10 +168,7 @@ def kill_commit_at(victims: Victims, number: int, root: Path, snapshot: str) -> 
     if ended == 0:
         return None
     assert ended == -signal.SIGKILL, number
-    ledger = Ledger(f"{root}/ledger.db")
-    try:
-        store = ImageStore(str(root), LedgerCatalog(ledger), quick())
-        store.recover()
+    with recovered(root) as (_, store):
         assert list((root / "content/ingest").iterdir()) == [], number
         listed = len(store.list())
         # three blobs and a layer for each image, and the snapshot
@@ -193,8 +178,6 @@ def kill_commit_at(victims: Victims, number: int, root: Path, snapshot: str) -> 
         )
         top = store.prepare("look", image.id)["lower"][0]
         assert Path(top, "new").read_text() == "new" and not Path(top, "a").is_file()
-    finally:
-        ledger.close()
     subprocess.run(["rm", "-rf", str(root)], check=True)
     return listed == 2
 
@@ -269,16 +252,11 @@ def test_kill_at_every_step_of_a_push(tmp_path: Path) -> None:
             assert ended == -signal.SIGKILL, number
             there = reading.whole(path, "1")
             assert there in (None, manifest), number
-            ledger = Ledger(f"{root}/ledger.db")
-            try:
-                store = ImageStore(str(root), LedgerCatalog(ledger), quick())
-                store.recover()
+            with recovered(root) as (_, store):
                 assert sorted(files(root)) == before, number
                 store.push(name)
                 assert reading.whole(path, "1") == manifest, number
                 assert len(store.resolve(name).names) == 3, number  # the digest's is new
-            finally:
-                ledger.close()
             subprocess.run(["rm", "-rf", str(root)], check=True)
             return there is not None
 
@@ -312,11 +290,7 @@ def test_kill_at_every_step_of_collecting_garbage(what: str, tmp_path: Path) -> 
         if ended == 0:
             return None
         assert ended == -signal.SIGKILL, number
-        ledger = Ledger(f"{root}/ledger.db")
-        try:
-            catalog = LedgerCatalog(ledger)
-            store = ImageStore(str(root), catalog, quick())
-            store.recover()
+        with recovered(root) as (catalog, store):
             there = len(store.list()) == 2 or catalog.snapshot("box") is not None
             if len(store.list()) == 2:
                 assert trees(root, store, catalog, "one:1") == whole["one:1"] and saved(store, "one:1"), (
@@ -327,8 +301,6 @@ def test_kill_at_every_step_of_collecting_garbage(what: str, tmp_path: Path) -> 
             # of two:1: a manifest, a configuration, two blobs, two layers
             assert len(files(root)) == 6, (number, files(root))
             assert trees(root, store, catalog, "two:1") == whole["two:1"] and saved(store, "two:1"), number
-        finally:
-            ledger.close()
         subprocess.run(["rm", "-rf", str(root)], check=True)
         return there
 

@@ -56,6 +56,19 @@ CHANGES = (
 )
 
 
+@contextmanager
+def recovered(root: Path) -> Iterator[tuple[LedgerCatalog, ImageStore]]:
+    """The store below root as a daemon that starts leaves it."""
+    ledger = Ledger(f"{root}/ledger.db")
+    try:
+        catalog = LedgerCatalog(ledger)
+        store = ImageStore(str(root), catalog, quick())
+        store.recover()
+        yield catalog, store
+    finally:
+        ledger.close()
+
+
 class Steps:
     """Kills at the n-th step: before it, or in the middle of it where it writes data."""
 

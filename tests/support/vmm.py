@@ -78,8 +78,39 @@ def make_initrd(directory: Path) -> Path:
     return made
 
 
-class Vmm:
+class Client:
+    """Who asks a machine's API at the socket `path`."""
+
+    path: str
+    patience = 20.0  # seconds for an answer
+
+    def connect(self) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(self.patience)
+        client.connect(self.path)
+        return client
+
+    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any, Any]:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = self.connect()
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            text = answer.read()
+            return answer.status, json.loads(text) if text else None, answer.headers
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Any:
+        status, body, _ = self.request("GET", path)
+        assert status == 200, body
+        return body
+
+
+class Vmm(Client):
     """One process. Used as a context manager, it is ended, and must have left nothing behind."""
+
+    patience = PATIENCE
 
     def __init__(
         self, directory: Path, *arguments: str, argv: Sequence[str] = (), api: str = "", log: str = ""
@@ -133,24 +164,6 @@ class Vmm:
             ]
         except FileNotFoundError:
             return []
-
-    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any, Any]:
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(PATIENCE)
-        connection.sock.connect(self.path)
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            answer = connection.getresponse()
-            text = answer.read()
-            return answer.status, json.loads(text) if text else None, answer.headers
-        finally:
-            connection.close()
-
-    def get(self, path: str) -> Any:
-        status, body, _ = self.request("GET", path)
-        assert status == 200, body
-        return body
 
     def put(self, path: str, **body: Any) -> None:
         status, answer, _ = self.request("PUT", path, body)

@@ -139,7 +139,7 @@ def test_steps_of_pods_are_compared_with_the_last_stack(tmp_path: Path) -> None:
     nodes[1].failure = "RunPodSandbox: no such network"
     took = bench_cri.result("StopContainer, ms", nodes, [[5, 9, 4], [], [10, 20]], "ms")
     rate = bench_cri.result("pods/s", nodes, [[6], [], [2]], "pods/s")
-    assert bench_cri.table([took, rate]).split("\n") == [
+    assert measure.matrix([took, rate]).split("\n") == [
         "| | ours | gone | theirs |",
         "|---|--:|--:|--:|",
         "| StopContainer, ms | 5.0 (0.33) |  | 15.0 |",

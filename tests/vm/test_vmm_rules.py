@@ -3,7 +3,6 @@ only remembers what it was told. No VM."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ import pytest
 from firecracker_api import OPERATIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vmm import Client
 
 from nagaya.api.firecracker import models
 from nagaya.api.firecracker.controller import Controller
@@ -95,7 +95,7 @@ def taps(name: str) -> int:
     return fd
 
 
-class Vmm:
+class Vmm(Client):
     """The API of one machine on a socket, and a client of it."""
 
     def __init__(self, directory: Path) -> None:
@@ -125,28 +125,6 @@ class Vmm:
         os.unlink(self.path)
         self.loop.close()
         self.resources.close()
-
-    def connect(self) -> socket.socket:
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(20)
-        client.connect(self.path)
-        return client
-
-    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any, Any]:
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = self.connect()
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            answer = connection.getresponse()
-            text = answer.read()
-            return answer.status, json.loads(text) if text else None, answer.headers
-        finally:
-            connection.close()
-
-    def get(self, path: str) -> Any:
-        status, body, _ = self.request("GET", path)
-        assert status == 200, body
-        return body
 
     def put(self, path: str, **body: Any) -> None:
         assert self.request("PUT", path, body)[:2] == (204, None)

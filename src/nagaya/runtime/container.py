@@ -375,6 +375,11 @@ def _undo(launch: Launch | None, manager: cgroups.Manager | None, path: str) -> 
         from nagaya.runtime.serving import abandon
 
         abandon(launch)
+    clear(manager, path)
+
+
+def clear(manager: cgroups.Manager | None, path: str) -> None:
+    """Take away cgroups and state directory of a container that could not be made."""
     try:
         # one that is not fresh was refused for it is another container's; one without paths may have none
         if manager is not None and manager.fresh and manager.paths:

@@ -190,13 +190,7 @@ def _undo(pid: int, pidfd: int, manager: cgroups.Manager | None, path: str) -> N
         poll.poll(10_000)
         os.waitpid(pid, 0)
         os.close(pidfd)
-    try:
-        if manager is not None and manager.fresh and manager.paths:
-            manager.kill_all()
-            manager.delete()
-    except NagayaError:
-        pass  # the error that brought us here says more
-    store.remove(path)
+    container.clear(manager, path)
 
 
 def execute(

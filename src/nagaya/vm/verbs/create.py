@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nagaya.errors import NagayaError
+from nagaya.runtime.verbs import create as runtime_create
 from nagaya.runtime.verbs import launch
 from nagaya.vm import launching
 
@@ -12,9 +13,7 @@ if TYPE_CHECKING:
 
     from nagaya.runtime.command import Settings
 
-USAGE = "[command options] <container-id>"
-ARITY = (1, 1)
-OPTIONS = launch.COMMON
+USAGE, ARITY, OPTIONS = runtime_create.USAGE, runtime_create.ARITY, runtime_create.OPTIONS
 
 
 def main(settings: Settings, options: dict[str, Any], positional: list[str]) -> int:

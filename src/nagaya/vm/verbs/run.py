@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nagaya.errors import NagayaError
 from nagaya.linux import tty
-from nagaya.runtime.arguments import FLAG, Option
 from nagaya.runtime.verbs import launch
+from nagaya.runtime.verbs import run as runtime_run
 from nagaya.vm import launching
 
 TYPE_CHECKING = False
@@ -14,14 +14,7 @@ if TYPE_CHECKING:
 
     from nagaya.runtime.command import Settings
 
-USAGE = "[command options] <container-id>"
-ARITY = (1, 1)
-OPTIONS = [
-    *launch.COMMON,
-    Option("detach d", FLAG, "detach from the container's process"),
-    Option("keep", FLAG, "do not delete the container after it exits"),
-    Option("no-subreaper", FLAG, "disable the use of the subreaper used to reap reparented processes"),
-]
+USAGE, ARITY, OPTIONS = runtime_run.USAGE, runtime_run.ARITY, runtime_run.OPTIONS
 
 
 class _PlainNewlines:
